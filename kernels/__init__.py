@@ -1,0 +1,1 @@
+"""Triton kernels of nhl_fast (packaged as `nhl_fast.kernels`)."""

@@ -1,0 +1,58 @@
+"""Labels come as class ids (N,) or as multi-hot rows (N, C); here is what the two forms share."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from . import _check
+
+_INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def check_labels(labels, num_rows: int, num_classes: int | None = None, name: str = "labels") -> torch.Tensor:
+    """Validate labels and return them: int64 ids (N,) or multi-hot rows (N, C), unchanged in value.
+
+    Ids are integers in [0, num_classes). Multi-hot rows hold zeros and ones in any dtype; a row may be all
+    zero (an item with no class is relevant to nothing).
+    """
+    _check.tensor(labels, name)
+    if labels.ndim not in (1, 2) or labels.shape[0] != num_rows:
+        raise ValueError(
+            f"{name}: expected ids of shape ({num_rows},) or multi-hot rows of shape ({num_rows}, C), "
+            f"got {_check.describe(labels)}"
+        )
+    if labels.ndim == 1:
+        if labels.dtype not in _INTEGER:
+            raise TypeError(f"{name}: expected integer class ids, got {_check.describe(labels)}")
+        labels = labels.long()
+        if num_rows:
+            low = labels.min() >= 0
+            ok = low if num_classes is None else low & (labels.max() < num_classes)
+            span = "non-negative class ids" if num_classes is None else f"class ids from 0 to {num_classes - 1}"
+            _check.values(ok, f"{name}: expected {span}, got one out of range")
+        return labels
+    if num_classes is not None and labels.shape[1] != num_classes:
+        raise ValueError(f"{name}: expected {num_classes} columns, one a class, got {_check.describe(labels)}")
+    if labels.dtype != torch.bool and labels.numel():
+        ok = ((labels == 0) | (labels == 1)).all()
+        _check.values(ok, f"{name}: expected multi-hot rows of zeros and ones, got another value")
+    return labels
+
+
+def to_multi_hot(labels: torch.Tensor, num_classes: int, dtype=torch.float32) -> torch.Tensor:
+    """Multi-hot rows (N, C) of `dtype` from ids or multi-hot rows."""
+    if labels.ndim == 1:
+        return F.one_hot(labels.long(), num_classes).to(dtype)
+    return labels.to(dtype)
+
+
+def similarity(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """S_ij = [the label sets of a_i and b_j share a class], bool (N, M).
+
+    Ids and multi-hot rows may meet: an id is then the one-hot row of its class.
+    """
+    if a.ndim == 1 and b.ndim == 1:
+        return a[:, None] == b[None, :]
+    classes = a.shape[1] if a.ndim == 2 else b.shape[1]
+    return (to_multi_hot(a, classes) @ to_multi_hot(b, classes).T) > 0

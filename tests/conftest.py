@@ -1,0 +1,20 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session", params=["single10", "single100", "multi12"])
+def golden(request):
+    with np.load(GOLDEN / f"{request.param}.npz") as archive:
+        data = {name: archive[name] for name in archive.files}
+    data["name"] = request.param
+    return data
