@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import operator
 from collections.abc import Sequence
 
@@ -37,7 +38,7 @@ def code_lengths(lengths, name: str = "code_lengths") -> tuple[int, ...]:
     lengths = tuple(positive_int(b, name) for b in lengths)
     if not lengths:
         raise ValueError(f"{name}: expected at least one code length, got none")
-    if any(a >= b for a, b in zip(lengths, lengths[1:])):
+    if any(a >= b for a, b in itertools.pairwise(lengths)):
         raise ValueError(f"{name}: expected strictly increasing code lengths, got {lengths}")
     return lengths
 

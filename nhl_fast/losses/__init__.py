@@ -1,1 +1,66 @@
+"""The ten published losses, each with one value a code length, and `PerLength` for any other."""
 
+from __future__ import annotations
+
+import inspect
+
+from .. import _check
+from .bank import Bank
+from .bank_pairs import DBDH, DHN, DSH
+from .base import NestedLoss
+from .batch_pairs import DCH, LCDSH
+from .per_length import PerLength
+from .pointwise import CSQ, DPN
+from .softmax import MDSH, SHCIR
+from .triplet import DTSH
+
+REGISTRY: dict[str, type[NestedLoss]] = {
+    "csq": CSQ,
+    "dpn": DPN,
+    "dsh": DSH,
+    "dhn": DHN,
+    "dbdh": DBDH,
+    "dtsh": DTSH,
+    "lcdsh": LCDSH,
+    "dch": DCH,
+    "mdsh": MDSH,
+    "shcir": SHCIR,
+}
+
+__all__ = [
+    "REGISTRY",
+    "Bank",
+    "NestedLoss",
+    "PerLength",
+    "build",
+    *(cls.__name__ for cls in REGISTRY.values()),
+]
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    code_lengths=_check.DEFAULT_CODE_LENGTHS,
+    num_train: int | None = None,
+    **options,
+) -> NestedLoss:
+    """The published loss `name` (csq dpn dsh dhn dbdh dtsh lcdsh dch mdsh shcir).
+
+    Args:
+        num_classes: number of classes.
+        code_lengths: the code lengths in bits.
+        num_train: number of training items; needed by the losses with a bank (dsh, dhn, dbdh), used by mdsh for
+            its pair term, ignored by the others.
+        options: keyword arguments of that loss.
+    """
+    cls = REGISTRY[_check.one_of(name, "name", tuple(REGISTRY))]
+    parameters = inspect.signature(cls).parameters
+    unknown = sorted(set(options) - set(parameters))
+    if unknown:
+        raise TypeError(f"{name}: unknown option {', '.join(unknown)}; it takes {', '.join(parameters)}")
+    if "num_train" in parameters:
+        if num_train is None and parameters["num_train"].default is inspect.Parameter.empty:
+            raise ValueError(f"num_train: the loss {name!r} keeps a bank and needs the number of training items")
+        options["num_train"] = num_train
+    return cls(num_classes, code_lengths, **options)

@@ -1,0 +1,250 @@
+"""Feature vectors from .npz, .npy and .safetensors files. Pickles are never loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .. import _check
+from ..files import existing_file
+from . import splits
+from .cifar10 import PROTOCOLS
+from .core import Table, check_class_names, single_or_multi
+from .rows import TensorRows
+
+_SPLIT_NAMES = ("train", "query", "database")
+_KNOWN = ("features", "labels", "split", "class_names", *_SPLIT_NAMES)
+_MAX_CLASSES = 1 << 20
+_CHUNK = 8192
+
+
+class FeatureRows(TensorRows):
+    """Feature vectors (n, d) of any floating dtype, float32 on access, standardised if asked."""
+
+    def __init__(self, values: torch.Tensor, standardize: bool):
+        super().__init__(values)
+        self._standardize = standardize
+
+    def fit(self, train):
+        if not self._standardize:
+            return
+        total = torch.zeros(self.values.shape[1], dtype=torch.float64)
+        for part in train.split(_CHUNK):
+            total += self.values[part].double().sum(0)
+        mean = total / len(train)
+        squares = torch.zeros_like(mean)
+        for part in train.split(_CHUNK):
+            squares += (self.values[part].double() - mean).square().sum(0)
+        deviation = (squares / len(train)).sqrt()
+        deviation[deviation == 0] = 1  # a constant feature becomes zero, not NaN
+        self.standardization = (mean.float(), deviation.float())
+
+    def batch(self, rows):
+        x = super().batch(rows)
+        if self.standardization is None:
+            return x
+        mean, deviation = self.standardization
+        return (x - mean) / deviation
+
+
+def _read_numpy(path: Path) -> dict[str, np.ndarray]:
+    """The known arrays of an .npz file, or {"features": the array} of an .npy file."""
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"features": loaded}
+        with loaded:
+            return {name: loaded[name] for name in _KNOWN if name in loaded.files}
+    except Exception as error:
+        # zipfile, zlib, the header parser and the allocator each raise their own.
+        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
+
+
+def _read_safetensors(path: Path) -> dict:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in _KNOWN if name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
+    # NumPy has no bfloat16: features stay a tensor; labels, zeros and ones then, lose nothing in float32.
+    return {
+        name: value if name == "features" else (value.float() if value.dtype == torch.bfloat16 else value).numpy()
+        for name, value in tensors.items()
+    }
+
+
+def _read(path: Path, labels) -> dict:
+    suffix = path.suffix.lower()
+    if suffix not in (".npz", ".npy", ".safetensors"):
+        raise ValueError(f"path: expected an .npz, .npy or .safetensors file, got {str(path)!r}")
+    if (labels is not None) != (suffix == ".npy"):
+        raise ValueError(
+            f"labels: expected the .npy file of the labels, got None: {path} holds features alone"
+            if labels is None
+            else f"labels: expected None, got {labels!r}: {path} holds its own"
+        )
+    arrays = _read_safetensors(path) if suffix == ".safetensors" else _read_numpy(path)
+    if labels is not None:
+        arrays = {**arrays, "labels": _read_numpy(existing_file(labels, "labels")).get("features")}
+    for name in ("features", "labels"):
+        if arrays.get(name) is None:
+            raise ValueError(f"{path}: expected an array {name!r}, found {sorted(arrays) or 'none known'}")
+    return arrays
+
+
+def _features(value, path: Path) -> torch.Tensor:
+    """`value` as a finite tensor (n, d) of float16, bfloat16 or float32."""
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind != "f" or value.dtype.itemsize > 8:
+            raise TypeError(f"{path}: features: expected floating point, got {_check.describe(value)}")
+        value = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C", copy=False))
+    if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        raise TypeError(f"{path}: features: expected floating point, got {_check.describe(value)}")
+    if value.ndim != 2 or 0 in value.shape:
+        raise ValueError(f"{path}: features: expected shape (n, d), not empty, got {_check.describe(value)}")
+    if value.dtype == torch.float64:
+        value = value.float()
+    for start in range(0, len(value), _CHUNK):
+        bad = ~torch.isfinite(value[start : start + _CHUNK]).all(1)
+        if bad.any():
+            row = start + int(bad.int().argmax())
+            raise ValueError(f"{path}: features: row {row} holds NaN, infinity or a number beyond float32")
+    return value
+
+
+def _labels(value: np.ndarray, num_rows: int, multi_label: bool | None, path: Path) -> tuple[torch.Tensor, int]:
+    """Ids or multi-hot rows, and the number of classes."""
+    if value.ndim not in (1, 2) or len(value) != num_rows:
+        raise ValueError(
+            f"{path}: labels: expected ids ({num_rows},) or multi-hot rows ({num_rows}, C), "
+            f"got {_check.describe(value)}"
+        )
+    if value.ndim == 2:
+        if value.dtype.kind not in "buif" or not ((value == 0) | (value == 1)).all():
+            raise ValueError(f"{path}: labels: expected rows of zeros and ones, got {_check.describe(value)}")
+        if value.shape[1] < 2:
+            raise ValueError(f"{path}: labels: expected at least 2 columns, got {_check.describe(value)}")
+        return single_or_multi(value, multi_label), value.shape[1]
+    if value.dtype.kind not in "ui":
+        raise TypeError(f"{path}: labels: expected integer class ids, got {_check.describe(value)}")
+    if multi_label:
+        raise ValueError(f"multi_label: True needs multi-hot rows, but {path} holds ids")
+    outside = (value < 0) | (value >= _MAX_CLASSES)
+    if outside.any():
+        row = int(np.argmax(outside))
+        raise ValueError(f"{path}: labels: row {row} is {value[row]}, expected 0 to {_MAX_CLASSES - 1}")
+    return torch.from_numpy(value.astype(np.int64)), int(value.max()) + 1
+
+
+def _split_of_file(arrays: dict, num_rows: int, path: Path) -> splits.Indices | None:
+    """The split that the file itself holds, as row ids or as words."""
+    present = [name for name in _SPLIT_NAMES if name in arrays]
+    if not present and "split" not in arrays:
+        return None
+    if present and "split" in arrays:
+        raise ValueError(f"{path}: expected either 'split' or {', '.join(map(repr, present))}, got both")
+    if "split" in arrays:
+        words = arrays["split"]
+        if words.shape != (num_rows,) or words.dtype.kind not in "US":
+            raise ValueError(f"{path}: split: expected {num_rows} strings, got {_check.describe(words)}")
+        words = np.char.decode(words, "ascii", "replace") if words.dtype.kind == "S" else words
+        unknown = ~np.isin(words, _SPLIT_NAMES)
+        if unknown.any():
+            row = int(np.argmax(unknown))
+            raise ValueError(f"{path}: split: row {row} is {str(words[row])!r}, expected one of {_SPLIT_NAMES}")
+        ids = {name: np.flatnonzero(words == name) for name in _SPLIT_NAMES}
+        if not len(ids["database"]):
+            del ids["database"]
+    else:
+        ids = {name: splits.row_ids(arrays[name], f"{path}: {name}", num_rows) for name in present}
+    for name in ("train", "query"):
+        if name not in ids:
+            raise ValueError(f"{path}: expected an array {name!r} beside {', '.join(map(repr, ids))}")
+    database = ids.get("database")
+    if database is None:
+        database = np.setdiff1d(np.arange(num_rows), ids["query"])
+    return splits.Indices(ids["train"], ids["train"][:0], ids["query"], database)
+
+
+def _sizes(protocol: str, multi_label: bool, given: dict) -> dict:
+    """The options of `protocol`, checked, with defaults; ValueError for one that it does not use."""
+    if protocol == "full":
+        used, defaults = ("num_train",), {}
+    elif multi_label:
+        used, defaults = ("num_queries", "num_train"), {}
+    else:
+        used = ("queries_per_class", "train_per_class")
+        defaults = {"queries_per_class": 100, "train_per_class": 500}
+    kind = "multi-label" if multi_label else "single-label"
+    for name, value in given.items():
+        if value is not None and name not in used:
+            raise ValueError(
+                f"{name}: protocol {protocol!r} of {kind} data takes {' and '.join(used)}, got {value!r}"
+            )
+    sizes = {}
+    for name in used:
+        value = defaults.get(name) if given[name] is None else given[name]
+        if value is None:
+            raise ValueError(f"{name}: protocol {protocol!r} of {kind} data needs it")
+        sizes[name] = _check.positive_int(value, name)
+    return sizes
+
+
+def load(
+    path,
+    labels=None,
+    protocol: str | None = None,
+    queries_per_class: int | None = None,
+    train_per_class: int | None = None,
+    num_queries: int | None = None,
+    num_train: int | None = None,
+    multi_label: bool | None = None,
+    class_names=None,
+    standardize: bool = False,
+):
+    """The table, and a function of the seed that splits it (see `nhl_fast.data.load_dataset`)."""
+    if protocol is not None:
+        _check.one_of(protocol, "protocol", PROTOCOLS)
+    if not isinstance(standardize, bool):
+        raise TypeError(f"standardize: expected True or False, got {_check.describe(standardize)}")
+    path = existing_file(path, "path")
+    arrays = _read(path, labels)
+    features = _features(arrays["features"], path)
+    targets, num_classes = _labels(arrays["labels"], len(features), multi_label, path)
+    names = arrays["class_names"].tolist() if class_names is None and "class_names" in arrays else class_names
+    table = Table(
+        name="features",
+        rows=FeatureRows(features, standardize),
+        labels=targets,
+        num_classes=num_classes,
+        input_kind="features",
+        class_names=check_class_names(names, num_classes),
+    )
+    given = {
+        "queries_per_class": queries_per_class,
+        "train_per_class": train_per_class,
+        "num_queries": num_queries,
+        "num_train": num_train,
+    }
+
+    def split(seed: int):
+        own = _split_of_file(arrays, len(features), path) if protocol is None else None
+        if own is not None:
+            for name, value in given.items():
+                if value is not None:
+                    raise ValueError(f"{name}: {path} has its own split; a protocol makes another, got None")
+            return own, "split of the file"
+        chosen = protocol
+        if chosen is None:
+            chosen = "full" if num_train is not None and num_queries is None else "paper"
+        sizes = _sizes(chosen, targets.ndim == 2, given)
+        if chosen == "full":
+            return splits.leading(len(features), sizes["num_train"]), chosen
+        keep = chosen == "keep-train"
+        return splits.pooled(targets.numpy(), *sizes.values(), keep, seed, tuple(sizes)), chosen
+
+    return table, split

@@ -1,0 +1,56 @@
+"""Long-short cascade self-distillation (arXiv 2412.08922): each length learns the next one's similarities."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from . import _check
+from .known_gradient import known_gradient
+from .prefixes import expand, split
+
+EPSILON = 1e-12
+
+
+def distillation_losses(u: torch.Tensor, code_lengths) -> torch.Tensor:
+    """D_k = ||G_k - stopgrad(G_{k+1})||_F^2 / N^2, where G_k is u_k u_k^T with its rows L2-normalised.
+
+    Args:
+        u: raw outputs (N, L), floating point; half precision is computed in float32.
+        code_lengths: the m code lengths, increasing; the longest is at most L.
+
+    Returns:
+        (m,) losses; the last is 0, since the longest length has nothing to learn from.
+    """
+    code_lengths = _check.code_lengths(code_lengths)
+    u = _check.tensor(u, "u", ndim=2, floating=True)
+    if u.shape[1] < code_lengths[-1]:
+        raise ValueError(f"u: expected at least {code_lengths[-1]} columns, got {_check.describe(u)}")
+    u = u if u.dtype == torch.float64 else u.float()
+    return expanded_distillation_losses(expand(u, code_lengths), code_lengths)
+
+
+def expanded_distillation_losses(v: torch.Tensor, code_lengths: tuple[int, ...]) -> torch.Tensor:
+    """`distillation_losses` of an expanded tensor (see `prefixes`)."""
+    if len(code_lengths) == 1:
+        return v.new_zeros(1)
+    grams = torch.stack([p @ p.T for p in split(v, code_lengths)])
+    values, slopes = _cascade(grams.detach())
+    return F.pad(known_gradient(grams[:-1], values, slopes), (0, 1))
+
+
+@torch.no_grad()
+def _cascade(grams: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """D_k (m - 1,) of the Gram matrices (m, N, N), and dD_k/dG_k (m - 1, N, N).
+
+    A row of norm under 1e-12 has no direction: it gives no gradient.
+    """
+    n = max(grams.shape[-1], 1)
+    norms = torch.linalg.vector_norm(grams, dim=-1, keepdim=True)
+    unit = grams / norms.clamp(min=EPSILON)
+    difference = unit[:-1] - unit[1:]
+    values = difference.square().sum((1, 2)) / n**2
+    unit, norms = unit[:-1], norms[:-1]
+    slope = difference - unit * (unit * difference).sum(-1, keepdim=True)
+    slope = slope * torch.where(norms > EPSILON, 2 / (n**2 * norms), 0.0)
+    return values, slope

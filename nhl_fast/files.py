@@ -1,0 +1,130 @@
+"""Files that are either whole or not there: atomic writing, and JSON with clear errors."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from . import _check
+
+
+def as_path(value, name: str = "path") -> Path:
+    """`value` as a Path; TypeError where it is neither a string nor a path, ValueError where it is empty."""
+    if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
+        raise TypeError(f"{name}: expected a path (str or os.PathLike), got {_check.describe(value)}")
+    if not os.fspath(value):
+        raise ValueError(f"{name}: expected a path, got an empty string")
+    return Path(value)
+
+
+def existing_file(value, name: str = "path") -> Path:
+    """`value` as the Path of a regular file; FileNotFoundError or ValueError otherwise."""
+    path = as_path(value, name)
+    if not path.exists():
+        raise FileNotFoundError(errno.ENOENT, f"{name}: no such file", str(path))
+    if not path.is_file():
+        raise ValueError(f"{name}: expected a regular file, got {str(path)!r}")
+    return path
+
+
+@contextlib.contextmanager
+def atomic_write(path, mode: str = "wb") -> Iterator[IO]:
+    """A context manager that gives an open temporary file, which becomes `path` when the block succeeds.
+
+    The temporary file lies in the directory of `path` (its name is the handle's `.name`, for libraries that
+    write by name). On success it is flushed to the disk and renamed over `path` in one step; on any
+    exception, a full disk included, it is removed and a file that was at `path` stays as it was. A symbolic
+    link is followed; the permissions of a replaced file are kept.
+
+    Args:
+        path: the file to write; its directory must exist.
+        mode: "wb" (bytes) or "w" (UTF-8 text).
+
+    Raises:
+        FileNotFoundError: the directory does not exist.
+        ValueError: `path` exists and is no regular file, or `mode` is unknown.
+        OSError: the file cannot be written (the message names `path`).
+    """
+    _check.one_of(mode, "mode", ("wb", "w"))
+    target = Path(os.path.realpath(as_path(path)))
+    permissions = None
+    if target.exists():
+        status = target.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"path: expected a regular file or a new one, got {str(target)!r}")
+        permissions = stat.S_IMODE(status.st_mode)
+    if not target.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "cannot write: no such directory", str(target.parent))
+    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        # "x" rather than mkstemp, whose 0600 would ignore the umask. Leaving the block closes the file, so
+        # that what its buffer still holds meets a full disk before the rename.
+        with open(temporary, mode.replace("w", "x"), encoding="utf-8" if mode == "w" else None) as handle:
+            if permissions is not None:
+                os.chmod(temporary, permissions)
+            yield handle
+        _sync(temporary)
+        os.replace(temporary, target)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        named = isinstance(error, OSError) and error.filename in (None, str(temporary))
+        if named and error.errno is not None:
+            message = f"cannot write (nothing was changed): {os.strerror(error.errno)}"
+            raise OSError(error.errno, message, str(target)) from error
+        raise
+    # Some file systems refuse to sync a directory; the rename itself has happened.
+    with contextlib.suppress(OSError):
+        _sync(target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _plain(value):
+    """NumPy and torch numbers and arrays, and paths, as JSON knows them."""
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise TypeError(f"cannot write {_check.describe(value)} as JSON")
+
+
+def write_json(path, obj: Any, indent: int | None = 2) -> None:
+    """Write `obj` as JSON (UTF-8, one newline at the end), atomically.
+
+    NumPy and torch scalars and arrays become numbers and lists. Raises ValueError for NaN and infinity,
+    which JSON cannot hold, and TypeError for an object that JSON does not know; nothing is written then.
+    """
+    try:
+        text = json.dumps(obj, indent=indent, allow_nan=False, ensure_ascii=False, default=_plain)
+    except (ValueError, TypeError) as error:
+        raise type(error)(f"{os.fspath(path)}: not written: {error}") from error
+    with atomic_write(path, "w") as handle:
+        handle.write(text + "\n")
+
+
+def read_json(path) -> Any:
+    """The object in a JSON file; ValueError, naming the file and the place, where it is not JSON."""
+    path = existing_file(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise ValueError(f"{path}: not valid JSON ({where}: {error.msg})") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: not valid JSON (byte {error.start} is not UTF-8)") from None
+    except RecursionError:
+        raise ValueError(f"{path}: not readable JSON (nested too deeply)") from None

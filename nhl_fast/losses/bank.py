@@ -1,0 +1,89 @@
+"""The bank: the last outputs of every training item. Nesting makes one bank serve every length."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from .. import _check
+from ..labels import check_labels, similarity, to_multi_hot
+
+
+class Bank(nn.Module):
+    """Last outputs (num_train, L) and labels of every training item, with a mark for rows never written.
+
+    Labels take the form of the first update, ids or multi-hot rows; when the two are mixed, ids become one-hot
+    rows. Duplicate rows in one update: which of them stays is not defined on a GPU.
+    """
+
+    def __init__(self, num_train: int, num_classes: int, code_lengths: tuple[int, ...]):
+        super().__init__()
+        self.num_train = _check.positive_int(num_train, "num_train")
+        self.num_classes = num_classes
+        self.register_buffer("u", torch.zeros(num_train, code_lengths[-1]))
+        self.register_buffer("labels", torch.zeros(num_train, dtype=torch.int64))
+        self.register_buffer("written", torch.zeros(num_train, dtype=torch.bool))
+
+    @torch.no_grad()
+    def update(self, index: torch.Tensor, u: torch.Tensor, labels: torch.Tensor) -> None:
+        """Store outputs `u` (N, L) and `labels` (ids (N,) or multi-hot (N, C)) in rows `index` (N,)."""
+        _check.tensor(u, "u", ndim=2, floating=True)
+        labels = check_labels(labels, u.shape[0], self.num_classes)
+        self.check_index(index, u.shape[0])
+        if u.shape[1] != self.u.shape[1]:
+            raise ValueError(f"u: expected {self.u.shape[1]} columns, got {_check.describe(u)}")
+        if self.u.dtype != u.dtype and u.dtype == torch.float64:
+            self.u = self.u.double()
+        if labels.ndim == 2 and self.labels.ndim == 1:
+            self.labels = to_multi_hot(self.labels, self.num_classes, torch.bool)
+        if self.labels.ndim == 2:
+            labels = to_multi_hot(labels, self.num_classes, torch.bool)
+        self.u[index] = u.detach().to(self.u.dtype)
+        self.labels[index] = labels
+        self.written[index] = True
+
+    def check_index(self, index, num_rows: int) -> None:
+        """Raise unless `index` holds `num_rows` valid row numbers."""
+        _check.tensor(index, "index", ndim=1)
+        if index.dtype not in (torch.int64, torch.int32) or index.shape[0] != num_rows:
+            raise ValueError(f"index: expected {num_rows} integers, got {_check.describe(index)}")
+        if num_rows:
+            _check.values(
+                (index.min() >= 0) & (index.max() < self.num_train),
+                f"index: expected rows from 0 to {self.num_train - 1} (num_train - 1), got one out of range",
+            )
+
+    def similarity(self, labels: torch.Tensor) -> torch.Tensor:
+        """S (N, num_train), bool; rows never written are similar to nothing."""
+        return similarity(labels, self.labels) & self.written
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        stored = state_dict.get(prefix + "labels")
+        if stored is not None and stored.ndim != self.labels.ndim:
+            self.labels = torch.zeros_like(stored, device=self.labels.device)
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def extra_repr(self) -> str:
+        return f"num_train={self.num_train}, longest={self.u.shape[1]}"
+
+
+class BankMixin:
+    """For losses that compare a batch with the bank: updates it while training, before the loss reads it."""
+
+    uses_index = True
+
+    def prepare(self, u, labels, index):
+        u, labels = super().prepare(u, labels, index)
+        if self.training:
+            if index is None:
+                raise ValueError(
+                    f"index: {type(self).__name__} keeps a bank of all training items and needs each row's position "
+                    "in the training set while training (pass index, or call loss.eval() to read the bank only)"
+                )
+            self.bank.update(index, u, labels)
+        return u, labels
+
+    def bank_terms(self, u_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Bank outputs (M, L), mask of written rows (M,) and their number (at least 1), in the given dtype."""
+        written = self.bank.written.to(u_dtype)
+        return self.bank.u.to(u_dtype), written, written.sum().clamp(min=1)

@@ -1,0 +1,175 @@
+"""Pairwise losses of the batch against the bank of all training items: DSH, DHN and DBDH."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .. import _check
+from ..known_gradient import chunk_rows, known_gradient
+from ..prefixes import expand, split
+from .bank import Bank, BankMixin
+from .base import NestedLoss, log_cosh
+
+
+@torch.no_grad()
+def inner_pairs(pair, u, others, written):
+    """sum over (i, j) of written_j * f(<u_i, U_j>) and its gradient in u; `pair` gives f and f' of a tile."""
+    value, grad = u.new_zeros(()), torch.zeros_like(u)
+    step = chunk_rows(u.shape[0], u.device, others.shape[0])
+    for start in range(0, others.shape[0], step):
+        tile = slice(start, start + step)
+        loss, slope = pair(u @ others[tile].T)
+        value += (loss @ written[tile]).sum()
+        grad.addmm_(slope, others[tile])  # a row never written is zero and adds nothing
+    return value, grad
+
+
+@torch.no_grad()
+def distance_pairs(pair, u, others, written):
+    """sum over (i, j) of written_j * f(||u_i - U_j||^2, tile) and its gradient in u, likewise."""
+    value, grad = u.new_zeros(()), torch.zeros_like(u)
+    own, theirs = u.square().sum(1, keepdim=True), others.square().sum(1)
+    step = chunk_rows(u.shape[0], u.device, others.shape[0])
+    for start in range(0, others.shape[0], step):
+        tile = slice(start, start + step)
+        distance = torch.addmm(theirs[tile], u, others[tile].T, alpha=-2).add_(own)
+        loss, slope = pair(distance, tile)
+        value += (loss @ written[tile]).sum()
+        grad.addmm_(slope, others[tile], alpha=-2)
+        grad += 2 * (slope @ written[tile])[:, None] * u
+    return value, grad
+
+
+class BankPairLoss(BankMixin, NestedLoss):
+    """Mean over the pairs (batch row, written bank row) of a pair loss, plus a penalty on the outputs."""
+
+    def __init__(self, num_classes, code_lengths=_check.DEFAULT_CODE_LENGTHS, *, num_train: int):
+        super().__init__(num_classes, code_lengths)
+        self.bank = Bank(num_train, self.num_classes, self.code_lengths)
+
+    def expanded(self, v, labels):
+        others, written, count = self.bank_terms(v.dtype)
+        similar = self.bank.similarity(labels)
+        pairs = self.pair_sums(v, others, similar, written) / (v.shape[0] * count)
+        return pairs + self.penalty(v)
+
+    def pair_sums(self, v, others, similar, written) -> torch.Tensor:
+        """(m,) sums of the pair loss over all pairs with a written bank row."""
+        raise NotImplementedError
+
+    def penalty(self, v) -> torch.Tensor:
+        """(m,) penalties on the outputs."""
+        raise NotImplementedError
+
+
+class DSH(BankPairLoss):
+    """Deep supervised hashing: a contrastive loss on squared distances, against the bank.
+
+    With d = ||u_i - U_j||^2: L_k = mean [S d / 2 + (1 - S) max(margin * b - d, 0) / 2] + alpha * mean | |u| - 1 |.
+
+    Args:
+        num_train: number of training items (rows of the bank).
+        margin: margin for dissimilar pairs, in units of the code length.
+        alpha: weight of the penalty.
+
+    Source: Liu et al., "Deep Supervised Hashing for Fast Image Retrieval", CVPR 2016.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        *,
+        num_train: int,
+        margin: float = 2.0,
+        alpha: float = 0.1,
+    ):
+        super().__init__(num_classes, code_lengths, num_train=num_train)
+        self.margin, self.alpha = margin, alpha
+
+    def pair_sums(self, v, others, similar, written):
+        sums = []
+        for u, b in zip(split(v, self.code_lengths), self.code_lengths):
+
+            def pair(distance, tile, threshold=self.margin * b):
+                near = similar[:, tile]
+                short = (threshold - distance).clamp_(min=0)
+                slope = torch.where(near, 1.0, -(short > 0).to(distance.dtype))
+                return torch.where(near, distance, short), slope
+
+            sums.append(known_gradient(u, *distance_pairs(pair, u.detach(), others[:, :b], written)))
+        return torch.stack(sums) / 2
+
+    def penalty(self, v):
+        return self.alpha * self.segment_means((v.abs() - 1).abs())
+
+
+def _softplus(theta):
+    return F.softplus(theta), theta.sigmoid()
+
+
+class DHN(BankPairLoss):
+    """Deep hashing network: the likelihood of pairwise similarities, against the bank.
+
+    With theta = u_i U_j / 2: L_k = mean [softplus(theta) - S theta] + alpha * mean log cosh(|u| - 1).
+
+    Args:
+        num_train: number of training items (rows of the bank).
+        alpha: weight of the penalty.
+
+    Source: Zhu et al., "Deep Hashing Network for Efficient Similarity Retrieval", AAAI 2016.
+    """
+
+    def __init__(self, num_classes, code_lengths=_check.DEFAULT_CODE_LENGTHS, *, num_train: int, alpha: float = 0.1):
+        super().__init__(num_classes, code_lengths, num_train=num_train)
+        self.alpha = alpha
+
+    def pair_sums(self, v, others, similar, written):
+        sums = []
+        for u, b in zip(split(v, self.code_lengths), self.code_lengths):
+            half = 0.5 * u
+            sums.append(known_gradient(half, *inner_pairs(_softplus, half.detach(), others[:, :b], written)))
+        # sum_ij S_ij theta_ij for all lengths: the similar rows' outputs are summed first, once.
+        attraction = expand(similar.to(v.dtype) @ others, self.code_lengths)
+        return torch.stack(sums) - 0.5 * self.segment_sums((v * attraction).sum(0))
+
+    def penalty(self, v):
+        return self.alpha * self.segment_means(log_cosh(v.abs() - 1))
+
+
+class DBDH(DHN):
+    """Deep balanced discrete hashing: DHN's likelihood on clamped outputs, with a balance term.
+
+    Outputs and bank are clamped to [-1, 1]: L_k = mean [softplus(theta) - S theta]
+    + alpha * mean over rows of (mean over bits of u)^2.
+
+    Args:
+        num_train: number of training items (rows of the bank).
+        alpha: weight of the balance term.
+        clamp: False leaves the outputs as they are, so that those beyond +-1 keep their gradient.
+
+    Source: Zheng et al., "Deep balanced discrete hashing for image retrieval", Neurocomputing 2020.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        *,
+        num_train: int,
+        alpha: float = 0.1,
+        clamp: bool = True,
+    ):
+        super().__init__(num_classes, code_lengths, num_train=num_train, alpha=alpha)
+        self.clamp = clamp
+
+    def expanded(self, v, labels):
+        return super().expanded(v.clamp(-1, 1) if self.clamp else v, labels)
+
+    def pair_sums(self, v, others, similar, written):
+        return super().pair_sums(v, others.clamp(-1, 1) if self.clamp else others, similar, written)
+
+    def penalty(self, v):
+        row_means = self.segment_sums(v) / self._bits.to(v.dtype)
+        return self.alpha * row_means.square().mean(0)

@@ -1,0 +1,122 @@
+"""What all nested losses share: one value a length, from outputs whose prefixes are the codes."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+from torch import nn
+
+from .. import _check
+from ..backend import choose
+from ..labels import check_labels, to_multi_hot
+from ..prefixes import expand, segment_matrix
+
+
+class NestedLoss(nn.Module):
+    """A loss with one value a code length.
+
+    Subclasses define `expanded(v, labels)`: the m values for expanded outputs v (see `nhl_fast.prefixes`).
+
+    Args:
+        num_classes: number of classes C.
+        code_lengths: the m code lengths in bits, strictly increasing.
+    """
+
+    uses_index = False
+
+    def __init__(self, num_classes: int, code_lengths=_check.DEFAULT_CODE_LENGTHS):
+        super().__init__()
+        self.num_classes = _check.positive_int(num_classes, "num_classes")
+        self.code_lengths = _check.code_lengths(code_lengths)
+        self.register_buffer("_segments", segment_matrix(self.code_lengths), persistent=False)
+        self.register_buffer("_bits", torch.tensor(self.code_lengths).float(), persistent=False)
+
+    def forward(
+        self,
+        u: torch.Tensor,
+        labels: torch.Tensor,
+        index: torch.Tensor | None = None,
+        *,
+        backend: str = "auto",
+    ) -> torch.Tensor:
+        """Loss of every code length.
+
+        Args:
+            u: raw outputs (N, L), floating point; half precision is computed in float32.
+            labels: class ids (N,) or multi-hot rows (N, C).
+            index: (N,) positions of the rows in the training set; losses with a bank need it while training.
+            backend: "auto" or "reference".
+
+        Returns:
+            (m,) values, one a length.
+        """
+        choose(backend, ("reference",), type(self).__name__)
+        u, labels = self.prepare(u, labels, index)
+        with no_autocast(u):
+            return self.expanded(expand(u, self.code_lengths), labels)
+
+    def prepare(self, u, labels, index) -> tuple[torch.Tensor, torch.Tensor]:
+        """Checked outputs (float32 or float64) and labels; the bank, if there is one, takes them in."""
+        _check.tensor(u, "u", ndim=2, floating=True)
+        if u.shape[1] != self.code_lengths[-1]:
+            raise ValueError(f"u: expected {self.code_lengths[-1]} columns, got {_check.describe(u)}")
+        if u.shape[0] == 0:
+            raise ValueError(f"u: expected at least one row, got {_check.describe(u)}")
+        labels = self.check_labels(labels, u.shape[0])
+        if labels.device != u.device:
+            raise ValueError(f"labels: expected them on {u.device} like u, got {labels.device}")
+        return (u if u.dtype == torch.float64 else u.float()), labels
+
+    def check_labels(self, labels, num_rows: int) -> torch.Tensor:
+        """Labels as ids or multi-hot rows, or a clear error; subclasses narrow it."""
+        return check_labels(labels, num_rows, self.num_classes)
+
+    def expanded(self, v: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The m values for expanded outputs `v` (N, sum of the lengths)."""
+        raise NotImplementedError
+
+    def segment_sums(self, columns: torch.Tensor) -> torch.Tensor:
+        """(..., sum of the lengths) -> (..., m): sums over the columns of each length."""
+        return columns @ self._segments.to(columns.dtype)
+
+    def segment_means(self, v: torch.Tensor) -> torch.Tensor:
+        """(N, sum of the lengths) -> (m,): means over the rows and the columns of each length."""
+        return self.segment_sums(v.mean(0)) / self._bits.to(v.dtype)
+
+    def unit_rows(self, v: torch.Tensor) -> torch.Tensor:
+        """Every length's rows at norm 1 (expanded, like v); a zero row stays zero, with no gradient."""
+        segments = self._segments.to(v.dtype)
+        squares = v.square() @ segments
+        inverse = torch.where(squares > 1e-24, squares, torch.inf).rsqrt()
+        return v * (inverse @ segments.T)
+
+    def multi_hot(self, labels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Labels as multi-hot rows (N, C) in the dtype of `like`."""
+        return to_multi_hot(labels, self.num_classes, like.dtype)
+
+    def extra_repr(self) -> str:
+        return f"num_classes={self.num_classes}, code_lengths={self.code_lengths}"
+
+
+def no_autocast(like: torch.Tensor):
+    """Context without autocast on the tensor's device; free where autocast is off."""
+    if torch.is_autocast_enabled(like.device.type):
+        return torch.autocast(like.device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def quantization_penalty(values: torch.Tensor) -> torch.Tensor:
+    """(|x| - 1)^2, elementwise: how far outputs are from +-1."""
+    return (values.abs() - 1).square()
+
+
+def log_cosh(x: torch.Tensor) -> torch.Tensor:
+    """log cosh x without overflow."""
+    magnitude = x.abs()
+    return magnitude + torch.nn.functional.softplus(-2 * magnitude) - 0.6931471805599453
+
+
+def bit_signs(u: torch.Tensor) -> torch.Tensor:
+    """+-1 by the bit rule (+1 where u > 0): a zero output is the bit 0, not a third symbol."""
+    return (u > 0).to(u.dtype) * 2 - 1

@@ -1,0 +1,95 @@
+"""Pairwise losses within the batch: LCDSH and DCH."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .. import _check
+from ..labels import similarity
+from ..prefixes import split
+from .base import NestedLoss, bit_signs
+
+
+class LCDSH(NestedLoss):
+    """Locality-constrained deep supervised hashing.
+
+    With theta = clamp(u_i u_j / 2, -50, 50) and s = +-1: L_k = mean log(1 + exp(-s theta))
+    + eta * mean (sigmoid(theta) - sigmoid(sign u_i . sign u_j / 2))^2.
+
+    Args:
+        eta: weight of the second term.
+        clamp: False leaves theta as it is, so that the worst pairs keep their gradient.
+
+    Source: Zhu and Gao, "Locality Constrained Deep Supervised Hashing for Image Retrieval", IJCAI 2017.
+    """
+
+    def __init__(
+        self, num_classes, code_lengths=_check.DEFAULT_CODE_LENGTHS, *, eta: float = 3.0, clamp: bool = True
+    ):
+        super().__init__(num_classes, code_lengths)
+        self.eta, self.clamp = eta, clamp
+
+    def expanded(self, v, labels):
+        signs = 2 * similarity(labels, labels).to(v.dtype) - 1
+        parts = split(v, self.code_lengths)
+        theta = torch.stack([0.5 * u @ u.T for u in parts])
+        if self.clamp:
+            theta = theta.clamp(-50, 50)
+        coded = torch.stack([0.5 * s @ s.T for s in map(bit_signs, parts)]).detach()
+        likelihood = F.softplus(-signs * theta)
+        gap = (theta.sigmoid() - coded.sigmoid()).square()
+        return (likelihood + self.eta * gap).mean((1, 2))
+
+
+class DCH(NestedLoss):
+    """Deep Cauchy hashing: a Cauchy likelihood of a relaxed Hamming distance.
+
+    With d = (b / 2)(1 - min(cos, 0.99)): L_k = mean w [S log(d / gamma) + log(1 + gamma / d)]
+    + quantization * mean log(1 + d(|u|, 1) / gamma). w weighs similar and dissimilar pairs by how rare they are
+    (1 where one kind is missing); the diagonal is included.
+
+    Args:
+        gamma: scale of the Cauchy distribution, in bits.
+        quantization: weight of the second term.
+        max_cosine: the cap on the cosine, which keeps d away from 0 and kills the gradient of pairs beyond it;
+            None lifts it (d is then at least 1e-6 bits).
+
+    Source: Cao et al., "Deep Cauchy Hashing for Hamming Space Retrieval", CVPR 2018.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        *,
+        gamma: float = 20.0,
+        quantization: float = 0.1,
+        max_cosine: float | None = 0.99,
+    ):
+        super().__init__(num_classes, code_lengths)
+        self.gamma, self.quantization, self.max_cosine = gamma, quantization, max_cosine
+
+    def expanded(self, v, labels):
+        similar = similarity(labels, labels)
+        number, positives = similar.numel(), similar.sum()
+        negatives = number - positives
+        one_sided = (positives == 0) | (negatives == 0)
+        weights = torch.where(similar, number / positives.clamp(min=1), number / negatives.clamp(min=1))
+        weights = torch.where(one_sided, torch.ones_like(weights), weights).to(v.dtype)
+        unit = self.unit_rows(v)
+        distance = self.distance(torch.stack([r @ r.T for r in split(unit, self.code_lengths)]))
+        # S log(d / gamma) + log(1 + gamma / d) = log(1 + d / gamma) - (1 - S) log(d / gamma)
+        ratio = distance / self.gamma
+        loss = torch.log1p(ratio) - torch.where(similar, 0.0, ratio.log())
+        bits = self._bits.to(v.dtype)
+        cosine_to_ones = self.segment_sums(unit.abs()).T / bits[:, None].sqrt()
+        penalty = torch.log1p(self.distance(cosine_to_ones) / self.gamma).mean(1)
+        return (weights * loss).mean((1, 2)) + self.quantization * penalty
+
+    def distance(self, cosine: torch.Tensor) -> torch.Tensor:
+        """Relaxed Hamming distance in bits from cosines (m, ...)."""
+        half = (self._bits.to(cosine.dtype) / 2).view(-1, *[1] * (cosine.ndim - 1))
+        if self.max_cosine is None:
+            return (half * (1 - cosine)).clamp(min=1e-6)
+        return half * (1 - cosine.clamp(max=self.max_cosine))

@@ -1,0 +1,52 @@
+"""Any user loss, one a length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import nn
+
+from .. import _check
+from ..prefixes import split
+from .base import NestedLoss
+
+
+class PerLength(NestedLoss):
+    """One user loss a code length: the k-th callable gets (u_k, labels) and returns a scalar tensor.
+
+    Args:
+        functions: m callables f(u_k, labels) -> 0-d tensor, u_k (N, b_k). Modules are registered, so that their
+            parameters train with the rest.
+        code_lengths: the m code lengths.
+        num_classes: if given, labels are checked against it.
+    """
+
+    def __init__(
+        self,
+        functions: Sequence[Callable],
+        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        num_classes: int | None = None,
+    ):
+        super().__init__(1 if num_classes is None else num_classes, code_lengths)
+        self.num_classes = num_classes
+        functions = list(functions)
+        if len(functions) != len(self.code_lengths):
+            raise ValueError(
+                f"functions: expected {len(self.code_lengths)}, one a code length of {self.code_lengths}, "
+                f"got {len(functions)}"
+            )
+        for f in functions:
+            if not callable(f):
+                raise TypeError(f"functions: expected callables, got {_check.describe(f)}")
+        self.functions = functions
+        self._modules_used = nn.ModuleList(f for f in functions if isinstance(f, nn.Module))
+
+    def expanded(self, v, labels):
+        values = []
+        for f, u in zip(self.functions, split(v, self.code_lengths)):
+            value = f(u, labels)
+            if not isinstance(value, torch.Tensor) or value.ndim != 0:
+                raise ValueError(f"functions: {f!r} must return a 0-d tensor, got {_check.describe(value)}")
+            values.append(value)
+        return torch.stack(values)

@@ -1,0 +1,135 @@
+"""Losses that pull each output towards its class's hash centre, bit by bit: CSQ and DPN."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .. import _check
+from ..centers import make_centers, tie_centers
+from ..prefixes import expand, split
+from .base import NestedLoss, quantization_penalty
+
+
+class CenterLoss(NestedLoss):
+    """A loss with one hash centre a class and length.
+
+    Attributes:
+        centers: list of m tensors (C, b_k) of +-1.
+        tie_centers: list of m tensors (b_k,) of +-1, which break ties in the sum of several centres.
+    """
+
+    default_centers = "hadamard"
+
+    def __init__(self, num_classes, code_lengths=_check.DEFAULT_CODE_LENGTHS, centers=None, *, seed: int = 0):
+        super().__init__(num_classes, code_lengths)
+        kind = self.default_centers if centers is None else centers
+        built = make_centers(self.num_classes, self.code_lengths, kind, seed=seed)
+        nested = not isinstance(kind, (list, tuple)) and (not isinstance(kind, str) or kind == "nested")
+        ties = tie_centers(self.code_lengths, seed=seed, nested=nested)
+        self.register_buffer("_centers", torch.cat(built, dim=1))
+        self.register_buffer("_tie_centers", torch.cat(ties))
+
+    @property
+    def centers(self) -> list[torch.Tensor]:
+        return list(split(self._centers, self.code_lengths))
+
+    @property
+    def tie_centers(self) -> list[torch.Tensor]:
+        return list(self._tie_centers.split(self.code_lengths))
+
+    @tie_centers.setter
+    def tie_centers(self, ties) -> None:
+        if len(ties) != len(self.code_lengths) or any(
+            tuple(t.shape) != (b,) or not bool((t.abs() == 1).all()) for t, b in zip(ties, self.code_lengths)
+        ):
+            raise ValueError(f"tie_centers: expected +-1 vectors of lengths {self.code_lengths}, got {ties!r}"[:300])
+        self._tie_centers = torch.cat([t.to(self._tie_centers) for t in ties])
+
+    def targets(self, labels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+        """Expanded centre of each row: the class's, or the sign of the sum of its classes' (ties: tie centre)."""
+        centers = self._centers.to(like.dtype)
+        if labels.ndim == 1:
+            return centers[labels]
+        total = self.multi_hot(labels, like) @ centers
+        return torch.where(total == 0, self._tie_centers.to(like.dtype), total.sign())
+
+
+class CSQ(CenterLoss):
+    """Central similarity quantization: binary cross-entropy of tanh(u) with the class's hash centre.
+
+    L_k = mean BCE((tanh u + 1) / 2, (c + 1) / 2) + quantization * mean (|tanh u| - 1)^2. The cross-entropy is
+    computed as softplus(-2 u c), which is equal and keeps its gradient where tanh saturates.
+
+    Args:
+        centers: None or "hadamard", "nested" (prefix-consistent), "balanced", "random", a list of (C, b_k)
+            tensors of +-1, or one (C, L) tensor whose prefixes serve.
+        quantization: weight of the quantization term.
+        seed: of centres that are drawn.
+
+    Source: Yuan et al., "Central Similarity Quantization", CVPR 2020.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        centers=None,
+        *,
+        quantization: float = 1e-4,
+        seed: int = 0,
+    ):
+        super().__init__(num_classes, code_lengths, centers, seed=seed)
+        self.quantization = quantization
+
+    def expanded(self, v, labels):
+        entropy = F.softplus(-2 * v * self.targets(labels, v))
+        return self.segment_means(entropy + self.quantization * quantization_penalty(v.tanh()))
+
+
+class DPN(CenterLoss):
+    """Deep polarized network: a hinge that pushes every output beyond a margin on its centre's side.
+
+    L_k = mean max(margin - u c, 0).
+
+    Args:
+        centers: as for `CSQ`; None means random balanced centres.
+        margin: the polarization margin.
+        ternary: outputs closer to 0 than the margin count as 0, the others as their sign, with the gradient
+            passed straight through (the ternary variant, DPN-T).
+
+    `adapt_centers` is the adaptive variant (DPN-A).
+    Source: Fan et al., "Deep Polarized Network for Supervised Learning of Accurate Binary Hashing Codes", IJCAI 2020.
+    """
+
+    default_centers = "balanced"
+
+    def __init__(
+        self,
+        num_classes,
+        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        centers=None,
+        *,
+        margin: float = 1.0,
+        ternary: bool = False,
+        seed: int = 0,
+    ):
+        super().__init__(num_classes, code_lengths, centers, seed=seed)
+        self.margin, self.ternary = margin, ternary
+
+    def expanded(self, v, labels):
+        if self.ternary:
+            rounded = torch.where(v.abs() > self.margin, v.sign(), torch.zeros_like(v))
+            v = v + (rounded - v).detach()
+        return self.segment_means(F.relu(self.margin - v * self.targets(labels, v)))
+
+    @torch.no_grad()
+    def adapt_centers(self, u: torch.Tensor, labels: torch.Tensor) -> None:
+        """Set every class's centre to the signs of its items' mean outputs; u (n, L) over the training set.
+
+        A bit whose mean is 0, and a class with no item, keep what they have.
+        """
+        u = _check.tensor(u, "u", ndim=2, floating=True)
+        weights = self.multi_hot(self.check_labels(labels, u.shape[0]), self._centers)
+        total = weights.T @ expand(u.to(self._centers), self.code_lengths)
+        self._centers = torch.where(total == 0, self._centers, total.sign())

@@ -1,0 +1,142 @@
+"""Losses on a softmax over the classes' hash centres: MDSH and SHCIR."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .. import _check
+from ..known_gradient import known_gradient
+from ..prefixes import split
+from .bank import Bank
+from .base import quantization_penalty
+from .pointwise import CenterLoss
+
+
+@torch.no_grad()
+def softmax_likelihood(logits, y, negative_weight):
+    """Sums (m,) of -[y log p + negative_weight (1 - y) log(1 - p)], p = softmax(logits (m, N, C)), and the gradient.
+
+    Finite where p rounds to 0 or 1: only the largest p can come near 1, and for it 1 - p is taken as the sum of
+    the other classes' p.
+    """
+    log_p = logits.log_softmax(-1)
+    p = log_p.exp()
+    top = p.argmax(-1, keepdim=True)
+    rest = log_p.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
+    log_rest = torch.log1p(-p.scatter(-1, top, 0.0)).scatter(-1, top, rest)
+    absent = negative_weight * (1 - y)
+    value = -(y * log_p + absent * log_rest).sum((1, 2))
+    slope = absent * (log_p - log_rest).exp() - y
+    return value, slope - p * slope.sum(-1, keepdim=True)
+
+
+class CenterSoftmaxLoss(CenterLoss):
+    """p = softmax over the classes of sqrt(b) cos(u, centre), plus a quantization term."""
+
+    def __init__(
+        self,
+        num_classes,
+        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        centers=None,
+        *,
+        quantization: float = 1e-4,
+        seed: int = 0,
+    ):
+        super().__init__(num_classes, code_lengths, centers, seed=seed)
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes: {type(self).__name__} needs at least 2 classes, got {num_classes}")
+        self.quantization = quantization
+
+    def likelihood(self, v: torch.Tensor, labels: torch.Tensor, negative_weight: float) -> torch.Tensor:
+        """(m,) sums over rows and classes of -[y log p + negative_weight (1 - y) log(1 - p)]."""
+        # The centres are +-1, of norm sqrt(b): sqrt(b) cos(u, c) is the product of c with the unit vector.
+        centers = split(self._centers.to(v.dtype), self.code_lengths)
+        units = split(self.unit_rows(v), self.code_lengths)
+        logits = torch.stack([unit @ c.T for unit, c in zip(units, centers)])
+        known = softmax_likelihood(logits.detach(), self.multi_hot(labels, v), negative_weight)
+        return known_gradient(logits, *known)
+
+    def penalty(self, v: torch.Tensor) -> torch.Tensor:
+        return self.quantization * self.segment_means(quantization_penalty(v))
+
+
+class MDSH(CenterSoftmaxLoss):
+    """Momentum deep supervised hashing with hash centres.
+
+    L_k = -mean over N x C of [y log p + (1 - y) log(1 - p)] + quantization * mean (|u| - 1)^2. From epoch
+    `pair_from_epoch` on, if `num_train` is given, the momentum-bank pair term is added:
+    sum S log(1 + exp((1 - cos(u, U)) / 2)) / sum S, over the written rows U of `bank`, which the training loop
+    fills with the outputs of a momentum encoder (decay 0.9, as `nhl_fast.train` does).
+
+    Args:
+        centers, quantization, seed: as for `CSQ`.
+        num_train: number of training items; None leaves the pair term out.
+        pair_from_epoch: first epoch (counted from 0, see `set_epoch`) with the pair term.
+
+    Source: "MDSH", the momentum variant used in the experiments of arXiv 2412.08922.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        centers=None,
+        *,
+        num_train: int | None = None,
+        pair_from_epoch: int = 0,
+        quantization: float = 1e-4,
+        seed: int = 0,
+    ):
+        super().__init__(num_classes, code_lengths, centers, quantization=quantization, seed=seed)
+        self.pair_from_epoch = _check.positive_int(pair_from_epoch, "pair_from_epoch", minimum=0)
+        self.epoch = 0
+        self.bank = None if num_train is None else Bank(num_train, self.num_classes, self.code_lengths)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Tell the loss which epoch it is (counted from 0)."""
+        self.epoch = _check.positive_int(epoch, "epoch", minimum=0)
+
+    @property
+    def pair_term_active(self) -> bool:
+        return self.bank is not None and self.epoch >= self.pair_from_epoch
+
+    def expanded(self, v, labels):
+        values = self.likelihood(v, labels, 1.0) / (v.shape[0] * self.num_classes) + self.penalty(v)
+        return values + self.pair_term(v, labels) if self.pair_term_active else values
+
+    def pair_term(self, v: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """(m,) attraction to the momentum outputs of similar items; 0 where there is none yet."""
+        similar = self.bank.similarity(labels).to(v.dtype)
+        others, sums = self.bank.u.to(v.dtype), []
+        for u, b in zip(split(v, self.code_lengths), self.code_lengths):
+            cosine = F.normalize(u, dim=1) @ F.normalize(others[:, :b], dim=1).T
+            sums.append((similar * F.softplus((1 - cosine) / 2)).sum())
+        return torch.stack(sums) / similar.sum().clamp(min=1)
+
+
+class SHCIR(CenterSoftmaxLoss):
+    """Supervised hashing with centres, a softmax with a term for the wrong classes; single-label only.
+
+    L_k = -mean over rows of [log p_pos + 1 / (C - 1) sum over the other classes of log(1 - p)]
+    + quantization * mean (|u| - 1)^2.
+
+    Args:
+        centers, quantization, seed: as for `CSQ`.
+
+    Raises:
+        ValueError: a row of multi-hot labels has not exactly one class.
+
+    Source: the loss "SHCIR" of the experiments of arXiv 2412.08922.
+    """
+
+    def check_labels(self, labels, num_rows):
+        labels = super().check_labels(labels, num_rows)
+        if labels.ndim == 1:
+            return labels
+        ok = (labels.long().sum(1) == 1).all()
+        _check.values(ok, "labels: SHCIR is defined for single-label data, got a row without exactly one class")
+        return labels.argmax(1) if labels.dtype != torch.bool else labels.long().argmax(1)
+
+    def expanded(self, v, labels):
+        return self.likelihood(v, labels, 1 / (self.num_classes - 1)) / v.shape[0] + self.penalty(v)

@@ -1,0 +1,74 @@
+"""Triplet likelihood: DTSH. All positives against all negatives of every anchor, in bounded memory."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from .. import _check
+from ..known_gradient import chunk_rows, known_gradient
+from ..labels import similarity
+from ..prefixes import split
+from .base import NestedLoss, bit_signs
+
+
+@torch.no_grad()
+def triplet_mean(theta, positive, negative, margin, low, high):
+    """Mean over anchors of the mean over (positive, negative) of softplus(-t), and its gradient in theta.
+
+    theta (N, N) holds u_i u_j; t = clamp(theta_ip - theta_in - margin, low, high); positive and negative are
+    (N, N) of zeros and ones. An anchor without a positive or without a negative does not count.
+    """
+    counts = positive.sum(1) * negative.sum(1)
+    usable = (counts > 0).to(theta.dtype)
+    scale = (usable / counts.clamp(min=1) / usable.sum().clamp(min=1))[:, None]
+    value, grad, n = theta.new_zeros(()), torch.empty_like(theta), theta.shape[0]
+    step = chunk_rows(n * n, theta.device, n)
+    for start in range(0, n, step):
+        rows = slice(start, start + step)
+        p, q = positive[rows] * scale[rows], negative[rows]
+        flipped = theta[rows, None, :] - (theta[rows, :, None] - margin)  # -t: positives by negatives
+        loss, slope = F.softplus(flipped.clamp(-high, -low)), flipped.clamp(-high, -low).sigmoid_()
+        if low != -torch.inf:
+            slope *= (flipped >= -high) & (flipped <= -low)
+        value += (p * torch.bmm(loss, q[:, :, None]).squeeze(2)).sum()
+        grad[rows] = q * torch.bmm(p[:, None, :], slope).squeeze(1)
+        grad[rows] -= p * torch.bmm(slope, q[:, :, None]).squeeze(2)
+    return value, grad
+
+
+class DTSH(NestedLoss):
+    """Deep triplet-supervised hashing.
+
+    For anchor i, positive p and negative n: t = clamp(u_i u_p - u_i u_n - margin, -100, 50);
+    L_k = mean over anchors with both kinds of (mean over (p, n) of softplus(-t))
+    + quantization * mean (u - sign u)^2. An anchor counts among its own positives.
+
+    Args:
+        margin: alpha of the paper.
+        quantization: weight of the second term.
+        clamp: False leaves t as it is, so that the worst triplets keep their gradient.
+
+    Source: Wang, Shi and Kitani, "Deep Supervised Hashing with Triplet Labels", ACCV 2016.
+    """
+
+    def __init__(
+        self,
+        num_classes,
+        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        *,
+        margin: float = 5.0,
+        quantization: float = 1.0,
+        clamp: bool = True,
+    ):
+        super().__init__(num_classes, code_lengths)
+        self.margin, self.quantization, self.clamp = margin, quantization, clamp
+
+    def expanded(self, v, labels):
+        similar = similarity(labels, labels)
+        low, high = (-100.0, 50.0) if self.clamp else (-torch.inf, torch.inf)
+        positive, negative = similar.to(v.dtype), (~similar).to(v.dtype)
+        thetas = torch.stack([u @ u.T for u in split(v, self.code_lengths)])
+        known = [triplet_mean(theta, positive, negative, self.margin, low, high) for theta in thetas.detach()]
+        values = known_gradient(thetas, *map(torch.stack, zip(*known)))
+        return values + self.quantization * self.segment_means((v - bit_signs(v).detach()).square())

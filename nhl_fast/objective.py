@@ -1,0 +1,154 @@
+"""The whole training step of a nested hash layer: losses, distillation, weights and one gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from . import _check
+from .distillation import expanded_distillation_losses
+from .known_gradient import known_gradient
+from .layer import NestedHashLayer
+from .losses.base import NestedLoss, no_autocast
+from .prefixes import expand, pad, weighted_sum
+from .weighting import dominance_dots, dominance_weights
+
+
+class ObjectiveResult(NamedTuple):
+    """What one evaluation of `NestedObjective` gives.
+
+    Attributes:
+        total: 0-d, sum_k a_k (L_k + lambda D_k); `total.backward()` fills every gradient. The rest is detached.
+        losses: (m,) L_k.
+        distill: (m,) D_k (the last is 0), without lambda.
+        weights: (m,) a_k.
+        dots: (m, m) <g_i^k, g_k^k> for i >= k where the weighting is "dominance", else None.
+    """
+
+    total: torch.Tensor
+    losses: torch.Tensor
+    distill: torch.Tensor
+    weights: torch.Tensor
+    dots: torch.Tensor | None
+
+
+def per_length_gradients(function, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values, gradient of their sum at v); a column belongs to one length, so this is each length's own gradient."""
+    if torch.compiler.is_compiling():
+
+        def total(x):
+            values = function(x)
+            return values.sum(), values
+
+        grad, values = torch.func.grad(total, has_aux=True)(v)
+        return values, grad
+    v = v.detach().requires_grad_()
+    values = function(v)
+    if not values.requires_grad:
+        return values, torch.zeros_like(v)
+    (grad,) = torch.autograd.grad(values.sum(), v, retain_graph=True, allow_unused=True)
+    return values, torch.zeros_like(v) if grad is None else grad
+
+
+class NestedObjective(nn.Module):
+    """total = sum_k a_k (L_k + lambda D_k) with every loss evaluated once and one backward pass.
+
+    Args:
+        layer: the nested hash layer.
+        loss: a nested loss with the layer's code lengths.
+        distill_weight: lambda, weight of the long-short cascade self-distillation; 0 leaves it out.
+        weighting: "dominance" (closed-form dominance-aware weights), "uniform" (all 1), or m fixed numbers.
+        check_finite: raise ValueError where the outputs hold NaN or infinity (a device-side assertion on CUDA).
+
+    Call it with features (N, d), labels (ids (N,) or multi-hot (N, C)) and, for losses with a bank, the rows'
+    positions `index` (N,) in the training set. It gives an `ObjectiveResult`; the weights are constants to
+    autograd, and the features' gradient is that of the weighted sum.
+
+    Source: arXiv 2412.08922; the weights and their Gram shortcut are in `nhl_fast.weighting`.
+    """
+
+    def __init__(
+        self,
+        layer: NestedHashLayer,
+        loss: NestedLoss,
+        distill_weight: float = 1.0,
+        weighting: str | Sequence[float] = "dominance",
+        *,
+        check_finite: bool = True,
+    ):
+        super().__init__()
+        if not isinstance(layer, NestedHashLayer):
+            raise TypeError(f"layer: expected a NestedHashLayer, got {_check.describe(layer)}")
+        if not isinstance(loss, NestedLoss):
+            raise TypeError(
+                f"loss: expected a nested loss (your own goes in nhl_fast.losses.PerLength), got {_check.describe(loss)}"
+            )
+        if loss.code_lengths != layer.code_lengths:
+            raise ValueError(
+                f"loss: its code lengths {loss.code_lengths} differ from the layer's {layer.code_lengths}"
+            )
+        if isinstance(distill_weight, bool) or not isinstance(distill_weight, (int, float)):
+            raise TypeError(f"distill_weight: expected a number, got {_check.describe(distill_weight)}")
+        if not 0 <= distill_weight < float("inf"):
+            raise ValueError(f"distill_weight: expected a finite number of at least 0, got {distill_weight}")
+        self.layer, self.loss = layer, loss
+        self.distill_weight = float(distill_weight)
+        self.check_finite = check_finite
+        fixed = None
+        if isinstance(weighting, str):
+            self.weighting = _check.one_of(weighting, "weighting", ("dominance", "uniform"))
+            if weighting == "uniform":
+                fixed = torch.ones(len(layer.code_lengths))
+        else:
+            fixed = torch.as_tensor(weighting, dtype=torch.float32)
+            if fixed.shape != (len(layer.code_lengths),) or not bool(torch.isfinite(fixed).all()):
+                raise ValueError(
+                    f"weighting: expected 'dominance', 'uniform' or {len(layer.code_lengths)} finite numbers, "
+                    f"got {weighting!r}"
+                )
+            self.weighting = "fixed"
+        self.register_buffer("_fixed_weights", fixed, persistent=False)
+
+    def forward(self, features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None):
+        u = self.layer.project(features)
+        if self.check_finite:
+            _check.values(
+                torch.isfinite(u).all(),
+                "features: the layer's outputs hold NaN or infinity (bad features, or training diverged)",
+            )
+        with no_autocast(u):
+            if torch.compiler.is_compiling():
+                return self._evaluate(u, u.detach(), features, labels, index)
+            with torch.inference_mode(False), torch.enable_grad():
+                plain = u.clone() if u.is_inference() else u.detach()
+                return self._evaluate(u, plain, features, labels, index)
+
+    def _evaluate(self, u, plain, features, labels, index):
+        lengths = self.layer.code_lengths
+        plain, labels = self.loss.prepare(plain, labels, index)
+
+        def both(v):
+            losses = self.loss.expanded(v, labels)
+            if self.distill_weight == 0:
+                return torch.stack([losses, torch.zeros_like(losses)])
+            return torch.stack([losses, self.distill_weight * expanded_distillation_losses(v, lengths)])
+
+        values, deltas = per_length_gradients(both, expand(plain, lengths))
+        padded, dots = pad(deltas.detach(), lengths), None
+        if self.weighting == "dominance":
+            dots = dominance_dots(padded, features.detach().to(plain.dtype), lengths)
+            weights = dominance_weights(dots)
+        else:
+            weights = self._fixed_weights.to(plain.dtype)
+        total = weights @ values.sum(0)
+        value = total.detach()
+        if u.requires_grad:
+            value = known_gradient(u, value, weighted_sum(padded, weights))
+        if any(p.requires_grad for p in self.loss.parameters()):
+            value = value + (total - total.detach())  # parameters of the loss itself get their gradient
+        values = values.detach()
+        distill = values[1] / self.distill_weight if self.distill_weight else values[1]
+        return ObjectiveResult(value, values[0], distill, weights, dots)
