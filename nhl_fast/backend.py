@@ -82,9 +82,7 @@ def choose(backend: str, supported: Sequence[str], operation: str) -> str:
         allowed = ", ".join(repr(name) for name in ("auto", *NAMES))
         raise ValueError(f"backend: expected one of {allowed}, got {backend!r}")
     if backend not in supported:
-        raise ValueError(
-            f"backend: {operation} runs here on {', '.join(map(repr, supported))}, not on {backend!r}"
-        )
+        raise ValueError(f"backend: {operation} runs here on {', '.join(map(repr, supported))}, not on {backend!r}")
     if not probe(backend).available:
         raise RuntimeError(f"backend: {backend!r} is not available for {operation}: {probe(backend).detail}")
     return backend

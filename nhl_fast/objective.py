@@ -84,7 +84,7 @@ class NestedObjective(nn.Module):
             raise TypeError(f"layer: expected a NestedHashLayer, got {_check.describe(layer)}")
         if not isinstance(loss, NestedLoss):
             raise TypeError(
-                f"loss: expected a nested loss (your own goes in nhl_fast.losses.PerLength), got {_check.describe(loss)}"
+                f"loss: expected a nested loss (wrap yours in nhl_fast.losses.PerLength), got {_check.describe(loss)}"
             )
         if loss.code_lengths != layer.code_lengths:
             raise ValueError(

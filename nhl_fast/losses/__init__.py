@@ -28,12 +28,21 @@ REGISTRY: dict[str, type[NestedLoss]] = {
 }
 
 __all__ = [
+    "CSQ",
+    "DBDH",
+    "DCH",
+    "DHN",
+    "DPN",
+    "DSH",
+    "DTSH",
+    "LCDSH",
+    "MDSH",
     "REGISTRY",
+    "SHCIR",
     "Bank",
     "NestedLoss",
     "PerLength",
     "build",
-    *(cls.__name__ for cls in REGISTRY.values()),
 ]
 
 

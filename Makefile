@@ -1,0 +1,45 @@
+# Targets create .venv and install what they need; one line a step, details in .setup.log.
+PYTHON ?= python3
+VENV ?= .venv
+# On Linux the newest torch on the registry may be a CUDA build of several GB; a fixed version lets a local
+# CPU wheel serve where there is one. Any torch >= 2.10 will do: make TORCH="torch>=2.10".
+TORCH ?= torch==2.13.0
+EXTRAS ?= data,plot,bench,test
+BIN := $(VENV)/bin
+LOG := .setup.log
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: setup demo test test-slow lint bench clean
+
+setup: $(VENV)/.ready
+
+$(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
+	@echo "setup: virtual environment in $(VENV)"
+	@$(PYTHON) -m venv $(VENV)
+	@echo "setup: PyTorch ($(TORCH))"
+	@$(BIN)/python -m pip install -q "$(TORCH)" "setuptools>=77" wheel ninja >$(LOG) 2>&1 || (tail -n 20 $(LOG); exit 1)
+	@echo "setup: nhl-fast and its tools ($(EXTRAS))"
+	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[$(EXTRAS)]" >>$(LOG) 2>&1 || (tail -n 40 $(LOG); exit 1)
+	@touch $@
+
+demo: setup
+	@rm -rf runs/demo
+	@$(BIN)/nhl-fast train --data digits --out runs/demo --epochs 40 --no-evaluate
+	@$(BIN)/nhl-fast search runs/demo --query 0 60 120 --length 32
+	@$(BIN)/nhl-fast evaluate runs/demo
+
+test: setup lint
+	@$(BIN)/python -m pytest -m "not slow" -n 2 $(PYTEST)
+
+test-slow: setup
+	@$(BIN)/python -m pytest -m slow $(PYTEST)
+
+lint: setup
+	@$(BIN)/ruff check -q .
+	@$(BIN)/ruff format -q --check .
+
+bench: setup
+	@$(BIN)/python bench/bench_head_step.py --write
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info runs $(LOG)

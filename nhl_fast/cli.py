@@ -1,0 +1,291 @@
+"""The command `nhl-fast` (also `python -m nhl_fast`)."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+from . import cli_actions
+from .backbones import NAMES as BACKBONES
+from .config import PRESETS, TrainConfig
+from .losses import REGISTRY
+
+DATA_OPTIONS = {
+    "root": str,
+    "path": str,
+    "labels": str,
+    "protocol": str,
+    "queries_per_class": int,
+    "train_per_class": int,
+    "num_queries": int,
+    "num_train": int,
+    "image_size": int,
+}
+DATA_FLAGS = ("as_images", "standardize", "augment")
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    """'8,16,32' as (8, 16, 32)."""
+    try:
+        return tuple(int(part) for part in text.replace(" ", "").split(",") if part)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected integers with commas, as in 8,16,32, got {text!r}") from None
+
+
+def weighting(text: str):
+    """'dominance', 'uniform', or one number a length."""
+    if text in ("dominance", "uniform"):
+        return text
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"expected dominance, uniform or numbers with commas, got {text!r}"
+        ) from None
+
+
+def option(text: str) -> tuple[str, object]:
+    """'name=value', the value read as JSON where it is JSON."""
+    name, found, value = text.partition("=")
+    if not found or not name:
+        raise argparse.ArgumentTypeError(f"expected name=value, got {text!r}")
+    try:
+        return name, json.loads(value)
+    except json.JSONDecodeError:
+        return name, value
+
+
+def size(text: str) -> float:
+    """'2GB', '512MiB' or a number of bytes."""
+    units = {"": 1, "b": 1}
+    for i, letter in enumerate("kmgt", 1):
+        units |= {letter: 1000**i, letter + "b": 1000**i, letter + "ib": 1024**i}
+    number = text.strip().lower().rstrip("bikmgt")
+    try:
+        return float(number) * units[text.strip().lower()[len(number) :]]
+    except (ValueError, KeyError):
+        raise argparse.ArgumentTypeError(f"expected a size such as 2GB or 512MiB, got {text!r}") from None
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", default="digits", choices=("digits", "cifar10", "list", "features"))
+    group.add_argument("--root", help="folder of cifar10's or list's files")
+    group.add_argument("--path", help="file of features (.npz, .npy or .safetensors)")
+    group.add_argument("--labels", help="labels for features in an .npy file")
+    group.add_argument("--protocol", choices=("paper", "keep-train", "full"), help="how rows are split")
+    group.add_argument("--queries-per-class", type=int)
+    group.add_argument("--train-per-class", type=int)
+    group.add_argument("--num-queries", type=int, help="multi-label data: number of queries")
+    group.add_argument("--num-train", type=int)
+    group.add_argument("--image-size", type=int)
+    group.add_argument("--as-images", action="store_true", help="digits as 1 x 8 x 8 images, for --backbone conv")
+    group.add_argument("--standardize", action="store_true", help="features: mean 0 and deviation 1 on training rows")
+    group.add_argument("--augment", action="store_true", help="list: random crops and flips of training images")
+    group.add_argument("--split-seed", type=int, default=0, help="seed of the split (default 0)")
+    group.add_argument("--validation", type=float, default=0.1, help="share of training rows kept for validation")
+
+
+def data_spec(args) -> dict:
+    """What `load_dataset` needs, of what was given."""
+    given = {name: getattr(args, name) for name in DATA_OPTIONS if getattr(args, name) is not None}
+    given |= {name: True for name in DATA_FLAGS if getattr(args, name)}
+    for name in ("root", "path", "labels"):
+        if name in given:
+            given[name] = str(Path(given[name]).resolve())
+    return {"name": args.data, "seed": args.split_seed, "validation": args.validation, **given}
+
+
+def add_training(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("training", "settings not given come from the preset")
+    group.add_argument(
+        "--preset", choices=tuple(PRESETS), default="default", help="'paper': those of arXiv 2412.08922"
+    )
+    group.add_argument("--loss", choices=tuple(REGISTRY))
+    group.add_argument("--loss-option", dest="loss_options", type=option, action="append", metavar="NAME=VALUE")
+    group.add_argument("--centers", choices=("nested", "hadamard", "balanced", "random"), help="hash centres")
+    group.add_argument(
+        "--lengths", dest="code_lengths", type=lengths, metavar="8,16,...", help="code lengths in bits"
+    )
+    group.add_argument("--distill-weight", type=float, help="weight of the long-short self-distillation")
+    group.add_argument("--weighting", type=weighting, help="dominance, uniform, or numbers with commas")
+    group.add_argument("--backbone", choices=BACKBONES)
+    group.add_argument("--hidden", type=lengths, metavar="512,...", help="widths of the mlp's hidden layers")
+    group.add_argument("--dropout", type=float)
+    group.add_argument("--weights", help="torchvision's name of pretrained weights")
+    group.add_argument("--epochs", type=int)
+    group.add_argument("--batch-size", type=int)
+    group.add_argument("--accumulate", type=int, help="steps whose gradients are added up")
+    group.add_argument("--optimizer", choices=("adam", "adamw", "sgd"))
+    group.add_argument("--lr", type=float)
+    group.add_argument("--weight-decay", type=float)
+    group.add_argument("--schedule", choices=("constant", "cosine"))
+    group.add_argument("--validate-every", type=int, help="epochs between validations")
+    group.add_argument("--patience", type=int, help="validations without progress before training stops")
+    group.add_argument("--amp", choices=("bf16", "fp16"))
+    group.add_argument("--compile", action="store_true", default=None)
+    group.add_argument("--device")
+    group.add_argument("--workers", type=int)
+    group.add_argument("--seed", type=int)
+
+
+def train_config(args) -> TrainConfig:
+    """The preset, with what was given."""
+    names = [f.name for f in dataclasses.fields(TrainConfig)]
+    given = {n: getattr(args, n) for n in names if getattr(args, n, None) is not None}
+    if "loss_options" in given:
+        given["loss_options"] = dict(given["loss_options"])
+    return TrainConfig.preset(args.preset, **given)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="nhl-fast",
+        description="Nested binary codes: train one model for every code length, evaluate, search.",
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name, action, summary, description=None):
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=description or summary,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.add_argument("--json", action="store_true", help="print JSON in place of text")
+        sub.set_defaults(action=action)
+        return sub
+
+    def evaluation(sub):
+        sub.add_argument("--topk", type=int, help="mAP over the first K of the ranking (default: all of it)")
+        sub.add_argument("--ties", choices=("id", "expected", "best", "worst"), default="id")
+
+    sub = command(
+        "train",
+        cli_actions.train,
+        "train one nested model and evaluate it",
+        "Train one nested model, then evaluate it and draw its pictures.\n\n"
+        "  nhl-fast train --out runs/digits\n"
+        "  nhl-fast train --data cifar10 --root DIR --backbone conv --out runs/cifar",
+    )
+    sub.add_argument("--out", required=True, metavar="RUN", help="run folder to write")
+    sub.add_argument("--resume", action="store_true", help="go on where a killed or shorter run stopped")
+    sub.add_argument("--no-evaluate", action="store_true", help="only train")
+    sub.add_argument(
+        "--best-per-length",
+        action="store_true",
+        default=None,
+        help="also keep each length's own best weights; codes of different checkpoints are no longer "
+        "prefixes of one another",
+    )
+    evaluation(sub)
+    add_training(sub)
+    add_data(sub)
+
+    sub = command(
+        "evaluate",
+        cli_actions.evaluate,
+        "mAP and more at every length, with pictures",
+        "Evaluate a run folder, or codes from files.\n\n"
+        "  nhl-fast evaluate runs/digits --topk 1000\n"
+        "  nhl-fast evaluate --query-codes q.npy --database-codes d.npy --query-labels ql.npy "
+        "--database-labels dl.npy",
+    )
+    sub.add_argument("run", nargs="?", metavar="RUN", help="run folder")
+    for name in ("query-codes", "database-codes", "query-labels", "database-labels"):
+        sub.add_argument(f"--{name}", metavar="NPY")
+    sub.add_argument(
+        "--lengths", type=lengths, metavar="8,16,...", help="with codes from files (default: powers of 2)"
+    )
+    sub.add_argument("--root", help="where the run's data set lies now")
+    sub.add_argument("--path", help="where the run's file of features lies now")
+    evaluation(sub)
+
+    sub = command(
+        "encode",
+        cli_actions.encode,
+        "packed codes of a split or of features",
+        "Write packed codes, uint8 rows as numpy.packbits gives them.\n\n"
+        "  nhl-fast encode runs/digits --split database -o codes.npy\n"
+        "  nhl-fast encode runs/digits --input features.npy -o codes.npy --length 64",
+    )
+    sub.add_argument("run", metavar="RUN", help="run folder")
+    source = sub.add_mutually_exclusive_group()
+    source.add_argument("--split", choices=("query", "database", "train", "validation"), default="database")
+    source.add_argument("--input", metavar="NPY", help="inputs (N, ...) in an .npy file, as the model takes them")
+    sub.add_argument("--length", type=int, help="keep the first LENGTH bits only")
+    sub.add_argument("-o", "--output", required=True, metavar="NPY")
+    sub.add_argument("--root", help="where the run's data set lies now")
+    sub.add_argument("--path", help="where the run's file of features lies now")
+
+    sub = command(
+        "search",
+        cli_actions.search,
+        "nearest codes of queries",
+        "Search a run's database with some of its queries, or codes from files.\n\n"
+        "  nhl-fast search runs/digits --query 0 7 --length 32\n"
+        "  nhl-fast search --queries q.npy --codes d.npy -k 100 --length 64 --json",
+    )
+    sub.add_argument("run", nargs="?", metavar="RUN", help="run folder")
+    sub.add_argument("--query", type=int, nargs="+", metavar="I", help="which queries of the run (default: 0)")
+    sub.add_argument("--queries", metavar="NPY", help="packed query codes")
+    sub.add_argument("--codes", metavar="NPY", help="packed database codes")
+    sub.add_argument("--length", type=int, help="code length in bits (default: all)")
+    sub.add_argument("-k", type=int, default=10, help="how many neighbours (default 10)")
+    sub.add_argument("--root", help="where the run's data set lies now")
+    sub.add_argument("--path", help="where the run's file of features lies now")
+
+    sub = command(
+        "compare",
+        cli_actions.compare,
+        "one nested model against one model a length",
+        "Train one nested model and one model for every code length at equal settings; compare mAP and time.",
+    )
+    sub.add_argument("--seeds", type=int, default=1, metavar="N", help="number of seeds (default 1; 3 for a claim)")
+    sub.add_argument("--out", metavar="DIR", help="write compare.json and compare.csv there")
+    add_training(sub)
+    add_data(sub)
+
+    sub = command(
+        "advise",
+        cli_actions.advise,
+        "the shortest length that meets your bounds",
+        "The shortest code length that meets a bound on mAP, memory or latency, from the mAP of every prefix.\n\n"
+        "  nhl-fast advise runs/digits --items 100M --min-map 0.95 --max-memory 1GB --max-latency-ms 20",
+    )
+    sub.add_argument("run", metavar="RUN", help="an evaluated run folder")
+    sub.add_argument("--items", type=size, required=True, help="items to serve, as in 2000000 or 100M")
+    sub.add_argument("--min-map", type=float)
+    sub.add_argument("--max-memory", type=size, help="for the codes, as in 2GB")
+    sub.add_argument("--max-latency-ms", type=float, help="of one search (top 10), measured on this machine")
+    sub.add_argument(
+        "--tolerance", type=float, default=0.005, help="without --min-map: accepted distance to the best mAP"
+    )
+
+    command("backends", cli_actions.backends, "what is built and active on this machine, and why not")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; the exit status (2 for wrong usage, 1 for an error that is said in one line)."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    if hasattr(args, "split_seed"):
+        args.data_spec = data_spec(args)
+    try:
+        if hasattr(args, "preset"):
+            args.config = train_config(args)
+        return args.action(args) or 0
+    except BrokenPipeError:
+        return 0
+    except KeyboardInterrupt:
+        hint = f"; go on with --resume --out {args.out}" if args.command == "train" else ""
+        print(f"nhl-fast: interrupted{hint}", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, IndexError) as error:
+        print(f"nhl-fast {args.command}: {error}", file=sys.stderr)
+        return 1

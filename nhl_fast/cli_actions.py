@@ -1,0 +1,241 @@
+"""What each command of `nhl-fast` does; parsing is in `cli`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from . import advise as advising
+from . import compare as comparing
+from .backend import backends as list_backends
+from .codes import mask_tail, num_bytes
+from .data import load_dataset
+from .files import existing_file, read_json, write_json
+from .hamming import search as hamming_search
+from .labels import similarity
+from .metrics import evaluate_retrieval
+from .model import encode_split
+from .run import (
+    Evaluation,
+    Run,
+    best_per_length_map,
+    evaluate_model,
+    label_text,
+    metric_rows,
+    save_array,
+    save_csv,
+    write_evaluation,
+    write_pictures,
+)
+from .table import format_table
+from .train import train as run_training
+
+
+def emit(args, obj, text: str) -> None:
+    """Print `obj` as JSON where asked for, else `text`."""
+    print(json.dumps(obj, indent=2) if args.json else text)
+
+
+def moved_data(args) -> dict:
+    return {n: str(Path(v).resolve()) for n in ("root", "path") if (v := getattr(args, n, None)) is not None}
+
+
+def load_array(path: str, name: str) -> np.ndarray:
+    """An .npy file; a clear error where it is none."""
+    try:
+        return np.load(existing_file(path, name), allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"{name}: {path} is no readable .npy file ({error})") from error
+
+
+def train(args) -> None:
+    data = load_dataset(**args.data_spec)
+    if not args.json:
+        print(
+            f"{data.name}: {len(data.train)} training, {len(data.validation)} validation, {len(data.query)} query, "
+            f"{len(data.database)} database rows, {data.num_classes} classes"
+        )
+    result = run_training(
+        data, args.config, args.out, resume=args.resume, data_spec=args.data_spec, progress=not args.json
+    )
+    seconds = sum(r["seconds"] for r in result.history)
+    said = {"run": args.out, "epochs": len(result.history), "best_epoch": result.best_epoch, "seconds": seconds}
+    if not args.json:
+        best = f", best weights from epoch {result.best_epoch}" if len(data.validation) else ""
+        print(f"trained {len(result.history)} epochs in {seconds:.1f} s{best}; weights in {args.out}")
+    if args.no_evaluate:
+        if args.json:
+            print(json.dumps(said, indent=2))
+        return
+    evaluate_run(args, Run.open(args.out), said)
+
+
+def evaluate(args) -> None:
+    files = [args.query_codes, args.database_codes, args.query_labels, args.database_labels]
+    if (args.run is None) == (not any(files)):
+        raise ValueError("give either a run folder or --query-codes, --database-codes and their labels")
+    if args.run is not None:
+        evaluate_run(args, Run.open(args.run, moved_data(args)), {"run": args.run})
+        return
+    if not all(files):
+        raise ValueError(
+            "codes from files need all of --query-codes, --database-codes, --query-labels, --database-labels"
+        )
+    names = ("query-codes", "database-codes", "query-labels", "database-labels")
+    q, d, ql, dl = (load_array(path, f"--{name}") for path, name in zip(files, names))
+    bits = 8 * q.shape[-1]
+    default = tuple(b for b in (8, 16, 32, 64, 128, 256, 512, 1024) if b <= bits)
+    result = evaluate_retrieval(q, d, ql, dl, lengths=args.lengths or default, topk=args.topk, ties=args.ties)
+    rows = metric_rows(Evaluation(q, d, result, {}))
+    emit(args, {"lengths": rows}, format_table(rows))
+
+
+def evaluate_run(args, run: Run, said: dict) -> None:
+    evaluation = evaluate_model(run.model, run.data, topk=args.topk, ties=args.ties)
+    metrics = write_evaluation(run.path, evaluation, run.data)
+    log = run.path / "log.jsonl"
+    history = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    try:
+        pictures, note = write_pictures(run.path, evaluation, run.data, history), ""
+    except ImportError as error:
+        pictures, note = [], f"no pictures: {error}"
+    rows = metrics["lengths"]
+    if run.config["best_per_length"]:
+        own = best_per_length_map(run, topk=args.topk, ties=args.ties)
+        rows = [{**row, "mAP_own_best": own[row["bits"]]} for row in rows]
+    written = [str(run.path / "metrics.json"), str(run.path / "metrics.csv"), str(run.path / "codes")]
+    paths = [str(p) for p in pictures]
+    where = "over the whole ranking" if args.topk is None else f"over the first {args.topk}"
+    title = f"{run.data.name}: {len(run.data.query)} queries, {len(run.data.database)} database items, mAP {where}"
+    lines = [title, format_table(rows), "", "files:", *(f"  {p}" for p in written + paths), *([note] if note else [])]
+    emit(args, {**said, **metrics, "lengths": rows, "files": written + paths}, "\n".join(lines))
+
+
+def encode(args) -> None:
+    run = Run.open(args.run, moved_data(args))
+    longest = run.code_lengths[-1]
+    length = longest if args.length is None else args.length
+    if not 1 <= length <= longest:
+        raise ValueError(f"--length: expected 1 to {longest} bits, got {args.length}")
+    if args.input is not None:
+        inputs = torch.as_tensor(load_array(args.input, "--input")).float()
+        shape = tuple(run.data.input_shape)
+        if tuple(inputs.shape[1:]) != shape:
+            raise ValueError(f"--input: expected rows of shape {shape}, got an array of shape {tuple(inputs.shape)}")
+        codes = [run.model.encode_batch(part) for part in inputs.split(256)] if len(inputs) else []
+        codes = torch.cat(codes) if codes else torch.empty(0, num_bytes(longest), dtype=torch.uint8)
+    else:
+        codes = encode_split(run.model, getattr(run.data, args.split))
+    codes = mask_tail(codes[:, : num_bytes(length)], length)
+    save_array(Path(args.output), codes)
+    said = {"output": args.output, "codes": len(codes), "bits": length, "bytes_per_code": codes.shape[1]}
+    emit(args, said, f"{len(codes)} codes of {length} bits ({codes.shape[1]} bytes each) in {args.output}")
+
+
+def search(args) -> None:
+    if args.run is not None:
+        if args.queries or args.codes:
+            raise ValueError("give either a run folder or --queries and --codes")
+        search_run(args)
+        return
+    if not (args.queries and args.codes):
+        raise ValueError("give a run folder, or both --queries and --codes")
+    queries, codes = load_array(args.queries, "--queries"), load_array(args.codes, "--codes")
+    distances, ids = hamming_search(queries, codes, args.k, length=args.length)
+    lines = [
+        f"query {q}: " + "  ".join(f"{i}:{d}" for i, d in zip(row_ids, row))
+        for q, (row, row_ids) in enumerate(zip(distances.tolist(), ids.tolist()))
+    ]
+    said = {"ids": ids.tolist(), "distances": distances.tolist()}
+    emit(args, said, "\n".join([*lines, "(id:distance)"]))
+
+
+def search_run(args) -> None:
+    run = Run.open(args.run, moved_data(args))
+    data, wanted = run.data, args.query or [0]
+    bad = [i for i in wanted if not 0 <= i < len(data.query)]
+    if bad:
+        raise ValueError(f"--query: expected 0 to {len(data.query) - 1}, got {bad[0]}")
+    length = run.code_lengths[-1] if args.length is None else args.length
+    queries = run.model.encode_batch(data.query.batch(torch.tensor(wanted))[0])
+    database = encode_split(run.model, data.database)
+    distances, ids = hamming_search(queries, database, args.k, length=length)
+    relevant = similarity(data.query.labels[wanted], data.database.labels)
+    lines, found = [], []
+    for row, q in enumerate(wanted):
+        answers = [
+            {"id": i, "distance": d, "label": label_text(data, data.database, i), "relevant": bool(relevant[row, i])}
+            for i, d in zip(ids[row].tolist(), distances[row].tolist())
+        ]
+        found.append({"query": q, "label": label_text(data, data.query, q), "answers": answers})
+        right = sum(a["relevant"] for a in answers)
+        text = "  ".join(f"{a['label']}{'' if a['relevant'] else '(wrong)'}@{a['distance']}" for a in answers)
+        lines.append(
+            f"query {q} (class {found[-1]['label']}), {length} bits, {right} of {len(answers)} right: {text}"
+        )
+    emit(args, {"length": length, "queries": found}, "\n".join([*lines, "(class@distance, nearest first)"]))
+
+
+def compare(args) -> None:
+    data = load_dataset(**args.data_spec)
+    if args.seeds < 1:
+        raise ValueError(f"--seeds: expected at least 1, got {args.seeds}")
+    first = args.config.seed
+    result = comparing.compare(data, args.config, range(first, first + args.seeds), progress=not args.json)
+    if args.out is not None:
+        folder = Path(args.out)
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / "compare.json", result)
+        save_csv(folder / "compare.csv", result["summary"])
+    times, means = result["time"], result["mean"]
+    lines = [
+        format_table(result["summary"]),
+        "",
+        f"mean mAP: nested {means['nested']:.4f}, single-length models {means['single']:.4f}",
+        f"time: nested {times['nested_seconds']:.1f} s, all {len(args.config.code_lengths)} single-length models "
+        f"{times['all_single_seconds']:.1f} s, {times['total_ratio']:.2f} times as long",
+        f"a nested step takes {times['step_cost_of_nesting']:.2f} times a single-length step",
+    ]
+    if args.seeds < 3:
+        lines.append("one or two seeds: run-to-run noise is about 0.02 mAP; use --seeds 3 for a claim")
+    emit(args, result, "\n".join(lines))
+
+
+def advise(args) -> None:
+    metrics = Path(args.run) / "metrics.json"
+    if not metrics.is_file():
+        raise FileNotFoundError(f"{args.run} is not evaluated yet: run 'nhl-fast evaluate {args.run}' first")
+    curve = {int(b): v for b, v in read_json(metrics)["prefix_map"].items()}
+    items, latencies = int(args.items), None
+    if args.max_latency_ms is not None:
+        # One length in a byte costs as much as the next; the powers of two and the ends bound the rest from above.
+        steps = sorted({b for b in curve if b % 8 == 0} | {max(curve)})
+        measured = advising.measure_latency(steps, items)
+        latencies = {b: measured[min(s for s in steps if s >= b)] for b in curve}
+    advice = advising.advise(
+        curve,
+        items,
+        min_map=args.min_map,
+        max_bytes=args.max_memory,
+        max_latency=None if args.max_latency_ms is None else args.max_latency_ms / 1000,
+        latencies=latencies,
+        tolerance=args.tolerance,
+    )
+    if advice.bits is None:
+        raise ValueError(f"no length meets every bound: {advice.reason}")
+    latency = "" if advice.latency_seconds is None else f", {1000 * advice.latency_seconds:.2f} ms a search"
+    text = (
+        f"{advice.bits} bits: mAP {advice.map:.4f}, {advice.memory_bytes / 1e6:,.1f} MB for {items:,} items"
+        f"{latency}\n"
+        f"({advice.reason})"
+    )
+    emit(args, vars(advice), text)
+
+
+def backends(args) -> None:
+    found = list_backends()
+    said = {name: {"available": b.available, "detail": b.detail} for name, b in found.items()}
+    emit(args, said, "\n".join(str(b) for b in found.values()))

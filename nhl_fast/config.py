@@ -1,0 +1,131 @@
+"""What a training run is made of, as plain values that go to and from JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+
+from . import _check, backbones, losses
+
+PRESETS: dict[str, dict] = {
+    "default": {},
+    # The settings of arXiv 2412.08922.
+    "paper": {"backbone": "resnet50", "lr": 1e-5, "weight_decay": 1e-5, "batch_size": 64, "distill_weight": 0.1},
+}
+
+_CENTER_LOSSES = ("csq", "dpn", "mdsh", "shcir")
+
+
+@dataclass
+class TrainConfig:
+    """Settings of a training run.
+
+    Attributes:
+        loss: one of the ten losses of `nhl_fast.losses`.
+        loss_options: further arguments of that loss.
+        centers: hash centres of the losses that have them (csq, dpn, mdsh, shcir), see `losses.CSQ`.
+        code_lengths: the code lengths in bits.
+        distill_weight: weight of the self-distillation.
+        weighting: "dominance", "uniform", or one number a length.
+        backbone: one of `backbones.NAMES`, or "custom" where a module is given to the trainer.
+        hidden, dropout, weights: see `backbones.build_backbone`.
+        epochs: number of epochs.
+        batch_size: rows a step.
+        accumulate: steps whose gradients are added up before the optimizer moves.
+        optimizer: "adam", "adamw" or "sgd" (momentum 0.9).
+        lr, weight_decay: of the optimizer.
+        schedule: "constant" or "cosine" (to zero over all epochs).
+        validate_every: epochs between two validations.
+        patience: validations without a better mean mAP before training stops; None trains on.
+        best_per_length: keep each length's best weights besides the shared ones. The codes of different
+            checkpoints are no longer prefixes of one another, and every length needs its own pass to encode.
+        amp: None, "bf16" or "fp16": autocast for the backbone (fp16 with loss scaling).
+        compile: torch.compile the backbone.
+        device: where to train, "cpu", "cuda", ...
+        workers: processes that open pictures (data that is not in memory).
+        momentum: decay of MDSH's momentum encoder.
+        seed: of initial weights, batches and centres.
+    """
+
+    loss: str = "csq"
+    loss_options: dict = field(default_factory=dict)
+    centers: str = "nested"
+    code_lengths: tuple[int, ...] = _check.DEFAULT_CODE_LENGTHS
+    distill_weight: float = 1.0
+    weighting: str | tuple[float, ...] = "dominance"
+    backbone: str = "mlp"
+    hidden: tuple[int, ...] = (512,)
+    dropout: float = 0.0
+    weights: str | None = None
+    epochs: int = 30
+    batch_size: int = 64
+    accumulate: int = 1
+    optimizer: str = "adam"
+    lr: float = 1e-3
+    weight_decay: float = 0.0
+    schedule: str = "constant"
+    validate_every: int = 1
+    patience: int | None = None
+    best_per_length: bool = False
+    amp: str | None = None
+    compile: bool = False
+    device: str = "cpu"
+    workers: int = 0
+    momentum: float = 0.9
+    seed: int = 0
+
+    def __post_init__(self):
+        _check.one_of(self.loss, "loss", tuple(losses.REGISTRY))
+        self.code_lengths = _check.code_lengths(self.code_lengths)
+        self.hidden = tuple(_check.positive_int(w, "hidden") for w in self.hidden)
+        _check.one_of(self.backbone, "backbone", (*backbones.NAMES, "custom"))
+        _check.one_of(self.optimizer, "optimizer", ("adam", "adamw", "sgd"))
+        _check.one_of(self.schedule, "schedule", ("constant", "cosine"))
+        _check.one_of(self.amp, "amp", (None, "bf16", "fp16"))
+        if not isinstance(self.weighting, str):
+            self.weighting = tuple(float(w) for w in self.weighting)
+        for name in ("epochs", "batch_size", "accumulate", "validate_every"):
+            setattr(self, name, _check.positive_int(getattr(self, name), name))
+        for name in ("workers", "seed"):
+            setattr(self, name, _check.positive_int(getattr(self, name), name, minimum=0))
+        if self.patience is not None:
+            self.patience = _check.positive_int(self.patience, "patience")
+        for name, low in (("lr", 0.0), ("weight_decay", 0.0), ("distill_weight", 0.0), ("momentum", 0.0)):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise TypeError(f"{name}: expected a number, got {_check.describe(value)}")
+            if not math.isfinite(value) or value < low:
+                raise ValueError(f"{name}: expected a finite number of at least {low:g}, got {value}")
+        if not self.momentum < 1:
+            raise ValueError(f"momentum: expected a decay below 1, got {self.momentum}")
+
+    @classmethod
+    def preset(cls, name: str = "default", **changes) -> TrainConfig:
+        """The settings `name` ("default" or "paper"), with changes."""
+        return cls(**{**PRESETS[_check.one_of(name, "preset", tuple(PRESETS))], **changes})
+
+    @classmethod
+    def from_dict(cls, values: dict) -> TrainConfig:
+        """Settings from a dict (as read from JSON); an unknown name is an error."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ValueError(f"config: unknown setting {', '.join(unknown)}; known are {', '.join(sorted(known))}")
+        return cls(**values)
+
+    def to_dict(self) -> dict:
+        """Plain values, JSON-ready."""
+        return {
+            k: list(v) if isinstance(v, tuple) else dict(v) if isinstance(v, dict) else v
+            for k, v in vars(self).items()
+        }
+
+    def build_loss(self, num_classes: int, num_train: int) -> losses.NestedLoss:
+        """The loss of this run."""
+        options = dict(self.loss_options)
+        if self.loss in _CENTER_LOSSES:
+            options = {"centers": self.centers, "seed": self.seed, **options}
+        return losses.build(
+            self.loss, num_classes=num_classes, code_lengths=self.code_lengths, num_train=num_train, **options
+        )

@@ -1,0 +1,290 @@
+"""Hamming distances, top-k search and radius search over packed codes.
+
+The reference bodies define the results. With bits as +-1 values, the b-bit distance is (b - <q, d>_b) / 2,
+and the inner product over a longer prefix is the one over the shorter plus the new columns; the sums are
+small integers, exact in float32 whatever matmul precision torch is set to. Work goes in tiles of queries x
+database items, so that the extra memory is bounded by `chunk_bytes` whatever the size of the database.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from . import _check, backend, codes
+
+DEFAULT_CHUNK_BYTES = 256 * 2**20
+
+# On a CPU larger tiles gain nothing: their passes leave the cache.
+_CPU_TILE_BYTES = 32 * 2**20
+
+# operation -> {backend: body}. Bodies get checked arguments; a compiled one is added with @implements.
+_BODIES: dict[str, dict[str, Callable]] = {}
+
+
+def implements(operation: str, name: str):
+    """Decorator: the function is the body of `operation` on backend `name`."""
+
+    def register(body):
+        _BODIES.setdefault(operation, {})[name] = body
+        return body
+
+    return register
+
+
+def body_of(operation: str, requested: str, device: torch.device) -> Callable:
+    """The body that serves `operation` for tensors on `device`, by `backend.choose`."""
+    native = {"cpu": ("cpp",), "cuda": ("cuda",)}.get(device.type, ())
+    bodies = _BODIES[operation]
+    # One that is not available stays listed, so that asking for it by name says why.
+    supported = [n for n in (*native, "reference") if n in bodies or not backend.probe(n).available]
+    return bodies[backend.choose(requested, supported, operation)]
+
+
+# --------------------------------------------------------------------------------------------- public calls
+
+
+@torch.no_grad()
+def hamming_distances(
+    queries, database, lengths=None, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES, backend: str = "auto"
+) -> torch.Tensor:
+    """Hamming distances between all queries and all database items.
+
+    Args:
+        queries: (Q, bytes) packed uint8 rows (see `pack_codes`), tensor or NumPy array.
+        database: (n, bytes) packed uint8 rows on the same device. Rows of unequal width may meet where a
+            length is given that both hold.
+        lengths: None for all bits of the rows; an int for one prefix; a strictly increasing sequence for
+            several.
+        chunk_bytes: bound on the memory taken beyond the result (at least one item's worth is used).
+        backend: "auto", "reference", "cpp" or "cuda".
+
+    Returns:
+        int32 tensor, (Q, n), or (m, Q, n) for a sequence of m lengths.
+
+    Raises:
+        TypeError, ValueError: a dtype, shape, device or length that does not fit, naming the argument.
+    """
+    several = lengths is not None and hasattr(lengths, "__iter__")
+    queries, database, lengths = _check_pair(queries, database, lengths, "lengths")
+    chunk_bytes = _check.positive_int(chunk_bytes, "chunk_bytes")
+    body = body_of("hamming_distances", backend, queries.device)
+    distances = body(queries, database, lengths, chunk_bytes)
+    return distances if several else distances[0]
+
+
+@torch.no_grad()
+def search(
+    queries,
+    database,
+    k: int,
+    length: int | None = None,
+    *,
+    allow=None,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k nearest database items of every query, by distance, then by ascending id.
+
+    Args:
+        queries: (Q, bytes) packed uint8 rows, tensor or NumPy array.
+        database: (n, bytes) packed uint8 rows on the same device; an item's id is its row number.
+        k: neighbours a query, 1 to n.
+        length: code length in bits (a prefix of the rows); None for all bits.
+        allow: (n,) bool mask; items where it is False are left out.
+        chunk_bytes: bound on the memory taken beyond a small multiple of the result.
+        backend: "auto", "reference", "cpp" or "cuda".
+
+    Returns:
+        (distances, ids): int32 and int64 tensors (Q, k). Where `allow` leaves fewer than k items, the rest of
+        the row is -1 in both.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit (k beyond n among them), naming it.
+    """
+    queries, database, lengths = _check_pair(queries, database, length, "length")
+    k = _check.positive_int(k, "k")
+    if k > len(database):
+        raise ValueError(f"k: expected at most n = {len(database)}, the database's items, got {k}")
+    allow = _check_allow(allow, database)
+    chunk_bytes = _check.positive_int(chunk_bytes, "chunk_bytes")
+    return body_of("search", backend, queries.device)(queries, database, k, lengths[0], allow, chunk_bytes)
+
+
+@torch.no_grad()
+def radius_search(
+    queries,
+    database,
+    radius: int,
+    length: int | None = None,
+    *,
+    allow=None,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    backend: str = "auto",
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """All database items within a Hamming radius of every query, by distance, then by ascending id.
+
+    Args:
+        queries, database, length, allow, backend: as for `search`.
+        radius: largest distance that counts, 0 or more.
+        chunk_bytes: bound on the memory taken beyond a small multiple of the result.
+
+    Returns:
+        (offsets, distances, ids): int64 (Q + 1,), int32 (total,), int64 (total,). The neighbours of query q
+        are the entries offsets[q] to offsets[q + 1].
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, naming it.
+    """
+    queries, database, lengths = _check_pair(queries, database, length, "length")
+    radius = _check.positive_int(radius, "radius", minimum=0)
+    allow = _check_allow(allow, database)
+    chunk_bytes = _check.positive_int(chunk_bytes, "chunk_bytes")
+    body = body_of("radius_search", backend, queries.device)
+    return body(queries, database, radius, lengths[0], allow, chunk_bytes)
+
+
+def _check_pair(queries, database, lengths, name: str) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
+    """Checked rows, cut to the bytes in use, and the lengths as a tuple."""
+    queries = codes.check_packed(queries, "queries")
+    database = codes.check_packed(database, "database")
+    if queries.device != database.device:
+        raise ValueError(f"database: expected device {queries.device}, that of queries, got {database.device}")
+    width = min(queries.shape[1], database.shape[1])
+    if lengths is None:
+        if queries.shape[1] != database.shape[1]:
+            raise ValueError(
+                f"database: expected rows of {queries.shape[1]} bytes, as queries, got "
+                f"{_check.describe(database)}; pass {name} to compare a prefix"
+            )
+        lengths = (8 * width,)
+    elif name == "lengths" and hasattr(lengths, "__iter__"):
+        lengths = codes.check_lengths(lengths, width, name)
+    else:
+        lengths = (codes.check_length(lengths, width, name),)
+    used = codes.num_bytes(lengths[-1])
+    return queries[:, :used], database[:, :used], lengths
+
+
+def _check_allow(allow, database: torch.Tensor) -> torch.Tensor | None:
+    if allow is None:
+        return None
+    allow = _check.tensor(codes.as_tensor(allow), "allow")
+    if allow.dtype != torch.bool:
+        raise TypeError(f"allow: expected a bool mask, got {_check.describe(allow)}")
+    if allow.shape != (len(database),):
+        raise ValueError(f"allow: expected shape ({len(database)},), one value an item, got {_check.describe(allow)}")
+    return allow.to(database.device)
+
+
+# ------------------------------------------------------------------------------------------------- the tiles
+
+
+def signs(rows: torch.Tensor, length: int) -> torch.Tensor:
+    """The first `length` bits of packed rows as +-1.0, (N, length) float32."""
+    return codes.unpack_codes(rows, length).to(torch.float32)
+
+
+def spans(total: int, step: int) -> list[slice]:
+    """Consecutive slices of at most `step` that cover range(total)."""
+    return [slice(start, min(start + step, total)) for start in range(0, total, step)]
+
+
+def tile_shape(
+    num_queries: int,
+    num_database: int,
+    row_bytes: int,
+    pair_bytes: int,
+    chunk_bytes: int,
+    device: torch.device,
+) -> tuple[int, int]:
+    """(queries, items) of a tile, from the bytes that a query or item alone and a pair of them need.
+
+    Half of `chunk_bytes` is for the items alone, half for the queries and the pairs.
+    """
+    half = max(1, chunk_bytes // 2)
+    items = max(1, min(num_database, half // (row_bytes + pair_bytes)))
+    tile = min(half, _CPU_TILE_BYTES) if device.type == "cpu" else half
+    return max(1, min(num_queries, tile // (items * pair_bytes + row_bytes))), items
+
+
+def prefix_products(queries: torch.Tensor, items: torch.Tensor, lengths) -> Iterator[tuple[int, torch.Tensor]]:
+    """Yield (b, <q, d>_b) for every length b, shortest first: one (Q, n) float32 tensor, updated in place.
+
+    Args:
+        queries: (Q, L) of +-1.
+        items: (L, n) of +-1: a column an item, so that the columns of a prefix are contiguous memory.
+    """
+    product = queries.new_zeros(len(queries), items.shape[1])
+    start = 0
+    for b in lengths:
+        product.addmm_(queries[:, start:b], items[start:b])
+        start = b
+        yield b, product
+
+
+def _distance_tiles(
+    queries: torch.Tensor, database: torch.Tensor, lengths, pair_bytes: int, chunk_bytes: int
+) -> Iterator[tuple[slice, slice, int, torch.Tensor]]:
+    """Yield (query slice, item slice, index of the length, int32 distances), items outermost."""
+    longest = lengths[-1]
+    # A row's signs: the bits, as int8, float32, and float32 transposed.
+    rows, items = tile_shape(len(queries), len(database), 10 * longest, 12 + pair_bytes, chunk_bytes, queries.device)
+    for item_span in spans(len(database), items):
+        columns = signs(database[item_span], longest).T.contiguous()
+        for query_span in spans(len(queries), rows):
+            products = prefix_products(signs(queries[query_span], longest), columns, lengths)
+            for j, (b, product) in enumerate(products):
+                yield query_span, item_span, j, (b - product).mul_(0.5).to(torch.int32)
+
+
+# ---------------------------------------------------------------------------------------- reference bodies
+
+
+@implements("hamming_distances", "reference")
+def _distances_reference(queries, database, lengths, chunk_bytes) -> torch.Tensor:
+    out = torch.empty(len(lengths), len(queries), len(database), dtype=torch.int32, device=queries.device)
+    for query_span, item_span, j, distances in _distance_tiles(queries, database, lengths, 4, chunk_bytes):
+        out[j, query_span, item_span] = distances
+    return out
+
+
+@implements("search", "reference")
+def _search_reference(queries, database, k, length, allow, chunk_bytes) -> tuple[torch.Tensor, torch.Tensor]:
+    # One int64 key orders by (distance, id) and has no ties, so any exact top-k of the keys is the answer.
+    n = len(database)
+    absent = (length + 1) * n
+    best = torch.full((len(queries), k), absent, dtype=torch.int64, device=queries.device)
+    ids = torch.arange(n, device=queries.device)
+    for query_span, item_span, _, distances in _distance_tiles(queries, database, (length,), 40, chunk_bytes):
+        keys = distances.long() * n + ids[item_span]
+        if allow is not None:
+            keys.masked_fill_(~allow[item_span], absent)
+        if keys.shape[1] > k:
+            keys = keys.topk(k, dim=1, largest=False).values
+        keys = torch.cat([best[query_span], keys], dim=1)
+        best[query_span] = keys.topk(k, dim=1, largest=False).values
+    missing = best == absent
+    return (best // n).to(torch.int32).masked_fill_(missing, -1), (best % n).masked_fill_(missing, -1)
+
+
+@implements("radius_search", "reference")
+def _radius_reference(queries, database, radius, length, allow, chunk_bytes):
+    device = queries.device
+    rows = [torch.empty(0, dtype=torch.int64, device=device)]
+    ids, found = [rows[0]], [rows[0].to(torch.int32)]
+    for query_span, item_span, _, distances in _distance_tiles(queries, database, (length,), 40, chunk_bytes):
+        inside = distances <= radius
+        if allow is not None:
+            inside &= allow[item_span]
+        row, item = inside.nonzero(as_tuple=True)
+        rows.append(row + query_span.start)
+        ids.append(item + item_span.start)
+        found.append(distances[row, item])
+    rows, ids, found = torch.cat(rows), torch.cat(ids), torch.cat(found)
+    # Item spans come in ascending order, so a stable sort by (query, distance) leaves the ids ascending.
+    order = (rows * (length + 1) + found).argsort(stable=True)
+    offsets = torch.zeros(len(queries) + 1, dtype=torch.int64, device=device)
+    torch.cumsum(torch.bincount(rows, minlength=len(queries)), 0, out=offsets[1:])
+    return offsets, found[order], ids[order]

@@ -1,0 +1,75 @@
+"""A backbone with a nested hash layer: what is trained, saved and used to encode."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from . import _check
+from .layer import NestedHashLayer
+
+
+class HashModel(nn.Module):
+    """Inputs to raw outputs (N, L) and packed codes.
+
+    Args:
+        backbone: any module from a batch of inputs to features (N, d); `out_features` gives d unless
+            `in_features` does.
+        code_lengths: the code lengths of the nested hash layer.
+        in_features: d, where the backbone does not say it.
+    """
+
+    def __init__(
+        self, backbone: nn.Module, code_lengths=_check.DEFAULT_CODE_LENGTHS, *, in_features: int | None = None
+    ):
+        super().__init__()
+        width = getattr(backbone, "out_features", None) if in_features is None else in_features
+        if width is None:
+            raise ValueError("in_features: the backbone has no attribute out_features; say the features' width")
+        self.backbone = backbone
+        self.layer = NestedHashLayer(width, code_lengths)
+
+    @property
+    def code_lengths(self) -> tuple[int, ...]:
+        return self.layer.code_lengths
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Raw outputs (N, L)."""
+        return self.layer.project(self.backbone(x))
+
+    @torch.no_grad()
+    def encode_batch(self, x: torch.Tensor) -> torch.Tensor:
+        """Packed codes (N, ceil(L/8)) uint8 of one batch, as the module stands (see `encode_split`)."""
+        return self.layer.encode(self.backbone(x))
+
+
+def batches(split, batch_size: int, order: torch.Tensor | None = None, workers: int = 0):
+    """(inputs, labels, positions) over a split, in `order` (default: as they stand).
+
+    Rows in memory are indexed batch by batch; pictures opened one by one go through a DataLoader.
+    """
+    order = torch.arange(len(split)) if order is None else order
+    parts = order.split(batch_size) if len(order) else ()
+    if split.in_memory:
+        for index in parts:
+            yield (*split.batch(index), index)
+        return
+    sampler = [part.tolist() for part in parts]
+    loader = torch.utils.data.DataLoader(split, batch_sampler=sampler, num_workers=workers)
+    for inputs, labels, index in loader:
+        yield inputs, labels, index.long()
+
+
+@torch.no_grad()
+def encode_split(model: HashModel, split, batch_size: int = 256, workers: int = 0) -> torch.Tensor:
+    """Packed codes (N, ceil(L/8)) uint8 on the CPU of every row of a split, in evaluation mode."""
+    was_training = model.training
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        codes = [model.encode_batch(x.to(device)).cpu() for x, _, _ in batches(split, batch_size, workers=workers)]
+    finally:
+        model.train(was_training)
+    if not codes:
+        return torch.empty(0, -(-model.code_lengths[-1] // 8), dtype=torch.uint8)
+    return torch.cat(codes)

@@ -1,0 +1,74 @@
+"""How every picture of the package looks and is written: one style, one way to a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from .backend import require
+from .files import as_path, atomic_write
+
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 9,
+    "axes.labelcolor": "#333333",
+    "axes.edgecolor": "#888888",
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e6e6e6",
+    "grid.linewidth": 0.8,
+    "xtick.color": "#555555",
+    "ytick.color": "#555555",
+    "lines.linewidth": 1.8,
+    "lines.markersize": 5.5,
+    "legend.frameon": False,
+    "legend.handlelength": 2.6,
+    "figure.facecolor": "white",
+    "savefig.dpi": 200,
+    "text.parse_math": False,
+    "svg.hashsalt": "nhl_fast",
+}
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+LINES = ("-", (0, (5, 1.5)), (0, (1.2, 1.2)), (0, (6, 1.5, 1.2, 1.5)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "h")
+# What a file records about its making is left out, so that equal data give equal bytes.
+_METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Producer": None}, "svg": {"Date": None}}
+
+
+def picture(size: tuple[float, float], draw: Callable, path) -> Path:
+    """Make a figure of `size` inches, let `draw` fill it, and write it to `path`."""
+    path = as_path(path)
+    kind = path.suffix[1:].lower()
+    if kind not in _METADATA:
+        raise ValueError(f"path: expected a file name ending in .png, .pdf or .svg, got {str(path)!r}")
+    require("matplotlib", "plot", "drawing a picture")
+    from matplotlib import style
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    with style.context(["default", STYLE]):
+        figure = Figure(figsize=size, layout="constrained")
+        FigureCanvasAgg(figure)
+        draw(figure)
+        with atomic_write(path) as handle:
+            figure.savefig(handle, format=kind, metadata=_METADATA[kind])
+    return path
+
+
+def length_style(i: int, count: int) -> dict:
+    """Colour, line style and marker of the i-th of `count` code lengths, dark for short ones."""
+    import matplotlib
+
+    return {
+        "color": matplotlib.colormaps["viridis"](0.05 + 0.75 * i / max(1, count - 1)),
+        "linestyle": LINES[i % len(LINES)],
+        "marker": MARKERS[i % len(MARKERS)],
+        "markeredgecolor": "white",
+        "markeredgewidth": 0.6,
+    }

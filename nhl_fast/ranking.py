@@ -1,0 +1,158 @@
+"""One pass over queries x database: what every ranking metric is computed from.
+
+Per query and length, a histogram over distances of (irrelevant, relevant) items; it fixes every metric that
+does not depend on the order inside a tie. For ties broken by id, also the ranks of the relevant items in the
+stable order, reduced at once to sums.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .hamming import implements, prefix_products, signs, spans, tile_shape
+from .labels import similarity, to_multi_hot
+
+
+@dataclass
+class RankSums:
+    """Sums over the relevant items' ranks under (distance, id), for m lengths; on the CPU.
+
+    Attributes:
+        precision: (m, Q) float64, the sum of precision@r over the ranks r <= K that hold a relevant item.
+        retrieved: (m, Q) int64, relevant items at ranks <= K.
+        hits: (m, n) float64, how many queries have a relevant item at rank r (column r - 1), K aside.
+        recall: (m, n) float64, the same with each query weighing 1 / (its relevant items).
+    """
+
+    precision: torch.Tensor
+    retrieved: torch.Tensor
+    hits: torch.Tensor
+    recall: torch.Tensor
+
+
+@implements("evaluate_retrieval", "reference")
+def collect(
+    queries: torch.Tensor,
+    database: torch.Tensor,
+    query_labels: torch.Tensor,
+    database_labels: torch.Tensor,
+    lengths: tuple[int, ...],
+    cutoff: int | None,
+    chunk_bytes: int,
+) -> tuple[list[torch.Tensor], RankSums | None]:
+    """Histograms and, where `cutoff` is given, rank sums.
+
+    Args:
+        queries, database: packed uint8 rows (Q, bytes) and (n, bytes), Q and n at least 1.
+        query_labels, database_labels: int64 ids (N,) or multi-hot rows (N, C), in any mixture.
+        lengths: strictly increasing code lengths.
+        cutoff: K of the rank sums, at most n; None leaves them out (and no ranking is made).
+        chunk_bytes: bound on the memory taken beyond the result (one query's row of distances is the least).
+
+    Returns:
+        (histograms, sums): per length b an int32 tensor (Q, b + 1, 2) on the CPU, [q, d, 1] the relevant and
+        [q, d, 0] the other items at distance d from query q; and `RankSums` or None.
+    """
+    num_queries, n, longest = len(queries), len(database), lengths[-1]
+    device = queries.device
+    classes = max((t.shape[1] for t in (query_labels, database_labels) if t.ndim == 2), default=None)
+
+    def operand(labels: torch.Tensor) -> torch.Tensor:
+        return labels if classes is None else to_multi_hot(labels, classes)
+
+    def columns(span: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        return signs(database[span], longest).T.contiguous(), operand(database_labels[span])
+
+    # A row: signs (the bits, int8, float32 twice), counts, labels. A pair: product, keys, base, relevance.
+    row_bytes = 10 * longest + 32 * (longest + 1) + 8 * (classes or 1)
+    tile_rows, tile_items = tile_shape(num_queries, n, row_bytes, 28, chunk_bytes // 2, device)
+    item_spans = spans(n, tile_items)
+    whole = columns(item_spans[0]) if len(item_spans) == 1 else None
+
+    histograms = [torch.zeros(num_queries, b + 1, 2, dtype=torch.int32, device=device) for b in lengths]
+    ranker = _Ranker(lengths, num_queries, n, cutoff, chunk_bytes // 4, device) if cutoff else None
+    for block in spans(num_queries, ranker.rows if ranker else num_queries):
+        for item_span in item_spans:
+            item_columns, item_labels = whole or columns(item_span)
+            for part in spans(block.stop - block.start, tile_rows):
+                query_span = slice(block.start + part.start, block.start + part.stop)
+                relevant = similarity(operand(query_labels[query_span]), item_labels)
+                query_signs = signs(queries[query_span], longest)
+                count = _HistogramTile(relevant, longest)
+                if ranker:
+                    ranker.relevant[part, item_span] = relevant
+                for j, (b, product) in enumerate(prefix_products(query_signs, item_columns, lengths)):
+                    histograms[j][query_span] += count(b, product)
+                    if ranker:
+                        ranker.distances[j, part, item_span] = (b - product).mul_(0.5)
+        if ranker:
+            ranker.reduce(block)
+    return [h.cpu() for h in histograms], ranker.sums() if ranker else None
+
+
+class _HistogramTile:
+    """Counts (irrelevant, relevant) by distance for a tile.
+
+    The key of a pair is row * width + longest - <q, d> + relevant, and b - <q, d> = 2 * distance: so keys need
+    one subtraction a length, and the counts of length b are a window of each row.
+    """
+
+    def __init__(self, relevant: torch.Tensor, longest: int):
+        self.rows, self.longest, self.width = len(relevant), longest, 2 * longest + 2
+        first = torch.arange(self.rows, dtype=torch.int32, device=relevant.device) * self.width + longest
+        self.base = relevant.to(torch.int32).add_(first[:, None])
+
+    def __call__(self, b: int, product: torch.Tensor) -> torch.Tensor:
+        keys = self.base - product.to(torch.int32)
+        counts = torch.bincount(keys.view(-1), minlength=self.rows * self.width).view(self.rows, self.width)
+        return counts[:, self.longest - b : self.longest + b + 2].reshape(self.rows, b + 1, 2)
+
+
+class _Ranker:
+    """Holds whole rows of distances for a block of queries and reduces their rankings to `RankSums`."""
+
+    def __init__(self, lengths, num_queries: int, n: int, cutoff: int, chunk_bytes: int, device: torch.device):
+        m = len(lengths)
+        # The smallest dtype: integer radix sorts cost one pass a byte.
+        dtype = next(t for t in (torch.uint8, torch.int16, torch.int32) if lengths[-1] <= torch.iinfo(t).max)
+        self.rows = max(1, min(num_queries, chunk_bytes // (n * (m * dtype.itemsize + 1))))
+        # Order and gathered relevance a pair, and, should all be relevant, the arrays over relevant ranks.
+        self.step = max(1, chunk_bytes // (n * 80))
+        self.cutoff = cutoff
+        self.distances = torch.empty(m, self.rows, n, dtype=dtype, device=device)
+        self.relevant = torch.empty(self.rows, n, dtype=torch.bool, device=device)
+        self.precision = torch.zeros(m, num_queries, dtype=torch.float64, device=device)
+        self.retrieved = torch.zeros(m, num_queries, dtype=torch.int64, device=device)
+        self.hits = torch.zeros(m, n, dtype=torch.float64, device=device)
+        self.recall = torch.zeros(m, n, dtype=torch.float64, device=device)
+
+    def reduce(self, block: slice) -> None:
+        """Rank the queries of `block`, whose distances and relevance are in the first rows."""
+        n = self.relevant.shape[1]
+        for part in spans(block.stop - block.start, self.step):
+            relevant = self.relevant[part]
+            rows, count = len(relevant), relevant.sum(1)
+            first = count.cumsum(0) - count
+            target = slice(block.start + part.start, block.start + part.stop)
+            for j, distances in enumerate(self.distances):
+                row, rank = relevant.gather(1, stable_order(distances[part])).nonzero(as_tuple=True)
+                number = torch.arange(1, len(row) + 1, device=row.device) - first[row]
+                weight = (number.double() / (rank + 1)).mul_(rank < self.cutoff)
+                self.precision[j, target] = torch.bincount(row, weight, minlength=rows)
+                self.retrieved[j, target] = torch.bincount(row[rank < self.cutoff], minlength=rows)
+                self.hits[j] += torch.bincount(rank, minlength=n)
+                self.recall[j] += torch.bincount(rank, count.double().reciprocal()[row], minlength=n)
+
+    def sums(self) -> RankSums:
+        return RankSums(self.precision.cpu(), self.retrieved.cpu(), self.hits.cpu(), self.recall.cpu())
+
+
+def stable_order(keys: torch.Tensor) -> torch.Tensor:
+    """The stable ascending argsort of each row of an integer matrix, int64."""
+    if keys.device.type == "cpu":
+        # NumPy sorts 8- and 16-bit integers by radix, some twenty times faster than torch's stable sort.
+        return torch.from_numpy(np.argsort(keys.numpy(), axis=1, kind="stable"))
+    return keys.argsort(dim=1, stable=True)

@@ -1,0 +1,257 @@
+"""The command line as a person uses it: on digits, and on files."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from nhl_fast.cli import main, size
+from nhl_fast.codes import pack_codes
+
+TINY = ["--epochs", "2", "--hidden", "32", "--lengths", "5,12,20"]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "run"
+    assert main(["train", "--out", str(path), *TINY, "--best-per-length"]) == 0
+    return path
+
+
+def output(capsys, *argv):
+    status = main([str(a) for a in argv])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def as_json(capsys, *argv):
+    status, out, err = output(capsys, *argv, "--json")
+    assert status == 0, err
+    return json.loads(out)
+
+
+def test_a_run_folder_holds_everything(run):
+    names = {str(p.relative_to(run)) for p in run.rglob("*") if p.is_file()}
+    expected = {"config.json", "log.jsonl", "model.safetensors", "checkpoint.safetensors", "split.json"}
+    expected |= {"metrics.json", "metrics.csv", "model_5.safetensors", "model_12.safetensors", "model_20.safetensors"}
+    expected |= {f"codes/{n}.npy" for n in ("query", "query_labels", "database", "database_labels")}
+    expected |= {f"pictures/{n}.png" for n in ("map_vs_bits", "precision_recall", "training", "gallery")}
+    assert names == expected
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert list(metrics["prefix_map"]) == [str(b) for b in range(1, 21)]
+    assert [row["bits"] for row in metrics["lengths"]] == [5, 12, 20]
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [r["epoch"] for r in log] == [1, 2]
+    codes = np.load(run / "codes" / "database.npy")
+    assert codes.dtype == np.uint8
+    assert codes.shape == (1597, 3)
+
+
+def test_evaluate_a_run_and_its_codes_agree(run, capsys):
+    a = as_json(capsys, "evaluate", run, "--ties", "expected")
+    codes = run / "codes"
+    files = [
+        f"--{n}={codes / n.replace('-codes', '').replace('-', '_')}.npy"
+        for n in ("query-codes", "database-codes", "query-labels", "database-labels")
+    ]
+    b = as_json(capsys, "evaluate", *files, "--lengths", "5,12,20", "--ties", "expected")
+    assert [r["mAP"] for r in b["lengths"]] == [r["mAP"] for r in a["lengths"]]
+    assert all("mAP_own_best" in r for r in a["lengths"])
+    best = as_json(capsys, "evaluate", *files, "--lengths", "5", "--ties", "best")["lengths"][0]["mAP"]
+    worst = as_json(capsys, "evaluate", *files, "--lengths", "5", "--ties", "worst")["lengths"][0]["mAP"]
+    assert worst < b["lengths"][0]["mAP"] < best
+
+
+def test_encode(run, capsys, tmp_path):
+    said = as_json(capsys, "encode", run, "--split", "query", "-o", tmp_path / "q.npy")
+    assert said["codes"] == 200
+    assert np.array_equal(np.load(tmp_path / "q.npy"), np.load(run / "codes" / "query.npy"))
+    np.save(tmp_path / "x.npy", np.zeros((3, 64), np.float32))
+    as_json(capsys, "encode", run, "--input", tmp_path / "x.npy", "-o", tmp_path / "c.npy", "--length", "12")
+    codes = np.load(tmp_path / "c.npy")
+    assert codes.shape == (3, 2)
+    assert not (codes[:, 1] & 0x0F).any()
+
+
+def test_search(run, capsys):
+    said = as_json(capsys, "search", run, "--query", "3", "5", "--length", "12", "-k", "4")
+    assert [q["query"] for q in said["queries"]] == [3, 5]
+    distances = [a["distance"] for a in said["queries"][0]["answers"]]
+    assert distances == sorted(distances)
+    codes = run / "codes"
+    files = as_json(
+        capsys,
+        "search",
+        "--queries",
+        codes / "query.npy",
+        "--codes",
+        codes / "database.npy",
+        "--length",
+        "12",
+        "-k",
+        "4",
+    )
+    assert files["ids"][3] == [a["id"] for a in said["queries"][0]["answers"]]
+    status, out, _ = output(capsys, "search", run)
+    assert status == 0
+    assert "query 0" in out
+
+
+def test_advise(run, capsys):
+    curve = {int(b): v for b, v in json.loads((run / "metrics.json").read_text())["prefix_map"].items()}
+    target = sorted(curve.values())[10]
+    said = as_json(capsys, "advise", run, "--items", "1M", "--min-map", target)
+    assert said["bits"] == min(b for b, v in curve.items() if v >= target)
+    said = as_json(capsys, "advise", run, "--items", "1000", "--max-latency-ms", "10000", "--max-memory", "2kB")
+    assert said["bits"] <= 16
+    assert said["latency_seconds"] > 0
+    status, _, err = output(capsys, "advise", run, "--items", "1M", "--max-memory", "10kB")
+    assert status == 1
+    assert "1,000,000 bytes" in err
+
+
+def test_compare(capsys, tmp_path):
+    said = as_json(capsys, "compare", *TINY, "--out", tmp_path / "c")
+    assert [r["bits"] for r in said["summary"]] == [5, 12, 20]
+    assert json.loads((tmp_path / "c" / "compare.json").read_text()) == said
+    assert (tmp_path / "c" / "compare.csv").read_text().startswith("bits,")
+    assert set(said["seeds"][0]["single"]) == {"5", "12", "20"}
+    assert said["time"]["all_single_seconds"] > 0
+
+
+def test_resume_extends_a_run(tmp_path, capsys):
+    assert output(capsys, "train", "--out", tmp_path / "r", *TINY, "--no-evaluate")[0] == 0
+    status, _, err = output(capsys, "train", "--out", tmp_path / "r", *TINY, "--no-evaluate")
+    assert status == 1
+    assert "--resume" in err
+    longer = [*TINY[2:], "--epochs", "3", "--resume", "--no-evaluate"]
+    assert as_json(capsys, "train", "--out", tmp_path / "r", *longer)["epochs"] == 3
+
+
+def test_images_and_a_convolutional_backbone(tmp_path, capsys):
+    argv = ["--epochs", "1", "--as-images", "--backbone", "conv", "--hidden", "16", "--lengths", "8"]
+    said = as_json(capsys, "train", "--out", tmp_path / "r", *argv)
+    assert said["lengths"][0]["bits"] == 8
+
+
+def test_features_from_a_file_that_moves(tmp_path, capsys):
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(300) % 3
+    features = torch.randn(3, 6, generator=generator)[labels] + 0.3 * torch.randn(300, 6, generator=generator)
+    np.savez(tmp_path / "f.npz", features=features.numpy(), labels=labels.numpy())
+    argv = [
+        "--data",
+        "features",
+        "--path",
+        tmp_path / "f.npz",
+        "--queries-per-class",
+        "10",
+        "--train-per-class",
+        "30",
+    ]
+    said = as_json(capsys, "train", "--out", tmp_path / "r", *TINY, *argv)
+    (tmp_path / "moved").mkdir()
+    os.rename(tmp_path / "f.npz", tmp_path / "moved" / "f.npz")
+    status, _, err = output(capsys, "evaluate", tmp_path / "r")
+    assert status == 1
+    assert "f.npz" in err
+    again = as_json(capsys, "evaluate", tmp_path / "r", "--path", tmp_path / "moved" / "f.npz")
+    assert again["lengths"] == said["lengths"]
+
+
+def test_backends(capsys):
+    said = as_json(capsys, "backends")
+    assert said["reference"]["available"]
+    assert set(said) == {"reference", "triton", "cpp", "cuda"}
+    status, out, _ = output(capsys, "backends")
+    assert status == 0
+    assert all(line.split()[1] in ("yes", "no") for line in out.splitlines())
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "encode", "search", "compare", "advise", "backends", None])
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main([command, "--help"] if command else ["--help"])
+    assert stopped.value.code == 0
+    assert "usage: nhl-fast" in capsys.readouterr().out
+
+
+def test_python_dash_m():
+    done = subprocess.run([sys.executable, "-m", "nhl_fast", "backends"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "reference" in done.stdout
+
+
+def test_sizes():
+    assert [size(t) for t in ("2GB", "512MiB", "100M", "7", "1.5k", "3B")] == [2e9, 512 * 2**20, 1e8, 7, 1500, 3]
+
+
+BAD = [
+    (["train", "--out", "{tmp}/r", "--data", "cifar10"], "root"),
+    (["train", "--out", "{tmp}/r", "--data", "cifar10", "--root", "{tmp}/none"], "none"),
+    (["train", "--out", "{tmp}/r", "--data", "features", "--path", "{tmp}/none.npz"], "none.npz"),
+    (["train", "--out", "{tmp}/r", "--root", "{tmp}"], "root"),
+    (["train", "--out", "{tmp}/r", "--backbone", "conv"], "images"),
+    (["train", "--out", "{tmp}/r", "--lengths", "16,8"], "increasing"),
+    (["train", "--out", "{tmp}/r", "--epochs", "0"], "epochs"),
+    (["train", "--out", "{tmp}/r", "--lr=-1"], "lr"),
+    (["train", "--out", "{tmp}/file/r", "--epochs", "1"], "file"),
+    (["train", "--out", "{tmp}/r", "--loss-option", "margin=2"], "margin"),
+    (["train", "--out", "{tmp}/r", "--validation", "1.5"], "validation"),
+    (["evaluate", "{tmp}"], "config.json"),
+    (["evaluate"], "run folder"),
+    (["evaluate", "--query-codes", "{tmp}/a.npy"], "--database-codes"),
+    (["evaluate", "{run}", "--topk", "0"], "topk"),
+    (["encode", "{run}", "-o", "{tmp}/c.npy", "--length", "21"], "--length"),
+    (["encode", "{run}", "-o", "{tmp}/none/c.npy"], "none"),
+    (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/bad.npy"], "bad.npy"),
+    (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/wide.npy"], "shape"),
+    (["search", "{run}", "--query", "200"], "0 to 199"),
+    (["search", "{run}", "-k", "0"], "k"),
+    (["search", "{run}", "-k", "9999"], "k"),
+    (["search", "{run}", "--length", "64"], "length"),
+    (["search"], "run folder"),
+    (["search", "--queries", "{tmp}/wide.npy"], "--codes"),
+    (["search", "--queries", "{tmp}/wide.npy", "--codes", "{tmp}/wide.npy"], "uint8"),
+    (["advise", "{tmp}", "--items", "10"], "evaluate"),
+    (["advise", "{run}", "--items", "10", "--min-map", "2"], "min_map"),
+    (["compare", "--seeds", "0", *TINY], "--seeds"),
+]
+
+
+@pytest.mark.parametrize(("argv", "message"), BAD, ids=[" ".join(b[0]).replace("{tmp}/", "") for b in BAD])
+def test_bad_input_is_said_in_one_line(argv, message, run, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY damaged")
+    np.save(tmp_path / "wide.npy", np.zeros((2, 65), np.float32))
+    before = sorted(str(p) for p in tmp_path.rglob("*"))
+    status, out, err = output(capsys, *(a.format(tmp=tmp_path, run=run) for a in argv))
+    assert status == 1
+    assert out == "" or argv[0] == "train"
+    assert message in err
+    assert err.startswith(f"nhl-fast {argv[0]}: ")
+    assert len(err.strip().splitlines()) == 1
+    assert sorted(str(p) for p in tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "argv", [[], ["fly"], ["train"], ["train", "--out", "x", "--lengths", "a,b"], ["search", "-k", "x"]]
+)
+def test_wrong_usage(argv, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(argv)
+    assert stopped.value.code == 2
+
+
+def test_codes_of_another_program(tmp_path, capsys):
+    """Packed rows from anywhere: here random codes packed by NumPy."""
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2, (40, 16), dtype=np.uint8)
+    np.save(tmp_path / "d.npy", np.packbits(bits, axis=1))
+    np.save(tmp_path / "q.npy", pack_codes(torch.from_numpy(bits[:3])).numpy())
+    said = as_json(capsys, "search", "--queries", tmp_path / "q.npy", "--codes", tmp_path / "d.npy", "-k", "1")
+    assert said["distances"] == [[0], [0], [0]]

@@ -1,0 +1,340 @@
+"""The trainer: resuming, determinism, model choice, failures that leave nothing half-written."""
+
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+
+from nhl_fast.checkpoint import load_state, save_state
+from nhl_fast.config import TrainConfig
+from nhl_fast.data import RetrievalData
+from nhl_fast.losses import REGISTRY
+from nhl_fast.train import CHECKPOINT, LOG, Trainer, load_model, train, weights_file
+
+LENGTHS = (4, 12, 20)
+
+
+def blobs(n=96, d=10, classes=3, validation=0.2, spread=0.6):
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(n) % classes
+    inputs = 2 * torch.randn(classes, d, generator=generator)[labels]
+    inputs = inputs + spread * torch.randn(n, d, generator=generator)
+    return RetrievalData.from_tensors(
+        inputs, labels, train=range(24, n), query=range(24), validation=validation, num_classes=classes
+    )
+
+
+def config(**changes):
+    base = {"code_lengths": LENGTHS, "hidden": (16,), "epochs": 4, "batch_size": 16, "dropout": 0.1}
+    return TrainConfig(**{**base, **changes})
+
+
+def weights(result):
+    return {k: v.clone() for k, v in result.model.state_dict().items()}
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for k in a:
+        assert torch.equal(a[k], b[k]), k
+
+
+def without_times(history):
+    return [{k: v for k, v in r.items() if k != "seconds"} for r in history]
+
+
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_every_loss_trains_and_is_deterministic(name):
+    data = blobs()
+    a, b = (train(data, config(loss=name, epochs=8, lr=5e-3), progress=False) for _ in range(2))
+    assert_same(weights(a), weights(b))
+    assert without_times(a.history) == without_times(b.history)
+    assert min(r["total"] for r in a.history[4:]) < a.history[0]["total"]
+    assert len(a.history[0]["losses"]) == len(a.history[0]["weights"]) == 3
+
+
+def test_seed_changes_the_run_and_leaves_the_global_generator_alone():
+    data = blobs()
+    state = torch.random.get_rng_state()
+    a = train(data, config(seed=0), progress=False)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    b = train(data, config(seed=1), progress=False)
+    assert not torch.equal(weights(a)["layer.hash_layer.weight"], weights(b)["layer.hash_layer.weight"])
+
+
+@pytest.mark.parametrize("name", ["csq", "dhn", "mdsh"])
+@pytest.mark.parametrize(
+    "extra", [{}, {"accumulate": 2, "schedule": "cosine", "optimizer": "sgd", "lr": 0.05}], ids=str
+)
+def test_resumed_run_equals_an_unbroken_one(tmp_path, name, extra):
+    data = blobs()
+    whole = train(data, config(loss=name, **extra), tmp_path / "whole", progress=False)
+    done = []
+
+    def stop(record):
+        done.append(record)
+        if len(done) == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(data, config(loss=name, **extra), tmp_path / "broken", progress=False, on_epoch=stop)
+    resumed = train(data, config(loss=name, **extra), tmp_path / "broken", resume=True, progress=False)
+    assert_same(weights(whole), weights(resumed))
+    assert without_times(whole.history) == without_times(resumed.history)
+    logs = [
+        without_times(map(json.loads, (tmp_path / run / LOG).read_text().splitlines())) for run in ("whole", "broken")
+    ]
+    assert logs[0] == logs[1] == without_times(whole.history)
+
+
+KILLED = """
+    import os, random, signal, sys, time
+    sys.path.insert(0, {tests!r})
+    from test_train import blobs, config
+    from nhl_fast.train import train
+    import torch
+    moments, killed = random.Random(0), 0
+    for attempt in range(400):
+        child = os.fork()
+        if child == 0:
+            torch.set_num_threads(1)
+            train(blobs(), config(epochs=20), {run!r}, resume=True, progress=False)
+            os._exit(0)
+        time.sleep(moments.uniform(0.01, 0.08))
+        finished, status = os.waitpid(child, os.WNOHANG)
+        if finished:
+            break
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        killed += 1
+    print(killed, status)
+"""
+
+
+def test_killed_at_any_moment(tmp_path):
+    """SIGKILL at arbitrary moments, over and over; the result is that of an unbroken run."""
+    run = tmp_path / "run"
+    code = textwrap.dedent(KILLED.format(tests=os.path.dirname(__file__), run=str(run)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    killed, status = map(int, done.stdout.split())
+    assert status == 0
+    assert killed >= 5
+    resumed = train(blobs(), config(epochs=20), run, resume=True, progress=False)
+    assert_same(weights(resumed), weights(train(blobs(), config(epochs=20), progress=False)))
+    assert len((run / LOG).read_text().splitlines()) == 20
+    assert not list(run.glob(".*.tmp"))
+
+
+FULL_DISK = """
+    import resource, signal, sys
+    sys.path.insert(0, {tests!r})
+    from test_train import blobs, config
+    from nhl_fast.train import train
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    def fill(record):
+        if record["epoch"] == 2:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
+    train(blobs(), config(epochs=5), {run!r}, progress=False, on_epoch=fill)
+"""
+
+
+def test_full_disk_in_the_middle_of_a_checkpoint(tmp_path):
+    run = tmp_path / "run"
+    code = textwrap.dedent(FULL_DISK.format(tests=os.path.dirname(__file__), run=str(run)))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "OSError" in done.stderr
+    assert ".safetensors" in done.stderr.splitlines()[-1]
+    assert load_state(run / CHECKPOINT)["epoch"] == 2
+    assert not [p.name for p in run.iterdir() if "tmp" in p.name]
+    resumed = train(blobs(), config(epochs=5), run, resume=True, progress=False)
+    assert_same(weights(resumed), weights(train(blobs(), config(epochs=5), progress=False)))
+
+
+def test_patience_stops_and_the_best_weights_are_kept(tmp_path):
+    data = blobs(spread=3.0)
+    result = train(data, config(epochs=60, patience=3, lr=0.05), tmp_path / "run", progress=False)
+    scores = [sum(r["validation"].values()) for r in result.history]
+    assert len(result.history) < 60
+    assert result.best_epoch == scores.index(max(scores)) + 1
+    assert len(result.history) == result.best_epoch + 3
+    again = train(data, config(epochs=60, patience=3, lr=0.05), tmp_path / "run", resume=True, progress=False)
+    assert len(again.history) == len(result.history)
+    assert_same(weights(again), weights(result))
+
+
+def test_model_choice_never_sees_the_queries():
+    data = blobs()
+    touched = []
+    original = type(data.query).batch
+
+    def spy(split, index):
+        touched.append(split.name)
+        return original(split, index)
+
+    type(data.query).batch = spy
+    try:
+        train(data, config(epochs=2), progress=False)
+    finally:
+        type(data.query).batch = original
+    assert "train" in touched
+    assert "validation" in touched
+    assert "query" not in touched
+    assert "database" not in touched
+
+
+def test_best_per_length(tmp_path):
+    data = blobs(spread=3.0)
+    result = train(data, config(epochs=8, best_per_length=True, lr=0.05), tmp_path / "run", progress=False)
+    assert set(result.best_per_length) == set(LENGTHS)
+    for b, epoch in result.best_per_length.items():
+        scores = [r["validation"][str(b)] for r in result.history]
+        assert epoch == scores.index(max(scores)) + 1
+        assert (tmp_path / "run" / weights_file(b)).exists()
+        load_model(tmp_path / "run", data, length=b)
+
+
+def test_without_validation_the_last_weights_are_kept():
+    result = train(blobs(validation=0), config(), progress=False)
+    assert result.best_epoch == 4
+    assert result.history[-1]["validation"] is None
+
+
+def test_custom_backbone_and_frozen_layers(tmp_path):
+    data = blobs()
+    backbone = torch.nn.Sequential(torch.nn.Linear(10, 6), torch.nn.Tanh())
+    backbone.out_features = 6
+    for p in backbone.parameters():
+        p.requires_grad_(False)
+    before = backbone[0].weight.clone()
+    result = train(data, config(backbone="custom"), tmp_path / "run", backbone=backbone, progress=False)
+    assert torch.equal(backbone[0].weight, before)
+    loaded = load_model(tmp_path / "run", data, backbone=backbone)
+    assert_same(dict(loaded.state_dict()), dict(result.model.state_dict()))
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_autocast_trains(amp):
+    result = train(blobs(), config(amp=amp, epochs=3), progress=False)
+    assert result.history[-1]["total"] < result.history[0]["total"]
+
+
+def test_multi_label_data_trains():
+    generator = torch.Generator().manual_seed(1)
+    labels = (torch.rand(80, 5, generator=generator) < 0.4).to(torch.uint8)
+    inputs = labels.float() @ torch.randn(5, 8, generator=generator)
+    data = RetrievalData.from_tensors(inputs, labels, train=range(20, 80), query=range(20), num_classes=5)
+    for loss in ("csq", "dsh", "dch", "mdsh"):
+        result = train(data, config(loss=loss, epochs=2), progress=False)
+        assert len(result.history) == 2
+
+
+def test_state_files_round_trip(tmp_path):
+    state = {"a": [1, 2.5, None, True, "x"], "b": {0: torch.arange(3), "c": {"d": torch.ones(0, 2)}}, "e": (1, 2)}
+    save_state(tmp_path / "s", state)
+    loaded = load_state(tmp_path / "s")
+    assert loaded["a"] == state["a"]
+    assert loaded["e"] == [1, 2]
+    assert torch.equal(loaded["b"][0], state["b"][0])
+    assert loaded["b"]["c"]["d"].shape == (0, 2)
+
+
+def run_with(tmp_path, **changes):
+    train(blobs(), config(epochs=1), tmp_path / "run", progress=False)
+    return lambda **options: train(blobs(), config(**changes), tmp_path / "run", progress=False, **options)
+
+
+class TestBadInput:
+    def test_a_folder_that_holds_a_run(self, tmp_path):
+        with pytest.raises(FileExistsError, match="resume"):
+            run_with(tmp_path)()
+
+    def test_other_settings(self, tmp_path):
+        with pytest.raises(ValueError, match=r"lr 0.001 -> 0.5"):
+            run_with(tmp_path, lr=0.5)(resume=True)
+
+    def test_other_data(self, tmp_path):
+        run_with(tmp_path)
+        with pytest.raises(ValueError, match="other data"):
+            train(blobs(n=120), config(), tmp_path / "run", resume=True, progress=False)
+
+    @pytest.mark.parametrize("damage", [b"", b"garbage", None])
+    def test_damaged_checkpoint(self, tmp_path, damage):
+        again = run_with(tmp_path)
+        path = tmp_path / "run" / CHECKPOINT
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage is None else damage)
+        with pytest.raises(ValueError, match="checkpoint"):
+            again(resume=True)
+
+    def test_weights_of_another_model(self, tmp_path):
+        run_with(tmp_path)
+        train(blobs(), config(hidden=(8,), epochs=1), tmp_path / "other", progress=False)
+        os.replace(tmp_path / "other" / weights_file(), tmp_path / "run" / weights_file())
+        with pytest.raises(ValueError, match="do not fit"):
+            load_model(tmp_path / "run", blobs())
+
+    def test_nan_features(self):
+        data = blobs()
+        bad = data.train.inputs.clone()
+        bad[30, 2] = float("nan")
+        rows = {"train": range(10, 40), "query": range(10), "num_classes": 3}
+        data = RetrievalData.from_tensors(bad, data.train.labels, **rows)
+        with pytest.raises(ValueError, match=r"NaN|infinity"):
+            train(data, config(), progress=False)
+
+    def test_backbone_without_width(self):
+        with pytest.raises(ValueError, match="out_features"):
+            Trainer(blobs(), config(backbone="custom"), backbone=torch.nn.Identity())
+
+    def test_backbone_given_but_not_named(self):
+        with pytest.raises(ValueError, match="custom"):
+            Trainer(blobs(), config(), backbone=torch.nn.Identity())
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+    def test_missing_device(self):
+        with pytest.raises(RuntimeError, match="CUDA"):
+            Trainer(blobs(), config(device="cuda"))
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"loss": "hinge"}, "loss"),
+            ({"backbone": "vgg"}, "backbone"),
+            ({"epochs": 0}, "epochs"),
+            ({"batch_size": 2.5}, "batch_size"),
+            ({"lr": -1}, "lr"),
+            ({"lr": float("nan")}, "lr"),
+            ({"lr": "fast"}, "lr"),
+            ({"patience": 0}, "patience"),
+            ({"amp": "int8"}, "amp"),
+            ({"optimizer": "lion"}, "optimizer"),
+            ({"schedule": "step"}, "schedule"),
+            ({"momentum": 1.0}, "momentum"),
+            ({"seed": -1}, "seed"),
+            ({"code_lengths": (8, 8)}, "code_lengths"),
+            ({"hidden": (0,)}, "hidden"),
+        ],
+    )
+    def test_settings(self, changes, message):
+        with pytest.raises((ValueError, TypeError), match=message):
+            config(**changes)
+
+    def test_unknown_setting(self):
+        with pytest.raises(ValueError, match="learning_rate"):
+            TrainConfig.from_dict({"learning_rate": 1})
+
+    def test_unknown_preset(self):
+        with pytest.raises(ValueError, match="preset"):
+            TrainConfig.preset("best")
+
+
+def test_config_goes_through_json():
+    original = config(weighting=(1, 2, 3), loss_options={"quantization": 0.1})
+    assert TrainConfig.from_dict(json.loads(json.dumps(original.to_dict()))) == original
+    paper = TrainConfig.preset("paper")
+    assert (paper.lr, paper.weight_decay, paper.batch_size, paper.backbone) == (1e-5, 1e-5, 64, "resnet50")
