@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from . import _check
 from .known_gradient import known_gradient
-from .prefixes import expand, split
+from .prefixes import expand, segment_matrix, split
 
 EPSILON = 1e-12
 
@@ -27,25 +27,25 @@ def distillation_losses(u: torch.Tensor, code_lengths) -> torch.Tensor:
     if u.shape[1] < code_lengths[-1]:
         raise ValueError(f"u: expected at least {code_lengths[-1]} columns, got {_check.describe(u)}")
     u = u if u.dtype == torch.float64 else u.float()
-    return expanded_distillation_losses(expand(u, code_lengths), code_lengths)
+    columns = segment_matrix(code_lengths).to(u.device)
+    return expanded_distillation_losses(expand(u, code_lengths), code_lengths, columns)
 
 
-def expanded_distillation_losses(v: torch.Tensor, code_lengths: tuple[int, ...]) -> torch.Tensor:
-    """`distillation_losses` of an expanded tensor (see `prefixes`)."""
-    if len(code_lengths) == 1:
-        return v.new_zeros(1)
-    grams = torch.stack([p @ p.T for p in split(v, code_lengths)])
-    values, slopes = _cascade(grams.detach())
-    return F.pad(known_gradient(grams[:-1], values, slopes), (0, 1))
+def expanded_distillation_losses(
+    v: torch.Tensor, code_lengths: tuple[int, ...], columns: torch.Tensor
+) -> torch.Tensor:
+    """`distillation_losses` of an expanded tensor; `columns` is `segment_matrix(code_lengths)` (see `prefixes`)."""
+    return known_gradient(v, *_cascade(v.detach(), code_lengths), columns)
 
 
 @torch.no_grad()
-def _cascade(grams: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """D_k (m - 1,) of the Gram matrices (m, N, N), and dD_k/dG_k (m - 1, N, N).
+def _cascade(v: torch.Tensor, code_lengths: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor]:
+    """D_k (m,), and the gradient of their sum in v (N, sum of the lengths).
 
-    A row of norm under 1e-12 has no direction: it gives no gradient.
+    A row of G_k with a norm under 1e-12 has no direction: it gives no gradient.
     """
-    n = max(grams.shape[-1], 1)
+    n, parts = max(v.shape[0], 1), split(v, code_lengths)
+    grams = torch.stack([p @ p.T for p in parts])
     norms = torch.linalg.vector_norm(grams, dim=-1, keepdim=True)
     unit = grams / norms.clamp(min=EPSILON)
     difference = unit[:-1] - unit[1:]
@@ -53,4 +53,5 @@ def _cascade(grams: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     unit, norms = unit[:-1], norms[:-1]
     slope = difference - unit * (unit * difference).sum(-1, keepdim=True)
     slope = slope * torch.where(norms > EPSILON, 2 / (n**2 * norms), 0.0)
-    return values, slope
+    grads = [a @ p for a, p in zip(slope + slope.mT, parts)]
+    return F.pad(values, (0, 1)), torch.cat([*grads, torch.zeros_like(parts[-1])], dim=1)

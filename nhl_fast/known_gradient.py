@@ -7,30 +7,33 @@ import torch
 
 class _KnownGradient(torch.autograd.Function):
     @staticmethod
-    def forward(x, value, grad):
+    def forward(x, value, grad, columns):
         return value.clone()
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(inputs[2])
+        ctx.save_for_backward(*inputs[2:])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad_value):
-        (grad,) = ctx.saved_tensors
-        return (
-            grad_value.view(-1, *[1] * (grad.ndim - 1)) * grad if grad_value.ndim else grad_value * grad,
-            None,
-            None,
-        )
+        grad, columns = ctx.saved_tensors
+        if columns is not None:
+            grad_value = columns.to(grad_value.dtype) @ grad_value
+        elif grad_value.ndim:
+            grad_value = grad_value.view(-1, *[1] * (grad.ndim - 1))
+        return grad_value * grad, None, None, None
 
 
-def known_gradient(x: torch.Tensor, value: torch.Tensor, grad: torch.Tensor) -> torch.Tensor:
+def known_gradient(
+    x: torch.Tensor, value: torch.Tensor, grad: torch.Tensor, columns: torch.Tensor | None = None
+) -> torch.Tensor:
     """The 0-d `value`, as a function of `x` with gradient `grad` (of x's shape). Differentiable once.
 
-    With `value` (m,) and `x` (m, ...): m values, each a function of one entry of x.
+    With `value` (m,) and `x` (m, ...): m values, each a function of one entry of x. With `value` (m,), `x` (N, T)
+    and `columns` (T, m) of zeros and ones: each value is a function of its own columns.
     """
-    return _KnownGradient.apply(x, value, grad)
+    return _KnownGradient.apply(x, value, grad, columns)
 
 
 def chunk_rows(row_elements: int, device: torch.device, total: int) -> int:

@@ -40,7 +40,8 @@ def per_length_gradients(function, v: torch.Tensor) -> tuple[torch.Tensor, torch
     if torch.compiler.is_compiling():
 
         def total(x):
-            values = function(x)
+            # Traced, an autograd.Function right on the input of func.grad would lose its gradient (torch 2.13).
+            values = function(x.view_as(x))
             return values.sum(), values
 
         grad, values = torch.func.grad(total, has_aux=True)(v)
@@ -134,7 +135,9 @@ class NestedObjective(nn.Module):
             losses = self.loss.expanded(v, labels)
             if self.distill_weight == 0:
                 return torch.stack([losses, torch.zeros_like(losses)])
-            return torch.stack([losses, self.distill_weight * expanded_distillation_losses(v, lengths)])
+            return torch.stack(
+                [losses, self.distill_weight * expanded_distillation_losses(v, lengths, self.loss._segments)]
+            )
 
         values, deltas = per_length_gradients(both, expand(plain, lengths))
         padded, dots = pad(deltas.detach(), lengths), None

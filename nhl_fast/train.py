@@ -117,7 +117,7 @@ class Trainer:
         self.momentum_model = None
         if isinstance(loss, MDSH) and loss.bank is not None:
             average = get_ema_multi_avg_fn(config.momentum)
-            self.momentum_model = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True)
+            self.momentum_model = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True).eval()
         self.history: list[dict] = []
         self.best = {"score": None, "epoch": 0, "bad": 0, "lengths": {}}
         self._best_weights: dict[str, dict] = {}
@@ -335,7 +335,8 @@ class Trainer:
         if stored.get("data_fingerprint") != described["data_fingerprint"]:
             raise ValueError(f"run_dir: {self.run_dir} was trained on other data")
         old, new = stored.get("config", {}), described["config"]
-        changed = [k for k in new if k not in _FREE and old.get(k) != new[k]]
+        free = _FREE if new["schedule"] == "constant" else _FREE[1:]
+        changed = [k for k in new if k not in free and old.get(k) != new[k]]
         if changed:
             differences = ", ".join(f"{k} {old.get(k)!r} -> {new[k]!r}" for k in changed)
             raise ValueError(f"run_dir: {self.run_dir} was trained with other settings ({differences})")

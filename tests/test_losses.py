@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from nhl_fast.distillation import distillation_losses, expanded_distillation_losses
 from nhl_fast.losses import PerLength, build
 from nhl_fast.objective import per_length_gradients
-from nhl_fast.prefixes import expand, split
+from nhl_fast.prefixes import expand, segment_matrix, split
 
 LENGTHS = (8, 16, 32, 64, 128)
 CENTER_LOSSES = ("csq", "dpn", "mdsh", "shcir")
@@ -70,7 +70,7 @@ def test_golden_values_and_gradients(golden, name, dtype, form):
 def test_golden_distillation(golden):
     u = torch.from_numpy(golden["u"])
     values, grad = per_length_gradients(
-        lambda v: expanded_distillation_losses(v, LENGTHS),
+        lambda v: expanded_distillation_losses(v, LENGTHS, segment_matrix(LENGTHS)),
         expand(u, LENGTHS),
     )
     expected = torch.from_numpy(golden["distill_loss"]).float()

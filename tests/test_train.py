@@ -234,6 +234,20 @@ def test_multi_label_data_trains():
         assert len(result.history) == 2
 
 
+def test_momentum_encoder_with_batch_norm():
+    """MDSH's momentum encoder averages the running statistics too, and counts whole batches."""
+    generator = torch.Generator().manual_seed(2)
+    inputs, labels = torch.rand(40, 1, 8, 8, generator=generator), torch.arange(40) % 2
+    data = RetrievalData.from_tensors(inputs, labels, train=range(8, 40), query=range(8), num_classes=2)
+    trainer = Trainer(data, config(loss="mdsh", backbone="conv", epochs=2), progress=False)
+    trainer.fit()
+    average = trainer.momentum_model.module.backbone.blocks[1]
+    current = trainer.model.backbone.blocks[1]
+    assert not torch.equal(average.running_mean, current.running_mean)
+    assert average.num_batches_tracked.dtype == torch.long
+    assert trainer.objective.loss.bank.written.all()
+
+
 def test_state_files_round_trip(tmp_path):
     state = {"a": [1, 2.5, None, True, "x"], "b": {0: torch.arange(3), "c": {"d": torch.ones(0, 2)}}, "e": (1, 2)}
     save_state(tmp_path / "s", state)
@@ -257,6 +271,11 @@ class TestBadInput:
     def test_other_settings(self, tmp_path):
         with pytest.raises(ValueError, match=r"lr 0.001 -> 0.5"):
             run_with(tmp_path, lr=0.5)(resume=True)
+
+    def test_other_number_of_epochs_on_a_schedule(self, tmp_path):
+        train(blobs(), config(epochs=1, schedule="cosine"), tmp_path / "run", progress=False)
+        with pytest.raises(ValueError, match="epochs 1 -> 3"):
+            train(blobs(), config(epochs=3, schedule="cosine"), tmp_path / "run", resume=True, progress=False)
 
     def test_other_data(self, tmp_path):
         run_with(tmp_path)

@@ -62,6 +62,11 @@ class BankPairLoss(BankMixin, NestedLoss):
         """(m,) penalties on the outputs."""
         raise NotImplementedError
 
+    def attach(self, v, known) -> torch.Tensor:
+        """(m,) values of (value, gradient) pairs, one a length, as a function of `v`."""
+        values, grads = zip(*known)
+        return known_gradient(v, torch.stack(values), torch.cat(grads, dim=1), self._segments)
+
 
 class DSH(BankPairLoss):
     """Deep supervised hashing: a contrastive loss on squared distances, against the bank.
@@ -89,8 +94,8 @@ class DSH(BankPairLoss):
         self.margin, self.alpha = margin, alpha
 
     def pair_sums(self, v, others, similar, written):
-        sums = []
-        for u, b in zip(split(v, self.code_lengths), self.code_lengths):
+        known = []
+        for u, b in zip(split(v.detach(), self.code_lengths), self.code_lengths):
 
             def pair(distance, tile, threshold=self.margin * b):
                 near = similar[:, tile]
@@ -98,8 +103,8 @@ class DSH(BankPairLoss):
                 slope = torch.where(near, 1.0, -(short > 0).to(distance.dtype))
                 return torch.where(near, distance, short), slope
 
-            sums.append(known_gradient(u, *distance_pairs(pair, u.detach(), others[:, :b], written)))
-        return torch.stack(sums) / 2
+            known.append(distance_pairs(pair, u, others[:, :b], written))
+        return self.attach(v, known) / 2
 
     def penalty(self, v):
         return self.alpha * self.segment_means((v.abs() - 1).abs())
@@ -126,13 +131,14 @@ class DHN(BankPairLoss):
         self.alpha = alpha
 
     def pair_sums(self, v, others, similar, written):
-        sums = []
-        for u, b in zip(split(v, self.code_lengths), self.code_lengths):
-            half = 0.5 * u
-            sums.append(known_gradient(half, *inner_pairs(_softplus, half.detach(), others[:, :b], written)))
+        half = 0.5 * v
+        known = [
+            inner_pairs(_softplus, u, others[:, :b], written)
+            for u, b in zip(split(half.detach(), self.code_lengths), self.code_lengths)
+        ]
         # sum_ij S_ij theta_ij for all lengths: the similar rows' outputs are summed first, once.
         attraction = expand(similar.to(v.dtype) @ others, self.code_lengths)
-        return torch.stack(sums) - 0.5 * self.segment_sums((v * attraction).sum(0))
+        return self.attach(half, known) - self.segment_sums((half * attraction).sum(0))
 
     def penalty(self, v):
         return self.alpha * self.segment_means(log_cosh(v.abs() - 1))
