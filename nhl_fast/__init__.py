@@ -10,13 +10,16 @@ from .centers import make_centers, min_distances
 from .codes import pack_codes, unpack_codes
 from .distillation import distillation_losses
 from .hamming import hamming_distances, radius_search, search
+from .index import IndexFileError, NestedIndex
 from .layer import NestedHashLayer
 from .metrics import RetrievalResult, evaluate_retrieval
 from .objective import NestedObjective, ObjectiveResult
 from .weighting import dominance_weights
 
 __all__ = [
+    "IndexFileError",
     "NestedHashLayer",
+    "NestedIndex",
     "NestedObjective",
     "ObjectiveResult",
     "RetrievalResult",
