@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import operator
 from collections.abc import Sequence
 
@@ -28,6 +29,23 @@ def positive_int(value, name: str, minimum: int = 1) -> int:
         raise TypeError(f"{name}: expected an integer, got {describe(value)}") from None
     if value < minimum:
         raise ValueError(f"{name}: expected an integer of at least {minimum}, got {value}")
+    return value
+
+
+def number(value, name: str, minimum: float | None = 0.0, positive: bool = False) -> float:
+    """`value` as a finite float of at least `minimum` (above it, if `positive`), or TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name}: expected a number, got {describe(value)}")
+    if not math.isfinite(value) or (minimum is not None and (value < minimum or (positive and value == minimum))):
+        bound = "" if minimum is None else f" {'above' if positive else 'of at least'} {minimum:g}"
+        raise ValueError(f"{name}: expected a finite number{bound}, got {value}")
+    return float(value)
+
+
+def flag(value, name: str) -> bool:
+    """`value` if it is a bool; TypeError otherwise."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name}: expected True or False, got {describe(value)}")
     return value
 
 

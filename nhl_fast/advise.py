@@ -87,6 +87,7 @@ def advise(
     for name, bound in (("min_map", min_map), ("max_bytes", max_bytes), ("max_latency", max_latency)):
         if bound is not None and (not isinstance(bound, (int, float)) or not math.isfinite(bound) or bound <= 0):
             raise ValueError(f"{name}: expected a positive number, got {bound!r}")
+    _check.number(tolerance, "tolerance")
     if min_map is not None and min_map > 1:
         raise ValueError(f"min_map: expected at most 1, got {min_map}")
     if max_latency is not None and not latencies:

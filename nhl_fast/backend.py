@@ -8,9 +8,12 @@ explicit backend that is not available raises; only "auto" may fall back, and `b
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+
+import torch
 
 NAMES = ("reference", "triton", "cpp", "cuda")
 
@@ -28,21 +31,36 @@ class Backend:
 
 
 def _reference() -> Backend:
-    import torch
-
     return Backend("reference", True, f"PyTorch {torch.__version__}, every operation, any device")
 
 
 def _triton() -> Backend:
-    return Backend("triton", False, "this version of nhl_fast ships no Triton kernel yet")
+    try:
+        import triton
+    except ImportError as error:
+        return Backend("triton", False, f"Triton cannot be imported ({error}); pip install triton")
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return Backend("triton", True, f"Triton {triton.__version__} in its interpreter (TRITON_INTERPRET=1): slow")
+    if not torch.cuda.is_available():
+        return Backend(
+            "triton", False, "PyTorch sees no CUDA device (to test the kernels on a CPU, set TRITON_INTERPRET=1)"
+        )
+    major, minor = torch.cuda.get_device_capability()
+    if major < 8:
+        return Backend("triton", False, f"needs compute capability 8.0 or more, the device has {major}.{minor}")
+    return Backend("triton", True, f"Triton {triton.__version__} on {torch.cuda.get_device_name()}")
 
 
 def _cpp() -> Backend:
-    return Backend("cpp", False, "this version of nhl_fast ships no C++ extension yet")
+    from . import native
+
+    return Backend("cpp", *native.cpu_status())
 
 
 def _cuda() -> Backend:
-    return Backend("cuda", False, "this version of nhl_fast ships no CUDA extension yet")
+    from . import native
+
+    return Backend("cuda", *native.cuda_status())
 
 
 _PROBES: dict[str, Callable[[], Backend]] = {
@@ -86,6 +104,30 @@ def choose(backend: str, supported: Sequence[str], operation: str) -> str:
     if not probe(backend).available:
         raise RuntimeError(f"backend: {backend!r} is not available for {operation}: {probe(backend).detail}")
     return backend
+
+
+@torch.compiler.assume_constant_result
+def _available(name: str) -> bool:
+    return probe(name).available
+
+
+def use_triton(backend: str, operation: str, device, refuses: Callable[[], str | None]) -> bool:
+    """Whether the fused Triton kernels serve `operation` on `device`; otherwise the reference does.
+
+    "auto" takes them for CUDA tensors alone. `refuses()` says why these arguments cannot be served, or None.
+
+    Raises:
+        ValueError, RuntimeError: as `choose`; RuntimeError also where `refuses` says why not.
+    """
+    if backend == "auto":
+        return device.type == "cuda" and _available("triton") and refuses() is None
+    if backend == "reference":
+        return False
+    if backend != "triton" or not _available("triton"):
+        choose(backend, ("triton", "reference"), operation)  # raises
+    if why := refuses():
+        raise RuntimeError(f"backend: 'triton' cannot serve {operation} here: {why}")
+    return True
 
 
 def require(module: str, extra: str, purpose: str) -> None:

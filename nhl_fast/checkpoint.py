@@ -90,7 +90,8 @@ def load_weights(path, module: torch.nn.Module) -> None:
     try:
         module.load_state_dict(tensors)
     except RuntimeError as error:
-        raise ValueError(f"{path}: these weights do not fit the model: {error}") from error
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path}: these weights do not fit the model: {reason}") from error
 
 
 def write_lines(path: Path, records: list[dict]) -> None:

@@ -65,7 +65,10 @@ def size(text: str) -> float:
         units |= {letter: 1000**i, letter + "b": 1000**i, letter + "ib": 1024**i}
     number = text.strip().lower().rstrip("bikmgt")
     try:
-        return float(number) * units[text.strip().lower()[len(number) :]]
+        value = float(number) * units[text.strip().lower()[len(number) :]]
+        if not 0 < value < 1e18:
+            raise ValueError
+        return value
     except (ValueError, KeyError):
         raise argparse.ArgumentTypeError(f"expected a size such as 2GB or 512MiB, got {text!r}") from None
 
@@ -203,6 +206,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--root", help="where the run's data set lies now")
     sub.add_argument("--path", help="where the run's file of features lies now")
+    sub.add_argument("--device", help="where the model encodes (default: cpu)")
+    sub.add_argument("--workers", type=int, default=0, help="processes that open pictures")
     evaluation(sub)
 
     sub = command(
@@ -221,6 +226,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("-o", "--output", required=True, metavar="NPY")
     sub.add_argument("--root", help="where the run's data set lies now")
     sub.add_argument("--path", help="where the run's file of features lies now")
+    sub.add_argument("--device", help="where the model encodes (default: cpu)")
+    sub.add_argument("--workers", type=int, default=0, help="processes that open pictures")
 
     sub = command(
         "search",
@@ -238,6 +245,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("-k", type=int, default=10, help="how many neighbours (default 10)")
     sub.add_argument("--root", help="where the run's data set lies now")
     sub.add_argument("--path", help="where the run's file of features lies now")
+    sub.add_argument("--device", help="where the model encodes (default: cpu)")
+    sub.add_argument("--workers", type=int, default=0, help="processes that open pictures")
 
     sub = command(
         "compare",

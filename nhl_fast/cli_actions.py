@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from . import _check
 from . import advise as advising
 from . import compare as comparing
 from .backend import backends as list_backends
@@ -43,15 +45,27 @@ def moved_data(args) -> dict:
     return {n: str(Path(v).resolve()) for n in ("root", "path") if (v := getattr(args, n, None)) is not None}
 
 
+def open_run(args) -> Run:
+    return Run.open(args.run, moved_data(args), args.device)
+
+
 def load_array(path: str, name: str) -> np.ndarray:
     """An .npy file; a clear error where it is none."""
     try:
-        return np.load(existing_file(path, name), allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = np.load(existing_file(path, name), allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{name}: {path} is no readable .npy file ({error})") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise ValueError(f"{name}: expected one array in an .npy file, but {path} is an archive of several")
+    if array.ndim == 0:
+        raise ValueError(f"{name}: expected an array of rows, got {_check.describe(array)} in {path}")
+    return array
 
 
 def train(args) -> None:
+    if args.topk is not None:
+        _check.positive_int(args.topk, "--topk")
     data = load_dataset(**args.data_spec)
     if not args.json:
         print(
@@ -70,7 +84,9 @@ def train(args) -> None:
         if args.json:
             print(json.dumps(said, indent=2))
         return
-    evaluate_run(args, Run.open(args.out), said)
+    args.lengths = None
+    args.workers = args.config.workers
+    evaluate_run(args, Run.open(args.out, device=args.config.device), said)
 
 
 def evaluate(args) -> None:
@@ -78,7 +94,7 @@ def evaluate(args) -> None:
     if (args.run is None) == (not any(files)):
         raise ValueError("give either a run folder or --query-codes, --database-codes and their labels")
     if args.run is not None:
-        evaluate_run(args, Run.open(args.run, moved_data(args)), {"run": args.run})
+        evaluate_run(args, open_run(args), {"run": args.run})
         return
     if not all(files):
         raise ValueError(
@@ -94,18 +110,20 @@ def evaluate(args) -> None:
 
 
 def evaluate_run(args, run: Run, said: dict) -> None:
-    evaluation = evaluate_model(run.model, run.data, topk=args.topk, ties=args.ties)
+    evaluation = evaluate_model(
+        run.model, run.data, lengths=args.lengths, topk=args.topk, ties=args.ties, workers=args.workers
+    )
     metrics = write_evaluation(run.path, evaluation, run.data)
     log = run.path / "log.jsonl"
     history = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
     try:
-        pictures, note = write_pictures(run.path, evaluation, run.data, history), ""
+        pictures, note = write_pictures(run.path, evaluation, run.data, history, run.code_lengths), ""
     except ImportError as error:
         pictures, note = [], f"no pictures: {error}"
     rows = metrics["lengths"]
     if run.config["best_per_length"]:
         own = best_per_length_map(run, topk=args.topk, ties=args.ties)
-        rows = [{**row, "mAP_own_best": own[row["bits"]]} for row in rows]
+        rows = [{**row, "mAP_own_best": own.get(row["bits"])} for row in rows]
     written = [str(run.path / "metrics.json"), str(run.path / "metrics.csv"), str(run.path / "codes")]
     paths = [str(p) for p in pictures]
     where = "over the whole ranking" if args.topk is None else f"over the first {args.topk}"
@@ -115,7 +133,7 @@ def evaluate_run(args, run: Run, said: dict) -> None:
 
 
 def encode(args) -> None:
-    run = Run.open(args.run, moved_data(args))
+    run = open_run(args)
     longest = run.code_lengths[-1]
     length = longest if args.length is None else args.length
     if not 1 <= length <= longest:
@@ -125,10 +143,16 @@ def encode(args) -> None:
         shape = tuple(run.data.input_shape)
         if tuple(inputs.shape[1:]) != shape:
             raise ValueError(f"--input: expected rows of shape {shape}, got an array of shape {tuple(inputs.shape)}")
-        codes = [run.model.encode_batch(part) for part in inputs.split(256)] if len(inputs) else []
+        if run.data.standardization is not None:
+            mean, deviation = run.data.standardization
+            inputs = (inputs - mean) / deviation
+        if not torch.isfinite(inputs).all():
+            raise ValueError("--input: expected finite numbers, got NaN or infinity")
+        device = next(run.model.parameters()).device
+        codes = [run.model.encode_batch(part.to(device)).cpu() for part in inputs.split(256)] if len(inputs) else []
         codes = torch.cat(codes) if codes else torch.empty(0, num_bytes(longest), dtype=torch.uint8)
     else:
-        codes = encode_split(run.model, getattr(run.data, args.split))
+        codes = encode_split(run.model, getattr(run.data, args.split), workers=args.workers)
     codes = mask_tail(codes[:, : num_bytes(length)], length)
     save_array(Path(args.output), codes)
     said = {"output": args.output, "codes": len(codes), "bits": length, "bytes_per_code": codes.shape[1]}
@@ -154,14 +178,15 @@ def search(args) -> None:
 
 
 def search_run(args) -> None:
-    run = Run.open(args.run, moved_data(args))
+    run = open_run(args)
     data, wanted = run.data, args.query or [0]
     bad = [i for i in wanted if not 0 <= i < len(data.query)]
     if bad:
         raise ValueError(f"--query: expected 0 to {len(data.query) - 1}, got {bad[0]}")
     length = run.code_lengths[-1] if args.length is None else args.length
-    queries = run.model.encode_batch(data.query.batch(torch.tensor(wanted))[0])
-    database = encode_split(run.model, data.database)
+    inputs = data.query.batch(torch.tensor(wanted))[0].to(next(run.model.parameters()).device)
+    queries = run.model.encode_batch(inputs).cpu()
+    database = encode_split(run.model, data.database, workers=args.workers)
     distances, ids = hamming_search(queries, database, args.k, length=length)
     relevant = similarity(data.query.labels[wanted], data.database.labels)
     lines, found = [], []
@@ -183,11 +208,12 @@ def compare(args) -> None:
     data = load_dataset(**args.data_spec)
     if args.seeds < 1:
         raise ValueError(f"--seeds: expected at least 1, got {args.seeds}")
-    first = args.config.seed
-    result = comparing.compare(data, args.config, range(first, first + args.seeds), progress=not args.json)
     if args.out is not None:
         folder = Path(args.out)
         folder.mkdir(parents=True, exist_ok=True)
+    first = args.config.seed
+    result = comparing.compare(data, args.config, range(first, first + args.seeds), progress=not args.json)
+    if args.out is not None:
         write_json(folder / "compare.json", result)
         save_csv(folder / "compare.csv", result["summary"])
     times, means = result["time"], result["mean"]
@@ -208,7 +234,10 @@ def advise(args) -> None:
     metrics = Path(args.run) / "metrics.json"
     if not metrics.is_file():
         raise FileNotFoundError(f"{args.run} is not evaluated yet: run 'nhl-fast evaluate {args.run}' first")
-    curve = {int(b): v for b, v in read_json(metrics)["prefix_map"].items()}
+    stored = read_json(metrics)
+    if not isinstance(stored, dict) or not isinstance(stored.get("prefix_map"), dict):
+        raise ValueError(f"{metrics} is not the evaluation of a run")
+    curve = {int(b): v for b, v in stored["prefix_map"].items()}
     items, latencies = int(args.items), None
     if args.max_latency_ms is not None:
         # One length in a byte costs as much as the next; the powers of two and the ends bound the rest from above.

@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import torch
 
-from . import _check
+from . import _check, native
 
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -30,13 +30,15 @@ def as_tensor(value):
         return value
     if any(stride < 0 for stride in value.strides):
         value = np.ascontiguousarray(value)
-    with warnings.catch_warnings():
-        # Read-only arrays (memory maps) are fine here: codes and labels are only ever read.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        try:
+    try:
+        if value.flags.writeable:
             return torch.from_numpy(value)
-        except (TypeError, ValueError):
-            return value
+        with warnings.catch_warnings():
+            # Read-only arrays (memory maps) are fine here: codes and labels are only ever read.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            return torch.from_numpy(value)
+    except (TypeError, ValueError):
+        return value
 
 
 def pack_codes(x) -> torch.Tensor:
@@ -65,6 +67,8 @@ def pack_codes(x) -> torch.Tensor:
         _check.values(known.all(), "x: expected integers in {0, 1} or {-1, +1}, got another value")
     elif x.dtype != torch.bool:
         raise TypeError(f"x: expected a floating-point, bool or integer matrix, got {_check.describe(x)}")
+    if native.can_pack(x):
+        return native.pack(x)
     bits = (x if x.dtype == torch.bool else x > 0).to(torch.uint8)
     bits = torch.nn.functional.pad(bits, (0, -length % 8)).view(rows, num_bytes(length), 8)
     place = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=x.device)

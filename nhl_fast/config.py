@@ -10,8 +10,16 @@ from . import _check, backbones, losses
 
 PRESETS: dict[str, dict] = {
     "default": {},
-    # The settings of arXiv 2412.08922.
-    "paper": {"backbone": "resnet50", "lr": 1e-5, "weight_decay": 1e-5, "batch_size": 64, "distill_weight": 0.1},
+    # The settings of arXiv 2412.08922; torchvision fetches the pretrained weights.
+    "paper": {
+        "backbone": "resnet50",
+        "weights": "DEFAULT",
+        "centers": "hadamard",
+        "lr": 1e-5,
+        "weight_decay": 1e-5,
+        "batch_size": 64,
+        "distill_weight": 0.1,
+    },
 }
 
 _CENTER_LOSSES = ("csq", "dpn", "mdsh", "shcir")
@@ -126,6 +134,8 @@ class TrainConfig:
         options = dict(self.loss_options)
         if self.loss in _CENTER_LOSSES:
             options = {"centers": self.centers, "seed": self.seed, **options}
+        if self.loss == "mdsh":
+            options = {"external_bank": True, **options}
         return losses.build(
             self.loss, num_classes=num_classes, code_lengths=self.code_lengths, num_train=num_train, **options
         )

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 
 from . import _check
 from .known_gradient import known_gradient
+from .precision import no_autocast
 from .prefixes import expand, segment_matrix, split
 
 EPSILON = 1e-12
@@ -28,7 +29,8 @@ def distillation_losses(u: torch.Tensor, code_lengths) -> torch.Tensor:
         raise ValueError(f"u: expected at least {code_lengths[-1]} columns, got {_check.describe(u)}")
     u = u if u.dtype == torch.float64 else u.float()
     columns = segment_matrix(code_lengths).to(u.device)
-    return expanded_distillation_losses(expand(u, code_lengths), code_lengths, columns)
+    with no_autocast(u):
+        return expanded_distillation_losses(expand(u, code_lengths), code_lengths, columns)
 
 
 def expanded_distillation_losses(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from . import _check, backend, codes
+from . import _check, backend, codes, native
 
 DEFAULT_CHUNK_BYTES = 256 * 2**20
 
@@ -33,13 +33,13 @@ def implements(operation: str, name: str):
     return register
 
 
-def body_of(operation: str, requested: str, device: torch.device) -> Callable:
-    """The body that serves `operation` for tensors on `device`, by `backend.choose`."""
-    native = {"cpu": ("cpp",), "cuda": ("cuda",)}.get(device.type, ())
+def body_of(operation: str, requested: str, device: torch.device, longest: int) -> Callable:
+    """The body that serves `operation` on codes of up to `longest` bits on `device`, by `backend.choose`."""
+    name = {"cpu": "cpp", "cuda": "cuda"}.get(device.type)
     bodies = _BODIES[operation]
     # One that is not available stays listed, so that asking for it by name says why.
-    supported = [n for n in (*native, "reference") if n in bodies or not backend.probe(n).available]
-    return bodies[backend.choose(requested, supported, operation)]
+    native_serves = longest <= native.MAX_BITS.get(name, 0)
+    return bodies[backend.choose(requested, (name, "reference") if native_serves else ("reference",), operation)]
 
 
 # --------------------------------------------------------------------------------------------- public calls
@@ -69,7 +69,7 @@ def hamming_distances(
     several = lengths is not None and hasattr(lengths, "__iter__")
     queries, database, lengths = _check_pair(queries, database, lengths, "lengths")
     chunk_bytes = _check.positive_int(chunk_bytes, "chunk_bytes")
-    body = body_of("hamming_distances", backend, queries.device)
+    body = body_of("hamming_distances", backend, queries.device, lengths[-1])
     distances = body(queries, database, lengths, chunk_bytes)
     return distances if several else distances[0]
 
@@ -109,7 +109,8 @@ def search(
         raise ValueError(f"k: expected at most n = {len(database)}, the database's items, got {k}")
     allow = _check_allow(allow, database)
     chunk_bytes = _check.positive_int(chunk_bytes, "chunk_bytes")
-    return body_of("search", backend, queries.device)(queries, database, k, lengths[0], allow, chunk_bytes)
+    body = body_of("search", backend, queries.device, lengths[0])
+    return body(queries, database, k, lengths[0], allow, chunk_bytes)
 
 
 @torch.no_grad()
@@ -141,7 +142,7 @@ def radius_search(
     radius = _check.positive_int(radius, "radius", minimum=0)
     allow = _check_allow(allow, database)
     chunk_bytes = _check.positive_int(chunk_bytes, "chunk_bytes")
-    body = body_of("radius_search", backend, queries.device)
+    body = body_of("radius_search", backend, queries.device, lengths[0])
     return body(queries, database, radius, lengths[0], allow, chunk_bytes)
 
 
@@ -288,3 +289,25 @@ def _radius_reference(queries, database, radius, length, allow, chunk_bytes):
     offsets = torch.zeros(len(queries) + 1, dtype=torch.int64, device=device)
     torch.cumsum(torch.bincount(rows, minlength=len(queries)), 0, out=offsets[1:])
     return offsets, found[order], ids[order]
+
+
+# ------------------------------------------------------------------------------------------- compiled bodies
+# They bound their own memory: `chunk_bytes` is the reference's.
+
+
+@implements("hamming_distances", "cpp")
+@implements("hamming_distances", "cuda")
+def _distances_native(queries, database, lengths, chunk_bytes) -> torch.Tensor:
+    return native.distances(queries, database, lengths)
+
+
+@implements("search", "cpp")
+@implements("search", "cuda")
+def _search_native(queries, database, k, length, allow, chunk_bytes) -> tuple[torch.Tensor, torch.Tensor]:
+    return native.topk(queries, database, k, length, allow)
+
+
+@implements("radius_search", "cpp")
+@implements("radius_search", "cuda")
+def _radius_native(queries, database, radius, length, allow, chunk_bytes):
+    return native.radius(queries, database, radius, length, allow)

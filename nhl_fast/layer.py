@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import _check
+from .backend import use_triton
 from .codes import pack_codes
 
 
@@ -36,15 +37,25 @@ class NestedHashLayer(nn.Module):
         """The longest code length, L."""
         return self.code_lengths[-1]
 
-    def project(self, x: torch.Tensor) -> torch.Tensor:
+    def check_features(self, x) -> None:
+        """Raise unless `x` holds features (N, d)."""
+        _check.tensor(x, "x", floating=True)
+        if x.ndim != 2 or x.shape[1] != self.in_features:
+            raise ValueError(f"x: expected features of shape (N, {self.in_features}), got {_check.describe(x)}")
+
+    def project(self, x: torch.Tensor, backend: str = "auto") -> torch.Tensor:
         """Raw outputs (N, L) of features (N, d): float32, or float64 where the features or weights are.
 
         Half-precision features and autocast regions are accumulated and returned in float32: the losses and the
         sign of a small output depend on it.
+
+        backend: "auto", "reference" or "triton". "auto" takes the kernel for CUDA tensors where no gradient is
+        recorded; with one, PyTorch's own product, which can be differentiated twice.
         """
-        x = _check.tensor(x, "x", floating=True)
-        if x.ndim != 2 or x.shape[1] != self.in_features:
-            raise ValueError(f"x: expected features of shape (N, {self.in_features}), got {_check.describe(x)}")
+        self.check_features(x)
+        recorded = torch.is_grad_enabled() and (x.requires_grad or self.hash_layer.weight.requires_grad)
+        if (backend != "auto" or not recorded) and self._fused(backend, "NestedHashLayer.project", x):
+            return torch.ops.nhl_fast.project(x, self.hash_layer.weight, self.hash_layer.bias, False)[0]
         weight, bias = self.hash_layer.weight, self.hash_layer.bias
         dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
         with torch.autocast(x.device.type, enabled=False):
@@ -56,9 +67,23 @@ class NestedHashLayer(nn.Module):
         return tuple(u[:, :b] for b in self.code_lengths)
 
     @torch.no_grad()
-    def encode(self, x: torch.Tensor) -> torch.Tensor:
-        """Packed codes (N, ceil(L/8)) uint8 of features (N, d); bit = output > 0, most significant bit first."""
-        return pack_codes(self.project(x))
+    def encode(self, x: torch.Tensor, backend: str = "auto") -> torch.Tensor:
+        """Packed codes (N, ceil(L/8)) uint8 of features (N, d); bit = output > 0, most significant bit first.
+
+        backend: "auto", "reference" or "triton" (one pass over the features; "auto" takes it for CUDA tensors).
+        """
+        self.check_features(x)
+        if self._fused(backend, "NestedHashLayer.encode", x):
+            return torch.ops.nhl_fast.encode(x, self.hash_layer.weight, self.hash_layer.bias)
+        return pack_codes(self.project(x, "reference"))
+
+    def _fused(self, backend: str, operation: str, x: torch.Tensor) -> bool:
+        def refuses():
+            from .fused import step
+
+            return step.refuses_projection(self, x)
+
+        return use_triton(backend, operation, x.device, refuses)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, code_lengths={self.code_lengths}"

@@ -65,7 +65,7 @@ def evaluate_retrieval(
     chunk_bytes = _check.positive_int(chunk_bytes, "chunk_bytes")
 
     used = codes.num_bytes(lengths[-1])
-    histograms, sums = body_of("evaluate_retrieval", backend, q_codes.device)(
+    histograms, sums = body_of("evaluate_retrieval", backend, q_codes.device, lengths[-1])(
         q_codes[:, :used],
         db_codes[:, :used],
         q_labels.to(q_codes.device),

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from . import _check
+from .backend import use_triton
 from .distillation import expanded_distillation_losses
 from .known_gradient import known_gradient
 from .layer import NestedHashLayer
-from .losses.base import NestedLoss, no_autocast
+from .losses.base import NestedLoss, fused_step, no_autocast
 from .prefixes import expand, pad, weighted_sum
 from .weighting import dominance_dots, dominance_weights
 
@@ -25,7 +26,8 @@ class ObjectiveResult(NamedTuple):
         losses: (m,) L_k.
         distill: (m,) D_k (the last is 0), without lambda.
         weights: (m,) a_k.
-        dots: (m, m) <g_i^k, g_k^k> for i >= k where the weighting is "dominance", else None.
+        dots: (m, m) <g_i^k, g_k^k> for i >= k where the weighting is "dominance" and there are several lengths,
+            else None.
     """
 
     total: torch.Tensor
@@ -63,6 +65,8 @@ class NestedObjective(nn.Module):
         distill_weight: lambda, weight of the long-short cascade self-distillation; 0 leaves it out.
         weighting: "dominance" (closed-form dominance-aware weights), "uniform" (all 1), or m fixed numbers.
         check_finite: raise ValueError where the outputs hold NaN or infinity (a device-side assertion on CUDA).
+        backend: "auto", "reference" or "triton" (the fused kernels: float32, float16 and bfloat16 features, the
+            ten published losses; "auto" takes them for CUDA tensors where they serve).
 
     Call it with features (N, d), labels (ids (N,) or multi-hot (N, C)) and, for losses with a bank, the rows'
     positions `index` (N,) in the training set. It gives an `ObjectiveResult`; the weights are constants to
@@ -70,6 +74,8 @@ class NestedObjective(nn.Module):
 
     Source: arXiv 2412.08922; the weights and their Gram shortcut are in `nhl_fast.weighting`.
     """
+
+    NOT_FINITE = "features: the layer's outputs hold NaN or infinity (bad features, or training diverged)"
 
     def __init__(
         self,
@@ -79,6 +85,7 @@ class NestedObjective(nn.Module):
         weighting: str | Sequence[float] = "dominance",
         *,
         check_finite: bool = True,
+        backend: str = "auto",
     ):
         super().__init__()
         if not isinstance(layer, NestedHashLayer):
@@ -98,6 +105,7 @@ class NestedObjective(nn.Module):
         self.layer, self.loss = layer, loss
         self.distill_weight = float(distill_weight)
         self.check_finite = check_finite
+        self.backend = _check.one_of(backend, "backend", ("auto", "reference", "triton"))
         fixed = None
         if isinstance(weighting, str):
             self.weighting = _check.one_of(weighting, "weighting", ("dominance", "uniform"))
@@ -111,21 +119,33 @@ class NestedObjective(nn.Module):
                     f"got {weighting!r}"
                 )
             self.weighting = "fixed"
+        if len(layer.code_lengths) == 1:  # nothing to weigh against, and nothing longer to learn from
+            self.distill_weight = 0.0
+            if self.weighting == "dominance":
+                self.weighting, fixed = "uniform", torch.ones(1)
         self.register_buffer("_fixed_weights", fixed, persistent=False)
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None):
-        u = self.layer.project(features)
+        self.layer.check_features(features)
+        if use_triton(self.backend, "NestedObjective", features.device, lambda: self._refuses(features, labels)):
+            with no_autocast(features):
+                return ObjectiveResult(*fused_step().step(self, features, labels, index))
+        u = self.layer.project(features, "reference")
         if self.check_finite:
-            _check.values(
-                torch.isfinite(u).all(),
-                "features: the layer's outputs hold NaN or infinity (bad features, or training diverged)",
-            )
+            _check.values(torch.isfinite(u).all(), self.NOT_FINITE)
         with no_autocast(u):
             if torch.compiler.is_compiling():
                 return self._evaluate(u, u.detach(), features, labels, index)
             with torch.inference_mode(False), torch.enable_grad():
                 plain = u.clone() if u.is_inference() else u.detach()
                 return self._evaluate(u, plain, features, labels, index)
+
+    def _refuses(self, features, labels) -> str | None:
+        step = fused_step()
+        if why := step.refuses_projection(self.layer, features):
+            return why
+        like = torch.empty(features.shape[0], self.layer.out_features, device=features.device)
+        return step.refuses_loss(self.loss, like, labels)
 
     def _evaluate(self, u, plain, features, labels, index):
         lengths = self.layer.code_lengths
@@ -145,7 +165,7 @@ class NestedObjective(nn.Module):
             dots = dominance_dots(padded, features.detach().to(plain.dtype), lengths)
             weights = dominance_weights(dots)
         else:
-            weights = self._fixed_weights.to(plain.dtype)
+            weights = self._fixed_weights.to(plain)
         total = weights @ values.sum(0)
         value = total.detach()
         if u.requires_grad:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from . import native
 from .hamming import implements, prefix_products, signs, spans, tile_shape
 from .labels import similarity, to_multi_hot
 
@@ -156,3 +157,13 @@ def stable_order(keys: torch.Tensor) -> torch.Tensor:
         # NumPy sorts 8- and 16-bit integers by radix, some twenty times faster than torch's stable sort.
         return torch.from_numpy(np.argsort(keys.numpy(), axis=1, kind="stable"))
     return keys.argsort(dim=1, stable=True)
+
+
+@implements("evaluate_retrieval", "cpp")
+@implements("evaluate_retrieval", "cuda")
+def _collect_native(queries, database, query_labels, database_labels, lengths, cutoff, chunk_bytes):
+    labels = (query_labels, database_labels)
+    if not cutoff:
+        return [h.cpu() for h in native.histograms(queries, database, *labels, lengths)], None
+    histograms, *sums = native.evaluate(queries, database, *labels, lengths, cutoff)
+    return [h.cpu() for h in histograms], RankSums(*(s.cpu() for s in sums))

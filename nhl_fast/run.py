@@ -11,15 +11,16 @@ import numpy as np
 import torch
 
 from .data import RetrievalData, load_dataset
-from .files import as_path, atomic_write, read_json, write_json
+from .files import as_path, atomic_write, write_json
 from .hamming import search
 from .labels import similarity
 from .metrics import RetrievalResult, evaluate_retrieval
 from .model import HashModel, encode_split
-from .train import CONFIG, load_model
+from .train import load_model, read_config, resolve_device
 
 SPLIT = "split.json"
 CURVE_POINTS = 200
+PREFIX_BYTES = 1 << 27
 
 
 @dataclass
@@ -32,22 +33,26 @@ class Run:
     model: HashModel
 
     @classmethod
-    def open(cls, path, data_options: dict | None = None) -> Run:
-        """Open a run folder; `data_options` replace those it was trained with (a moved `root`, say).
+    def open(cls, path, data_options: dict | None = None, device: str | None = None) -> Run:
+        """Open a run folder.
+
+        Args:
+            path: the folder.
+            data_options: replace those it was trained with (a moved `root`, say).
+            device: where its model goes; None is the CPU.
 
         Raises:
             FileNotFoundError: no run there, or its data set's files are gone.
             ValueError: damaged files, or data that differs from what was trained on.
         """
         path = as_path(path, "run")
-        if not (path / CONFIG).is_file():
-            raise FileNotFoundError(f"run: {path} holds no {CONFIG}; is it the folder of a training run?")
-        stored = read_json(path / CONFIG)
+        stored = read_config(path)
         spec = {**stored["data"], **(data_options or {})}
         data = load_dataset(spec.pop("name"), split_file=path / SPLIT, **spec)
-        if data.fingerprint != stored["data_fingerprint"]:
+        if data.run_fingerprint != stored["data_fingerprint"]:
             raise ValueError(f"run: {path} was trained on other data than what its data set now holds")
-        return cls(path, stored["config"], data, load_model(path, data))
+        model = load_model(path, data).to(resolve_device(device or "cpu"))
+        return cls(path, stored["config"], data, model)
 
     @property
     def code_lengths(self) -> tuple[int, ...]:
@@ -65,20 +70,38 @@ class Evaluation:
 
 
 def evaluate_model(
-    model: HashModel, data: RetrievalData, *, topk: int | None = None, ties: str = "id", prefixes: bool = True
+    model: HashModel,
+    data: RetrievalData,
+    *,
+    lengths=None,
+    topk: int | None = None,
+    ties: str = "id",
+    prefixes: bool = True,
+    workers: int = 0,
 ) -> Evaluation:
-    """Encode queries and database; metrics at the trained lengths, and mAP of every prefix 1..L in one pass.
+    """Encode queries and database; metrics at `lengths` (default: the trained ones), mAP of every prefix 1..L.
 
     The prefixes are scored with the expected value over tied orders: short codes are nearly all ties.
     """
-    codes = encode_split(model, data.query), encode_split(model, data.database)
+    lengths = model.code_lengths if lengths is None else lengths
+    codes = encode_split(model, data.query, workers=workers), encode_split(model, data.database, workers=workers)
     labels = data.query.labels, data.database.labels
-    result = evaluate_retrieval(*codes, *labels, lengths=model.code_lengths, topk=topk, ties=ties)
-    curve: dict[int, float] = {}
-    if prefixes:
-        every = range(1, model.code_lengths[-1] + 1)
-        curve = evaluate_retrieval(*codes, *labels, lengths=every, topk=topk, ties="expected").mean_average_precision
+    result = evaluate_retrieval(*codes, *labels, lengths=lengths, topk=topk, ties=ties)
+    curve = prefix_map(*codes, *labels, model.code_lengths[-1], topk) if prefixes else {}
     return Evaluation(*codes, result, curve)
+
+
+def prefix_map(q_codes, db_codes, q_labels, db_labels, longest: int, topk: int | None = None) -> dict[int, float]:
+    """mAP of every prefix 1..longest; queries are taken in parts, since each keeps a histogram a length."""
+    step = max(1, PREFIX_BYTES // (8 * (longest + 1) * (longest + 2)))
+    total = torch.zeros(longest, dtype=torch.float64)
+    for start in range(0, len(q_codes), step):
+        part = slice(start, start + step)
+        scores = evaluate_retrieval(
+            q_codes[part], db_codes, q_labels[part], db_labels, range(1, longest + 1), topk, ties="expected"
+        )
+        total += scores.average_precision.sum(1)
+    return {b: value for b, value in enumerate((total / len(q_codes)).tolist(), 1)}
 
 
 def save_array(path: Path, array) -> None:
@@ -139,8 +162,10 @@ def write_evaluation(path: Path, evaluation: Evaluation, data: RetrievalData) ->
     return metrics
 
 
-def write_pictures(path: Path, evaluation: Evaluation, data: RetrievalData, history: list[dict]) -> list[Path]:
-    """mAP against bits, precision-recall curves, the training log, and for images a retrieval gallery."""
+def write_pictures(
+    path: Path, evaluation: Evaluation, data: RetrievalData, history: list[dict], lengths: tuple[int, ...]
+) -> list[Path]:
+    """mAP against bits (the trained `lengths` marked), precision-recall curves, the training log, and for images a retrieval gallery."""
     from . import plots
 
     folder = path / "pictures"
@@ -148,13 +173,11 @@ def write_pictures(path: Path, evaluation: Evaluation, data: RetrievalData, hist
     result = evaluation.result
     written = []
     curve = evaluation.prefix_map or result.mean_average_precision
-    written.append(
-        plots.plot_map_vs_bits({data.name: curve}, folder / "map_vs_bits.png", marked_lengths=result.lengths)
-    )
+    written.append(plots.plot_map_vs_bits({data.name: curve}, folder / "map_vs_bits.png", marked_lengths=lengths))
     curves = {b: result.pr_curve(b, points=CURVE_POINTS) for b in result.lengths}
     written.append(plots.plot_pr_curves(curves, folder / "precision_recall.png"))
     if history:
-        written.append(plots.plot_history(history, folder / "training.png", code_lengths=result.lengths))
+        written.append(plots.plot_history(history, folder / "training.png", code_lengths=lengths))
     if data.query.raw(0) is not None:
         written.append(write_gallery(folder / "gallery.png", evaluation, data))
     return written

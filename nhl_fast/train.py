@@ -58,8 +58,21 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch * 7_919 + 1) % 2**63
 
 
+def resolve_device(name: str) -> torch.device:
+    """The device `name`; a clear error where it is none, or is not on this machine."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: expected a device such as 'cpu' or 'cuda', got {name!r}") from None
+    if device.type == "meta":
+        raise ValueError("device: 'meta' holds no numbers to train on")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"device: {name!r} was asked for, but PyTorch sees no CUDA device")
+    return device
+
+
 class Trainer:
-    """Trains a nested hash model.
+    """Trains a nested hash model; the same seed, device and number of threads give the same weights.
 
     Args:
         data: the data set with its splits.
@@ -88,12 +101,19 @@ class Trainer:
             raise ValueError("data: the training split is empty")
         if (backbone is not None) != (config.backbone == "custom"):
             raise ValueError("backbone: give a module together with config.backbone='custom', and only then")
+        if len(data.validation) == 0 and (config.patience or config.best_per_length):
+            setting = "patience" if config.patience else "best_per_length"
+            raise ValueError(f"{setting}: needs validation rows, but the data set has none")
+        if len(data.validation) and config.validate_every > config.epochs:
+            raise ValueError(
+                f"validate_every: expected at most epochs ({config.epochs}), got {config.validate_every}"
+            )
+        if config.best_per_length and run_dir is None:
+            raise ValueError("best_per_length: needs a run_dir to keep each length's weights")
         self.data, self.config, self.progress, self.on_epoch = data, config, progress, on_epoch
         self.run_dir = None if run_dir is None else as_path(run_dir, "run_dir")
         self.data_spec = data_spec
-        self.device = torch.device(config.device)
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError(f"device: {config.device!r} was asked for, but PyTorch sees no CUDA device")
+        self.device = resolve_device(config.device)
         with torch.random.fork_rng(self._rng_devices()):
             torch.manual_seed(config.seed)
             if backbone is None:
@@ -106,8 +126,10 @@ class Trainer:
                 )
             self.model = HashModel(backbone, config.code_lengths).to(self.device)
         loss = config.build_loss(data.num_classes, len(data.train)).to(self.device)
-        self.objective = NestedObjective(self.model.layer, loss, config.distill_weight, config.weighting)
-        self.objective.to(self.device)
+        # With fp16 an overflow is the scaler's to handle: it skips the step and lowers the scale.
+        self.objective = NestedObjective(
+            self.model.layer, loss, config.distill_weight, config.weighting, check_finite=config.amp != "fp16"
+        ).to(self.device)
         self.backbone = torch.compile(self.model.backbone) if config.compile else self.model.backbone
         self.optimizer = self._optimizer()
         self.scheduler = None
@@ -121,6 +143,7 @@ class Trainer:
         self.history: list[dict] = []
         self.best = {"score": None, "epoch": 0, "bad": 0, "lengths": {}}
         self._best_weights: dict[str, dict] = {}
+        self._fitted = False
 
     def _rng_devices(self) -> list[int]:
         return [torch.cuda.current_device()] if self.device.type == "cuda" else []
@@ -148,6 +171,9 @@ class Trainer:
             FileExistsError: the folder holds a run and `resume` is False.
             ValueError: the folder's run has other settings, or its files are damaged; or training diverged.
         """
+        if self._fitted:
+            raise RuntimeError("fit: this trainer was used; make another (with resume=True to go on)")
+        self._fitted = True
         start = self._open(resume)
         epochs = range(start, self.config.epochs + 1)
         bar = tqdm(epochs, desc="training", unit="epoch", disable=None if self.progress else True, leave=False)
@@ -202,8 +228,7 @@ class Trainer:
 
     def _step(self, inputs, labels, index, last: bool):
         config = self.config
-        inputs, labels = inputs.to(self.device), labels.to(self.device)
-        index = index.to(self.device)
+        inputs, labels, index = (self._to_device(t) for t in (inputs, labels, index))
         with self._autocast():
             features = self.backbone(inputs)
             if self.momentum_model is not None:
@@ -222,6 +247,11 @@ class Trainer:
                 self.momentum_model.update_parameters(self.model)
         return result
 
+    def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
+
     def _autocast(self):
         if self.config.amp is None:
             return contextlib.nullcontext()
@@ -231,7 +261,7 @@ class Trainer:
     def _validate(self, epoch: int) -> dict[str, float] | None:
         """mAP of every length on the validation queries, ranked against the training rows (ties: expected)."""
         data, config = self.data, self.config
-        if len(data.validation) == 0 or (epoch % config.validate_every and epoch != config.epochs):
+        if len(data.validation) == 0 or epoch % config.validate_every:
             return None
         queries = encode_split(self.model, data.validation, workers=config.workers)
         database = encode_split(self.model, data.validation_database, workers=config.workers)
@@ -249,30 +279,36 @@ class Trainer:
         return self.config.patience is not None and self.best["bad"] >= self.config.patience
 
     def _close_epoch(self, record: dict) -> None:
-        """Keep the weights where they are the best so far, then the checkpoint, then the log."""
+        """Write the checkpoint, then the weights where they are the best so far, then the log."""
         self.history.append(record)
         scores, best = record["validation"], self.best
         if len(self.data.validation) == 0:
             best["epoch"] = record["epoch"]
-            self._keep_weights(None)
         elif scores:
             mean = sum(scores.values()) / len(scores)
             if best["score"] is None or mean > best["score"]:
                 best.update(score=mean, epoch=record["epoch"], bad=0)
-                self._keep_weights(None)
             else:
                 best["bad"] += 1
             if self.config.best_per_length:
                 for b, value in scores.items():
                     if b not in best["lengths"] or value > best["lengths"][b][0]:
                         best["lengths"][b] = [value, record["epoch"]]
-                        self._keep_weights(int(b))
         if self.run_dir is not None:
             save_state(self.run_dir / CHECKPOINT, self._state())
+        for length in self._best_now():
+            self._keep_weights(length)
+        if self.run_dir is not None:
             with open(self.run_dir / LOG, "a", encoding="utf-8") as log:
                 log.write(json.dumps(record) + "\n")
         if self.on_epoch is not None:
             self.on_epoch(record)
+
+    def _best_now(self) -> list[int | None]:
+        """For which the weights of the last epoch are the best: None (all lengths together), and single lengths."""
+        epoch = len(self.history)
+        shared = [None] if self.best["epoch"] == epoch else []
+        return shared + [int(b) for b, (_, best) in self.best["lengths"].items() if best == epoch]
 
     def _keep_weights(self, length: int | None) -> None:
         if self.run_dir is None:
@@ -301,23 +337,22 @@ class Trainer:
         described = {
             "config": self.config.to_dict(),
             "data": self.data_spec or {"name": self.data.name},
-            "data_fingerprint": self.data.fingerprint,
+            "data_fingerprint": self.data.run_fingerprint,
         }
-        checkpoint = self.run_dir / CHECKPOINT
-        if (self.run_dir / CONFIG).exists():
-            if not resume:
-                raise FileExistsError(
-                    f"run_dir: {self.run_dir} already holds a run; resume it (resume=True, --resume) or take another"
-                )
-            self._check_same_run(read_json(self.run_dir / CONFIG), described)
-        self.run_dir.mkdir(parents=True, exist_ok=True)
-        write_json(self.run_dir / CONFIG, described)
-        self.data.save_split(self.run_dir / "split.json")
-        if not checkpoint.exists():
-            write_lines(self.run_dir / LOG, [])
-            return 1
         for stray in self.run_dir.glob(".*.tmp"):  # a write that a kill cut short
             stray.unlink()
+        checkpoint = self.run_dir / CHECKPOINT
+        if not checkpoint.exists():  # a run that failed or was killed in its first epoch left nothing to go on with
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            write_json(self.run_dir / CONFIG, described)
+            self.data.save_split(self.run_dir / "split.json")
+            write_lines(self.run_dir / LOG, [])
+            return 1
+        if not resume:
+            raise FileExistsError(
+                f"run_dir: {self.run_dir} already holds a run; resume it (resume=True, --resume) or take another"
+            )
+        self._check_same_run(read_config(self.run_dir), described)
         state = load_state(checkpoint)
         self.model.load_state_dict(state["model"])
         self.objective.loss.load_state_dict(state["loss"])
@@ -328,12 +363,15 @@ class Trainer:
         if self.momentum_model is not None:
             self.momentum_model.load_state_dict(state["momentum_model"])
         self.history, self.best = state["history"], state["best"]
+        write_json(self.run_dir / CONFIG, described)
         write_lines(self.run_dir / LOG, self.history)
+        for length in self._best_now():  # a kill may have come between the checkpoint and the weights
+            self._keep_weights(length)
         return state["epoch"] + 1
 
     def _check_same_run(self, stored: dict, described: dict) -> None:
         if stored.get("data_fingerprint") != described["data_fingerprint"]:
-            raise ValueError(f"run_dir: {self.run_dir} was trained on other data")
+            raise ValueError(f"run_dir: {self.run_dir} was trained on other data, or on another split of it")
         old, new = stored.get("config", {}), described["config"]
         free = _FREE if new["schedule"] == "constant" else _FREE[1:]
         changed = [k for k in new if k not in free and old.get(k) != new[k]]
@@ -372,6 +410,18 @@ def train(
     return Trainer(data, TrainConfig() if config is None else config, run_dir, **options).fit(resume)
 
 
+def read_config(run_dir) -> dict:
+    """config.json of a run folder: {"config", "data", "data_fingerprint"}; a clear error where it is none."""
+    path = as_path(run_dir, "run") / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"run: {run_dir} holds no {CONFIG}; is it the folder of a training run?")
+    stored = read_json(path)
+    keys = {"config": dict, "data": dict, "data_fingerprint": str}
+    if not isinstance(stored, dict) or not all(isinstance(stored.get(k), t) for k, t in keys.items()):
+        raise ValueError(f"run: {path} is not the settings of a training run")
+    return stored
+
+
 def load_model(
     run_dir, data: RetrievalData, *, length: int | None = None, backbone: nn.Module | None = None
 ) -> HashModel:
@@ -384,7 +434,7 @@ def load_model(
         backbone: the module, for runs with a custom backbone.
     """
     run_dir = Path(as_path(run_dir, "run_dir"))
-    config = TrainConfig.from_dict(read_json(run_dir / CONFIG)["config"])
+    config = TrainConfig.from_dict(read_config(run_dir)["config"])
     if backbone is None:
         if config.backbone == "custom":
             raise ValueError("backbone: this run has a custom backbone; give the module")

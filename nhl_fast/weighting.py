@@ -29,11 +29,12 @@ def dominance_weights(dots: torch.Tensor) -> torch.Tensor:
     if dots.dtype not in (torch.float32, torch.float64):
         dots = dots.float()
     slots = torch.arange(m - 1, -1, -1, device=dots.device, dtype=dots.dtype)  # m - k, k from 1
-    share = dots.diagonal() / slots
-    bounds = torch.where(dots < 0, share[:, None] / dots.abs(), torch.inf)
+    share = dots.diagonal().clamp(min=0) / slots  # a norm that rounding took below zero is zero
     weights = dots.new_ones(m)
     for i in range(1, m):
-        weights[i] = (weights[:i] * bounds[:i, i]).amin().clamp(max=1)
+        column = dots[:i, i]
+        bounds = torch.where(column >= 0, torch.inf, weights[:i] * share[:i] / column.abs())
+        weights[i] = bounds.amin().clamp(max=1)
     return weights * (m / weights.sum())
 
 

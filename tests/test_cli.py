@@ -163,6 +163,32 @@ def test_features_from_a_file_that_moves(tmp_path, capsys):
     assert again["lengths"] == said["lengths"]
 
 
+def test_standardized_features_are_encoded_as_they_were_trained(tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    labels = np.arange(200) % 2
+    features = (rng.standard_normal((200, 6)) + 100 + 3 * labels[:, None]).astype(np.float32)
+    np.savez(tmp_path / "f.npz", features=features, labels=labels)
+    argv = ["--data", "features", "--path", tmp_path / "f.npz", "--standardize", "--no-evaluate"]
+    rows = ["--queries-per-class", "10", "--train-per-class", "30"]
+    as_json(capsys, "train", "--out", tmp_path / "r", *TINY, *argv, *rows)
+    as_json(capsys, "encode", tmp_path / "r", "--split", "query", "-o", tmp_path / "a.npy")
+    split = json.loads((tmp_path / "r" / "split.json").read_text())
+    np.save(tmp_path / "x.npy", features[split["indices"]["query"]])
+    as_json(capsys, "encode", tmp_path / "r", "--input", tmp_path / "x.npy", "-o", tmp_path / "b.npy")
+    assert np.array_equal(np.load(tmp_path / "a.npy"), np.load(tmp_path / "b.npy"))
+    features[0, 0] += 1
+    np.savez(tmp_path / "g.npz", features=features, labels=labels)
+    status, _, err = output(capsys, "evaluate", tmp_path / "r", "--path", tmp_path / "g.npz")
+    assert status == 1
+    assert "other data" in err
+
+
+def test_evaluate_other_lengths(run, capsys):
+    said = as_json(capsys, "evaluate", run, "--lengths", "3,20")
+    assert [r["bits"] for r in said["lengths"]] == [3, 20]
+    as_json(capsys, "evaluate", run)
+
+
 def test_backends(capsys):
     said = as_json(capsys, "backends")
     assert said["reference"]["available"]
@@ -220,6 +246,22 @@ BAD = [
     (["advise", "{tmp}", "--items", "10"], "evaluate"),
     (["advise", "{run}", "--items", "10", "--min-map", "2"], "min_map"),
     (["compare", "--seeds", "0", *TINY], "--seeds"),
+    (["compare", "--out", "{tmp}/file", *TINY], "file"),
+    (["train", "--out", "{tmp}/r", "--topk", "0", *TINY], "--topk"),
+    (["train", "--out", "{tmp}/r", "--validation", "0", "--best-per-length", *TINY], "validation"),
+    (["train", "--out", "{tmp}/r", "--loss", "dsh", "--loss-option", "margin=abc", *TINY], "margin"),
+    (["train", "--out", "{tmp}/r", "--loss-option", "num_train=5", *TINY], "num_train"),
+    (["train", "--out", "{tmp}/r", "--device", "cuad", *TINY], "cuad"),
+    (["evaluate", "{tmp}/empty_config"], "settings"),
+    (["search", "{tmp}/list_config"], "settings"),
+    (["advise", "{tmp}/empty_config", "--items", "1M"], "evaluation"),
+    (["advise", "{run}", "--items", "1M", "--tolerance=-1"], "tolerance"),
+    (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/zip.npy"], "zip.npy"),
+    (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/several.npz"], "archive"),
+    (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/nan.npy"], "NaN"),
+    (["encode", "{run}", "-o", "{tmp}/c.npy", "--device", "meta"], "meta"),
+    (["search", "--queries", "{tmp}/zero.npy", "--codes", "{tmp}/zero.npy"], "rows"),
+    (["evaluate", "{run}", "--lengths", "8,64"], "64"),
 ]
 
 
@@ -228,6 +270,14 @@ def test_bad_input_is_said_in_one_line(argv, message, run, tmp_path, capsys):
     (tmp_path / "file").write_text("")
     (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY damaged")
     np.save(tmp_path / "wide.npy", np.zeros((2, 65), np.float32))
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 damaged")
+    np.savez(tmp_path / "several.npz", a=np.zeros(2))
+    np.save(tmp_path / "nan.npy", np.full((2, 64), np.nan, np.float32))
+    np.save(tmp_path / "zero.npy", np.array(7, np.uint8))
+    for name, config in (("empty_config", "{}"), ("list_config", "[]")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(config)
+        (tmp_path / name / "metrics.json").write_text(config)
     before = sorted(str(p) for p in tmp_path.rglob("*"))
     status, out, err = output(capsys, *(a.format(tmp=tmp_path, run=run) for a in argv))
     assert status == 1
@@ -239,7 +289,16 @@ def test_bad_input_is_said_in_one_line(argv, message, run, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "argv", [[], ["fly"], ["train"], ["train", "--out", "x", "--lengths", "a,b"], ["search", "-k", "x"]]
+    "argv",
+    [
+        [],
+        ["fly"],
+        ["train"],
+        ["train", "--out", "x", "--lengths", "a,b"],
+        ["search", "-k", "x"],
+        ["advise", "x", "--items", "inf"],
+        ["advise", "x", "--items", "-3"],
+    ],
 )
 def test_wrong_usage(argv, capsys):
     with pytest.raises(SystemExit) as stopped:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from nhl_fast.distillation import distillation_losses, expanded_distillation_losses
 from nhl_fast.losses import PerLength, build
+from nhl_fast.losses.softmax import softmax_likelihood
 from nhl_fast.objective import per_length_gradients
 from nhl_fast.prefixes import expand, segment_matrix, split
 
@@ -109,6 +110,7 @@ def test_gradcheck(name, options):
 
 def test_gradcheck_mdsh_pair_term():
     loss = build("mdsh", num_classes=4, code_lengths=(3, 12), num_train=9).double().eval()
+    assert not loss.pair_term(torch.zeros(1, 15).double(), torch.tensor([0])).any()  # nothing is written yet
     loss.bank.update(torch.arange(6), torch.randn(6, 12).double(), torch.arange(6) % 4)
     labels = torch.tensor([0, 1, 1, 3])
     u = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
@@ -177,6 +179,28 @@ def test_certain_probabilities(name):
     half = loss.float()(u.half(), labels)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, value)
+
+
+@pytest.mark.parametrize("name", ["mdsh", "shcir"])
+@pytest.mark.parametrize("bits", [128, 256, 1024])
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_gradient_of_a_certain_mistake(name, bits, classes):
+    """Where p rounds to 1, its own gradient p / (1 - p) * (1 - p) must not cancel: compare with float64."""
+    loss = make(name, classes, (bits,), centers="nested")
+    center = loss.centers[0]
+    u = torch.cat([center + 0.1 * torch.randn(classes, bits), 2 * center + 0.5 * torch.randn(classes, bits)])
+    labels = (torch.arange(classes) + 1).remainder(classes).repeat(2)
+    grads = []
+    for dtype in (torch.float32, torch.float64):
+        x = u.to(dtype).requires_grad_()
+        grads.append(torch.autograd.grad(loss.to(dtype)(x, labels).sum(), x)[0].double())
+    assert (grads[0] - grads[1]).norm() <= 1e-4 * grads[1].norm()
+
+
+def test_softmax_likelihood_pushes_the_wrong_class_away():
+    logits = torch.tensor([[[22.6, 0.0]], [[32.0, 0.0]]])
+    _, grad = softmax_likelihood(logits, torch.tensor([[0.0, 1.0]]), 1.0)
+    torch.testing.assert_close(grad, torch.tensor([[[2.0, -2.0]]]).expand(2, 1, 2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -268,6 +292,23 @@ class TestBank:
         for name in BANK_LOSSES:
             large, small = make(name, 3, (8, 16), 50), make(name, 3, (8, 16), 4)
             torch.testing.assert_close(large(u, labels, torch.arange(4)), small(u, labels, torch.arange(4)))
+
+    def test_mdsh_fills_its_own_bank_unless_told_otherwise(self):
+        settings = {"num_classes": 3, "code_lengths": (8,), "num_train": 5}
+        own, external = build("mdsh", **settings), build("mdsh", **settings, external_bank=True)
+        u, labels = torch.randn(3, 8), torch.tensor([0, 1, 2])
+        own(u, labels, torch.tensor([4, 0, 1]))
+        assert torch.equal(own.bank.u[[4, 0, 1]], u)
+        external(u, labels)
+        assert not external.bank.written.any()
+        with pytest.raises(ValueError, match="index"):
+            own(u, labels)
+
+    def test_float64_outputs_survive_a_state_dict(self):
+        a, b = make("dhn", 3, (8,), 4).double(), make("dhn", 3, (8,), 4)
+        a(torch.randn(2, 8, dtype=torch.float64), torch.tensor([0, 1]), torch.tensor([0, 3]))
+        b.load_state_dict(a.state_dict())
+        assert torch.equal(a.bank.u, b.bank.u)
 
     def test_an_empty_bank_leaves_the_penalty_alone(self):
         for name in BANK_LOSSES:
@@ -383,6 +424,17 @@ BAD = [
     ("too few functions", lambda: PerLength([lambda u, y: u.sum()], (8, 16)), "functions: expected 2"),
     ("a function that is none", lambda: PerLength([3, 4], (8, 16)), "functions"),
     ("a function without a scalar", lambda: PerLength([lambda u, y: u], (16,))(U, Y), "0-d"),
+    ("an option that is no number", lambda: make("dsh", 3, (8,), margin="wide"), "margin"),
+    ("an option that is not finite", lambda: make("dch", 3, (8,), gamma=float("nan")), "gamma"),
+    ("a negative option", lambda: make("lcdsh", 3, (8,), eta=-1), "eta"),
+    ("a flag that is none", lambda: make("dtsh", 3, (8,), clamp="no"), "clamp"),
+    ("a cosine beyond 1", lambda: make("dch", 3, (8,), max_cosine=1.5), "max_cosine"),
+    (
+        "the bank's size as an option",
+        lambda: build("csq", num_classes=3, num_train=4, **{"num_classes_": 3}),
+        "option",
+    ),
+    ("tie centres that are a number", lambda: setattr(make("csq", 3, (8, 16)), "tie_centers", 5), "tie_centers"),
     ("an unknown backend", lambda: make("csq", 3, (8, 16))(U, Y, backend="gpu"), "backend"),
     ("a missing backend", lambda: make("dch", 3, (8, 16))(U, Y, backend="cuda"), "backend"),
     ("short tie centres", lambda: setattr(make("csq", 3, (8, 16)), "tie_centers", [torch.ones(8)]), "tie_centers"),
@@ -393,3 +445,16 @@ BAD = [
 def test_bad_input(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+def test_code_lengths_stay_exact_in_a_half_precision_module():
+    loss = make("dpn", 2, (257,))
+    u, labels = torch.randn(3, 257), torch.tensor([0, 1, 0])
+    torch.testing.assert_close(loss.bfloat16()(u, labels), loss.float()(u, labels), rtol=0, atol=0)
+
+
+def test_distillation_inside_autocast_is_float32():
+    u = torch.randn(6, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        values = distillation_losses(u, (4, 16))
+    torch.testing.assert_close(values, distillation_losses(u, (4, 16)), rtol=0, atol=0)

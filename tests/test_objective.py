@@ -3,7 +3,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from nhl_fast import _check
 from nhl_fast.distillation import distillation_losses
 from nhl_fast.layer import NestedHashLayer
 from nhl_fast.losses import REGISTRY, PerLength, build
@@ -126,6 +128,45 @@ def test_a_loss_that_does_not_depend_on_the_outputs():
     features = torch.randn(4, 10, requires_grad=True)
     objective(features, torch.zeros(4, dtype=torch.long)).total.backward()
     assert not features.grad.any()
+
+
+class NoHostSync(TorchDispatchMode):
+    """Forbids what would wait for a CUDA device, or copy a number to it."""
+
+    FORBIDDEN = ("_local_scalar_dense", "lift_fresh", "nonzero", "masked_select", "equal", "is_nonzero")
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = function.overloadpacket.__name__
+        assert name not in self.FORBIDDEN, function
+        if name.startswith("index"):
+            indices = [i for a in args if isinstance(a, (list, tuple)) for i in a if isinstance(i, torch.Tensor)]
+            assert not any(i.dtype == torch.bool for i in indices), function
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("labels_as", ["ids", "multi-hot"])
+@pytest.mark.parametrize("name", list(REGISTRY))
+def test_no_host_sync_in_the_step(name, labels_as, monkeypatch):
+    objective, features, labels, index = problem(name, dtype=torch.float32)
+    if labels_as == "multi-hot":
+        labels = F.one_hot(labels, 3)
+    if name == "mdsh":
+        objective.loss = build("mdsh", num_classes=3, code_lengths=LENGTHS, num_train=40)
+    objective(features, labels, index)  # a bank takes the form of its first labels
+    monkeypatch.setattr(_check, "values", lambda condition, message: None)  # asynchronous on a CUDA device
+    # The check of one_hot reads a number back on the CPU alone.
+    monkeypatch.setattr(F, "one_hot", lambda t, c: torch.eye(c, dtype=torch.long)[t])
+    with NoHostSync():
+        objective(features, labels, index).total.backward()
+
+
+def test_a_single_length_has_nothing_to_weigh_or_distil():
+    objective, features, labels, index = problem(lengths=(8,))
+    result = objective(features, labels, index)
+    assert result.dots is None
+    assert result.weights.tolist() == [1.0]
+    assert result.distill.tolist() == [0.0]
+    torch.testing.assert_close(result.total.detach(), result.losses[0])
 
 
 def test_gradient_accumulation_adds_up():
@@ -259,3 +300,16 @@ def bad(change):
 def test_bad_input(call, message):
     with pytest.raises((TypeError, ValueError), match=message):
         call()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["csq", "dhn", "dtsh", "mdsh"])
+def test_compiled_by_inductor(name):
+    torch._dynamo.reset()
+    objective, features, labels, index = problem(name, dtype=torch.float32)
+    expected = objective(features, labels, index)
+    (grad,) = torch.autograd.grad(expected.total, features)
+    result = torch.compile(objective, fullgraph=True)(features, labels, index)
+    for ours, other in zip(result, expected):
+        torch.testing.assert_close(ours, other, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(result.total, features)[0], grad, rtol=1e-4, atol=1e-5)

@@ -104,7 +104,7 @@ KILLED = """
             torch.set_num_threads(1)
             train(blobs(), config(epochs=20), {run!r}, resume=True, progress=False)
             os._exit(0)
-        time.sleep(moments.uniform(0.01, 0.08))
+        time.sleep(moments.uniform(0.01, 0.08) * (1 + attempt / 10))  # a busy machine gets its time, too
         finished, status = os.waitpid(child, os.WNOHANG)
         if finished:
             break
@@ -115,6 +115,15 @@ KILLED = """
 """
 
 
+@pytest.fixture
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_killed_at_any_moment(tmp_path):
     """SIGKILL at arbitrary moments, over and over; the result is that of an unbroken run."""
     run = tmp_path / "run"
@@ -127,7 +136,7 @@ def test_killed_at_any_moment(tmp_path):
     resumed = train(blobs(), config(epochs=20), run, resume=True, progress=False)
     assert_same(weights(resumed), weights(train(blobs(), config(epochs=20), progress=False)))
     assert len((run / LOG).read_text().splitlines()) == 20
-    assert not list(run.glob(".*.tmp"))
+    assert not list(run.glob(".*.tmp")), (killed, sorted(p.name for p in run.iterdir()))
 
 
 FULL_DISK = """
@@ -258,6 +267,32 @@ def test_state_files_round_trip(tmp_path):
     assert loaded["b"]["c"]["d"].shape == (0, 2)
 
 
+def interrupt(record):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("more", [7, 10])
+def test_a_longer_run_equals_one_that_was_long_from_the_start(tmp_path, more):
+    data, settings = blobs(spread=3.0), {"validate_every": 3, "lr": 0.05, "patience": 2}
+    whole = train(data, config(epochs=more, **settings), tmp_path / "whole", progress=False)
+    train(data, config(epochs=4, **settings), tmp_path / "parts", progress=False)
+    parts = train(data, config(epochs=more, **settings), tmp_path / "parts", resume=True, progress=False)
+    assert without_times(whole.history) == without_times(parts.history)
+    assert_same(weights(whole), weights(parts))
+
+
+def test_a_kill_between_checkpoint_and_weights(tmp_path, monkeypatch):
+    """The checkpoint alone brings the weights back."""
+    data, path = blobs(), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_keep_weights", lambda self, length: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(data, config(epochs=1), path, progress=False)
+    assert not (path / weights_file()).exists()
+    resumed = train(data, config(epochs=1), path, resume=True, progress=False)
+    assert_same(weights(resumed), weights(train(data, config(epochs=1), progress=False)))
+
+
 def run_with(tmp_path, **changes):
     train(blobs(), config(epochs=1), tmp_path / "run", progress=False)
     return lambda **options: train(blobs(), config(**changes), tmp_path / "run", progress=False, **options)
@@ -281,6 +316,44 @@ class TestBadInput:
         run_with(tmp_path)
         with pytest.raises(ValueError, match="other data"):
             train(blobs(n=120), config(), tmp_path / "run", resume=True, progress=False)
+
+    def test_another_split_of_the_same_data(self, tmp_path):
+        run_with(tmp_path)
+        before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+        with pytest.raises(ValueError, match="another split"):
+            train(blobs(validation=0.4), config(), tmp_path / "run", resume=True, progress=False)
+        assert before == {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir()}
+
+    def test_other_inputs_with_the_same_labels(self, tmp_path):
+        run_with(tmp_path)
+        with pytest.raises(ValueError, match="other data"):
+            train(blobs(spread=0.7), config(), tmp_path / "run", resume=True, progress=False)
+
+    def test_a_run_that_failed_in_its_first_epoch_is_no_run(self, tmp_path):
+        with pytest.raises(KeyboardInterrupt):
+            train(blobs(), config(), tmp_path / "run", progress=False, on_epoch=interrupt)
+        (tmp_path / "run" / CHECKPOINT).unlink()
+        assert len(train(blobs(), config(lr=0.01), tmp_path / "run", progress=False).history) == 4
+
+    @pytest.mark.parametrize("setting", [{"patience": 2}, {"best_per_length": True}])
+    def test_settings_that_need_validation(self, setting):
+        with pytest.raises(ValueError, match="needs validation rows"):
+            Trainer(blobs(validation=0), config(**setting))
+
+    def test_validation_that_would_never_come(self):
+        with pytest.raises(ValueError, match="validate_every"):
+            Trainer(blobs(), config(validate_every=5))
+
+    def test_a_trainer_is_used_once(self):
+        trainer = Trainer(blobs(), config(epochs=1), progress=False)
+        trainer.fit()
+        with pytest.raises(RuntimeError, match="fit"):
+            trainer.fit()
+
+    @pytest.mark.parametrize("device", ["cuad", "meta", "cpu:x"])
+    def test_unknown_device(self, device):
+        with pytest.raises(ValueError, match="device"):
+            Trainer(blobs(), config(device=device))
 
     @pytest.mark.parametrize("damage", [b"", b"garbage", None])
     def test_damaged_checkpoint(self, tmp_path, damage):

@@ -57,8 +57,30 @@ def test_guarantee_on_20000_random_gradient_sets():
 def test_closed_form(m, seed):
     dots = torch.randn(m, m, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     dots.diagonal().abs_()
+    dots.diagonal()[torch.rand(m, generator=torch.Generator().manual_seed(seed + 1)) < 0.2] = 0
     expected = torch.tensor(literal_weights(dots.tolist()), dtype=torch.float64)
     torch.testing.assert_close(dominance_weights(dots), expected)
+
+
+@pytest.mark.parametrize(
+    "dots",
+    [
+        [[0.0, -1e-23, 1.0], [0, 1, 1], [0, 0, 1]],
+        [[-1e-11, -2e-11, -7e-11], [0, 3e-10, 4e-10], [0, 0, 3e-9]],
+        [[1e-44, -1e-44, -1.0], [0, 1e-44, -1], [0, 0, 1]],
+        [[0.0, -1.0, -1.0], [0, 0, 0], [0, 0, 0]],
+    ],
+)
+def test_dominant_norms_that_vanish_or_round_below_zero(dots):
+    """A length that has converged leaves finite, non-negative weights behind."""
+    weights = dominance_weights(torch.tensor(dots))
+    assert torch.isfinite(weights).all()
+    assert (weights >= 0).all()
+    assert weights.sum().item() == pytest.approx(3)
+
+
+def test_nan_stays_visible():
+    assert dominance_weights(torch.tensor([[1.0, float("nan")], [0, 1]])).isnan().any()
 
 
 def test_no_conflict_means_uniform_weights():

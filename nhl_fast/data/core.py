@@ -261,6 +261,20 @@ class RetrievalData:
         indices = splits.take_validation(indices, labels.numpy(), fraction, seed)
         return cls.from_table(table, indices, "given rows", seed)
 
+    @cached_property
+    def run_fingerprint(self) -> str:
+        """SHA-256 of labels, inputs and split: what has to be equal for a run to go on, or to be evaluated.
+
+        `fingerprint` leaves the inputs out, so that one split serves several features of the same items.
+        """
+        digest = hashlib.sha256(f"{self.fingerprint} {self.input_shape}".encode())
+        digest.update(self.train.rows.content())
+        for name in splits.NAMES:
+            digest.update(getattr(self, name).indices.numpy().astype("<i8").tobytes())
+        for part in self.standardization or ():
+            digest.update(part.numpy().tobytes())
+        return digest.hexdigest()
+
     @property
     def standardization(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """(mean, deviation) of the training features, float32 (d,) each, where inputs are standardised."""

@@ -65,9 +65,10 @@ def build(
     """
     cls = REGISTRY[_check.one_of(name, "name", tuple(REGISTRY))]
     parameters = inspect.signature(cls).parameters
-    unknown = sorted(set(options) - set(parameters))
+    own = [p for p in parameters if p not in ("num_classes", "code_lengths", "num_train")]
+    unknown = sorted(set(options) - set(own))
     if unknown:
-        raise TypeError(f"{name}: unknown option {', '.join(unknown)}; it takes {', '.join(parameters)}")
+        raise TypeError(f"{name}: unknown option {', '.join(unknown)}; it takes {', '.join(own) or 'none'}")
     if "num_train" in parameters:
         if num_train is None and parameters["num_train"].default is inspect.Parameter.empty:
             raise ValueError(f"num_train: the loss {name!r} keeps a bank and needs the number of training items")

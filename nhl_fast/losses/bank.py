@@ -40,7 +40,7 @@ class Bank(nn.Module):
             labels = to_multi_hot(labels, self.num_classes, torch.bool)
         self.u[index] = u.detach().to(self.u.dtype)
         self.labels[index] = labels
-        self.written[index] = True
+        self.written.index_fill_(0, index.long(), True)  # an indexed assignment would copy True to the device
 
     def check_index(self, index, num_rows: int) -> None:
         """Raise unless `index` holds `num_rows` valid row numbers."""
@@ -61,6 +61,9 @@ class Bank(nn.Module):
         stored = state_dict.get(prefix + "labels")
         if stored is not None and stored.ndim != self.labels.ndim:
             self.labels = torch.zeros_like(stored, device=self.labels.device)
+        outputs = state_dict.get(prefix + "u")
+        if outputs is not None and outputs.dtype == torch.float64:
+            self.u = self.u.double()
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def extra_repr(self) -> str:
@@ -71,10 +74,11 @@ class BankMixin:
     """For losses that compare a batch with the bank: updates it while training, before the loss reads it."""
 
     uses_index = True
+    external_bank = False  # True: the training loop writes the bank itself, before each step
 
     def prepare(self, u, labels, index):
         u, labels = super().prepare(u, labels, index)
-        if self.training:
+        if self.training and self.bank is not None and not self.external_bank:
             if index is None:
                 raise ValueError(
                     f"index: {type(self).__name__} keeps a bank of all training items and needs each row's position "

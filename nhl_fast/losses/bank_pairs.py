@@ -91,7 +91,7 @@ class DSH(BankPairLoss):
         alpha: float = 0.1,
     ):
         super().__init__(num_classes, code_lengths, num_train=num_train)
-        self.margin, self.alpha = margin, alpha
+        self.margin, self.alpha = _check.number(margin, "margin"), _check.number(alpha, "alpha")
 
     def pair_sums(self, v, others, similar, written):
         known = []
@@ -128,7 +128,7 @@ class DHN(BankPairLoss):
 
     def __init__(self, num_classes, code_lengths=_check.DEFAULT_CODE_LENGTHS, *, num_train: int, alpha: float = 0.1):
         super().__init__(num_classes, code_lengths, num_train=num_train)
-        self.alpha = alpha
+        self.alpha = _check.number(alpha, "alpha")
 
     def pair_sums(self, v, others, similar, written):
         half = 0.5 * v
@@ -168,7 +168,7 @@ class DBDH(DHN):
         clamp: bool = True,
     ):
         super().__init__(num_classes, code_lengths, num_train=num_train, alpha=alpha)
-        self.clamp = clamp
+        self.clamp = _check.flag(clamp, "clamp")
 
     def expanded(self, v, labels):
         return super().expanded(v.clamp(-1, 1) if self.clamp else v, labels)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-
 import torch
 from torch import nn
 
 from .. import _check
-from ..backend import choose
+from ..backend import use_triton
 from ..labels import check_labels, to_multi_hot
+from ..precision import no_autocast
 from ..prefixes import expand, segment_matrix
 
 
@@ -30,7 +29,7 @@ class NestedLoss(nn.Module):
         self.num_classes = _check.positive_int(num_classes, "num_classes")
         self.code_lengths = _check.code_lengths(code_lengths)
         self.register_buffer("_segments", segment_matrix(self.code_lengths), persistent=False)
-        self.register_buffer("_bits", torch.tensor(self.code_lengths).float(), persistent=False)
+        self.register_buffer("_bits", torch.tensor(self.code_lengths), persistent=False)
 
     def forward(
         self,
@@ -46,27 +45,33 @@ class NestedLoss(nn.Module):
             u: raw outputs (N, L), floating point; half precision is computed in float32.
             labels: class ids (N,) or multi-hot rows (N, C).
             index: (N,) positions of the rows in the training set; losses with a bank need it while training.
-            backend: "auto" or "reference".
+            backend: "auto", "reference" or "triton" (the fused kernels; "auto" takes them for CUDA tensors).
 
         Returns:
             (m,) values, one a length.
         """
-        choose(backend, ("reference",), type(self).__name__)
+        _check.tensor(u, "u")
+        if use_triton(backend, type(self).__name__, u.device, lambda: fused_step().refuses_loss(self, u, labels)):
+            return fused_step().loss_values(self, u, labels, index)
         u, labels = self.prepare(u, labels, index)
         with no_autocast(u):
             return self.expanded(expand(u, self.code_lengths), labels)
 
     def prepare(self, u, labels, index) -> tuple[torch.Tensor, torch.Tensor]:
         """Checked outputs (float32 or float64) and labels; the bank, if there is one, takes them in."""
+        self.check_outputs(u)
+        labels = self.check_labels(labels, u.shape[0])
+        if labels.device != u.device:
+            raise ValueError(f"labels: expected them on {u.device} like u, got {labels.device}")
+        return (u if u.dtype == torch.float64 else u.float()), labels
+
+    def check_outputs(self, u) -> None:
+        """Raise unless `u` is (N, L), floating point, with at least one row."""
         _check.tensor(u, "u", ndim=2, floating=True)
         if u.shape[1] != self.code_lengths[-1]:
             raise ValueError(f"u: expected {self.code_lengths[-1]} columns, got {_check.describe(u)}")
         if u.shape[0] == 0:
             raise ValueError(f"u: expected at least one row, got {_check.describe(u)}")
-        labels = self.check_labels(labels, u.shape[0])
-        if labels.device != u.device:
-            raise ValueError(f"labels: expected them on {u.device} like u, got {labels.device}")
-        return (u if u.dtype == torch.float64 else u.float()), labels
 
     def check_labels(self, labels, num_rows: int) -> torch.Tensor:
         """Labels as ids or multi-hot rows, or a clear error; subclasses narrow it."""
@@ -99,11 +104,11 @@ class NestedLoss(nn.Module):
         return f"num_classes={self.num_classes}, code_lengths={self.code_lengths}"
 
 
-def no_autocast(like: torch.Tensor):
-    """Context without autocast on the tensor's device; free where autocast is off."""
-    if torch.is_autocast_enabled(like.device.type):
-        return torch.autocast(like.device.type, enabled=False)
-    return contextlib.nullcontext()
+def fused_step():
+    """The module `nhl_fast.fused.step`, imported where Triton was found."""
+    from ..fused import step
+
+    return step
 
 
 def quantization_penalty(values: torch.Tensor) -> torch.Tensor:

@@ -28,7 +28,7 @@ class LCDSH(NestedLoss):
         self, num_classes, code_lengths=_check.DEFAULT_CODE_LENGTHS, *, eta: float = 3.0, clamp: bool = True
     ):
         super().__init__(num_classes, code_lengths)
-        self.eta, self.clamp = eta, clamp
+        self.eta, self.clamp = _check.number(eta, "eta"), _check.flag(clamp, "clamp")
 
     def expanded(self, v, labels):
         signs = 2 * similarity(labels, labels).to(v.dtype) - 1
@@ -68,7 +68,11 @@ class DCH(NestedLoss):
         max_cosine: float | None = 0.99,
     ):
         super().__init__(num_classes, code_lengths)
-        self.gamma, self.quantization, self.max_cosine = gamma, quantization, max_cosine
+        self.gamma = _check.number(gamma, "gamma", positive=True)
+        self.quantization = _check.number(quantization, "quantization")
+        if max_cosine is not None and not 0 < _check.number(max_cosine, "max_cosine") < 1:
+            raise ValueError(f"max_cosine: expected a number between 0 and 1, or None, got {max_cosine}")
+        self.max_cosine = max_cosine
 
     def expanded(self, v, labels):
         similar = similarity(labels, labels)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from .. import _check
 from ..centers import make_centers, tie_centers
 from ..prefixes import expand, split
-from .base import NestedLoss, quantization_penalty
+from .base import NestedLoss, no_autocast, quantization_penalty
 
 
 class CenterLoss(NestedLoss):
@@ -40,9 +40,12 @@ class CenterLoss(NestedLoss):
 
     @tie_centers.setter
     def tie_centers(self, ties) -> None:
-        if len(ties) != len(self.code_lengths) or any(
-            tuple(t.shape) != (b,) or not bool((t.abs() == 1).all()) for t, b in zip(ties, self.code_lengths)
-        ):
+        fits = isinstance(ties, (list, tuple)) and len(ties) == len(self.code_lengths)
+        fits = fits and all(
+            isinstance(t, torch.Tensor) and tuple(t.shape) == (b,) and bool((t.abs() == 1).all())
+            for t, b in zip(ties, self.code_lengths)
+        )
+        if not fits:
             raise ValueError(f"tie_centers: expected +-1 vectors of lengths {self.code_lengths}, got {ties!r}"[:300])
         self._tie_centers = torch.cat([t.to(self._tie_centers) for t in ties])
 
@@ -80,7 +83,7 @@ class CSQ(CenterLoss):
         seed: int = 0,
     ):
         super().__init__(num_classes, code_lengths, centers, seed=seed)
-        self.quantization = quantization
+        self.quantization = _check.number(quantization, "quantization")
 
     def expanded(self, v, labels):
         entropy = F.softplus(-2 * v * self.targets(labels, v))
@@ -115,7 +118,7 @@ class DPN(CenterLoss):
         seed: int = 0,
     ):
         super().__init__(num_classes, code_lengths, centers, seed=seed)
-        self.margin, self.ternary = margin, ternary
+        self.margin, self.ternary = _check.number(margin, "margin"), _check.flag(ternary, "ternary")
 
     def expanded(self, v, labels):
         if self.ternary:
@@ -131,5 +134,6 @@ class DPN(CenterLoss):
         """
         u = _check.tensor(u, "u", ndim=2, floating=True)
         weights = self.multi_hot(self.check_labels(labels, u.shape[0]), self._centers)
-        total = weights.T @ expand(u.to(self._centers), self.code_lengths)
+        with no_autocast(u):
+            total = weights.T @ expand(u.to(self._centers), self.code_lengths)
         self._centers = torch.where(total == 0, self._centers, total.sign())

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from .. import _check
 from ..known_gradient import known_gradient
 from ..prefixes import split
-from .bank import Bank
+from .bank import Bank, BankMixin
 from .base import quantization_penalty
 from .pointwise import CenterLoss
 
@@ -28,7 +28,12 @@ def softmax_likelihood(logits, y, negative_weight):
     absent = negative_weight * (1 - y)
     value = -(y * log_p + absent * log_rest).sum((1, 2))
     slope = absent * (log_p - log_rest).exp() - y
-    return value, slope - p * slope.sum(-1, keepdim=True)
+    # For the largest p, slope - p * sum(slope) would cancel; its own part of it is taken from 1 - p instead.
+    others = slope.scatter(-1, top, 0.0).sum(-1, keepdim=True)
+    p_top, y_top, absent_top = p.gather(-1, top), y.expand_as(p).gather(-1, top), absent.expand_as(p).gather(-1, top)
+    own = absent_top * p_top - y_top * rest.exp()
+    grad = slope - p * slope.sum(-1, keepdim=True)
+    return value, grad.scatter(-1, top, own - p_top * others)
 
 
 class CenterSoftmaxLoss(CenterLoss):
@@ -46,7 +51,7 @@ class CenterSoftmaxLoss(CenterLoss):
         super().__init__(num_classes, code_lengths, centers, seed=seed)
         if self.num_classes < 2:
             raise ValueError(f"num_classes: {type(self).__name__} needs at least 2 classes, got {num_classes}")
-        self.quantization = quantization
+        self.quantization = _check.number(quantization, "quantization")
 
     def likelihood(self, v: torch.Tensor, labels: torch.Tensor, negative_weight: float) -> torch.Tensor:
         """(m,) sums over rows and classes of -[y log p + negative_weight (1 - y) log(1 - p)]."""
@@ -61,17 +66,19 @@ class CenterSoftmaxLoss(CenterLoss):
         return self.quantization * self.segment_means(quantization_penalty(v))
 
 
-class MDSH(CenterSoftmaxLoss):
+class MDSH(BankMixin, CenterSoftmaxLoss):
     """Momentum deep supervised hashing with hash centres.
 
     L_k = -mean over N x C of [y log p + (1 - y) log(1 - p)] + quantization * mean (|u| - 1)^2. From epoch
     `pair_from_epoch` on, if `num_train` is given, the momentum-bank pair term is added:
-    sum S log(1 + exp((1 - cos(u, U)) / 2)) / sum S, over the written rows U of `bank`, which the training loop
-    fills with the outputs of a momentum encoder (decay 0.9, as `nhl_fast.train` does).
+    sum S log(1 + exp((1 - cos(u, U)) / 2)) / sum S, over the written rows U of `bank`.
 
     Args:
         centers, quantization, seed: as for `CSQ`.
         num_train: number of training items; None leaves the pair term out.
+        external_bank: True where the training loop writes `bank` before each step, with the outputs of a momentum
+            encoder (decay 0.9; `nhl_fast.train` does so). By default the bank takes in the batch's own detached
+            outputs, as those of the other losses do.
         pair_from_epoch: first epoch (counted from 0, see `set_epoch`) with the pair term.
 
     Source: "MDSH", the momentum variant used in the experiments of arXiv 2412.08922.
@@ -84,6 +91,7 @@ class MDSH(CenterSoftmaxLoss):
         centers=None,
         *,
         num_train: int | None = None,
+        external_bank: bool = False,
         pair_from_epoch: int = 0,
         quantization: float = 1e-4,
         seed: int = 0,
@@ -91,6 +99,7 @@ class MDSH(CenterSoftmaxLoss):
         super().__init__(num_classes, code_lengths, centers, quantization=quantization, seed=seed)
         self.pair_from_epoch = _check.positive_int(pair_from_epoch, "pair_from_epoch", minimum=0)
         self.epoch = 0
+        self.external_bank = _check.flag(external_bank, "external_bank")
         self.bank = None if num_train is None else Bank(num_train, self.num_classes, self.code_lengths)
 
     def set_epoch(self, epoch: int) -> None:

@@ -62,7 +62,8 @@ class DTSH(NestedLoss):
         clamp: bool = True,
     ):
         super().__init__(num_classes, code_lengths)
-        self.margin, self.quantization, self.clamp = margin, quantization, clamp
+        self.margin, self.quantization = _check.number(margin, "margin"), _check.number(quantization, "quantization")
+        self.clamp = _check.flag(clamp, "clamp")
 
     def expanded(self, v, labels):
         similar = similarity(labels, labels)

@@ -1,0 +1,113 @@
+// Shared by the algorithms: what a set of lengths needs, blocks of items, and work shared among threads.
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#include "kernels.h"
+
+namespace nhl {
+
+struct Plan {
+  explicit Plan(const std::vector<int64_t>& lengths) : bytes((lengths.back() + 7) / 8), words((bytes + 3) / 4) {
+    for (int64_t b : lengths) {
+      const int64_t word = (b - 1) / 32;
+      steps.push_back({static_cast<int32_t>(word), leading_bits(b - 32 * word)});
+    }
+    // Blocks are masked to the longest length, so that its step needs no mask of its own.
+    tail = steps.back().mask;
+    steps.back().mask = ~0u;
+  }
+
+  // Masks the first `bits` bits of a word as it lies in memory: most significant bit of each byte first.
+  static uint32_t leading_bits(int64_t bits) {
+    uint8_t bytes[4];
+    for (int64_t i = 0; i < 4; ++i) {
+      const int64_t in_byte = std::clamp<int64_t>(bits - 8 * i, 0, 8);
+      bytes[i] = static_cast<uint8_t>(0xff00 >> in_byte);
+    }
+    uint32_t word;
+    std::memcpy(&word, bytes, 4);
+    return word;
+  }
+
+  void load_query(const uint8_t* row, uint32_t* out) const {
+    out[words - 1] = 0;
+    std::memcpy(out, row, bytes);
+    out[words - 1] &= tail;
+  }
+
+  // All queries, `words` words each.
+  std::vector<uint32_t> load_queries(const Rows& rows) const {
+    std::vector<uint32_t> out(rows.count * words);
+    for (int64_t q = 0; q < rows.count; ++q) load_query(rows.data + q * rows.stride, out.data() + q * words);
+    return out;
+  }
+
+  int64_t bytes, words;
+  uint32_t tail;
+  std::vector<Step> steps;
+};
+
+inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Items a block holds: 16 KB of words where that is a sensible number of items, so that a block and what is
+// computed from it stay in the first-level cache.
+inline int64_t block_items(int64_t words) {
+  int64_t items = 4096;
+  while (items > 256 && items * words > 4096) items /= 2;
+  return items;
+}
+
+// A run of items, word by word; see kernels.h. 64-byte aligned, with `pitch` items from word to word.
+class Block {
+ public:
+  Block(int64_t items, int64_t words)
+      // One cache line more than a power of two: the words of one item fall into different cache sets.
+      : pitch(divide_up(items, kBlockAlign) * kBlockAlign + 16), storage_(pitch * divide_up(words, 4) * 4 + 16) {
+    const auto address = reinterpret_cast<uintptr_t>(storage_.data());
+    data = storage_.data() + (64 - address % 64) % 64 / sizeof(uint32_t);
+  }
+  Block(const Block&) = delete;
+
+  void load(const Kernels& kernels, const Rows& items, int64_t begin, int64_t count, const Plan& plan) {
+    kernels.transpose(items.data + begin * items.stride, items.stride, count, plan.bytes, plan.tail, data, pitch);
+  }
+
+  int64_t pitch;
+  uint32_t* data;
+
+ private:
+  std::vector<uint32_t> storage_;
+};
+
+inline int64_t padded(int64_t count) { return divide_up(count, kBlockAlign) * kBlockAlign; }
+
+// Runs body(unit, scratch) for every unit in [0, units): each thread makes one scratch and takes the next unit
+// when it is free, so that a slow core does not hold up the rest.
+template <class MakeScratch, class Body>
+void run_units(const Executor& executor, int64_t units, const MakeScratch& make_scratch, const Body& body) {
+  std::atomic<int64_t> next{0};
+  const auto worker = [&] {
+    int64_t unit = next.fetch_add(1, std::memory_order_relaxed);
+    if (unit >= units) return;
+    auto scratch = make_scratch();
+    for (; unit < units; unit = next.fetch_add(1, std::memory_order_relaxed)) body(unit, *scratch);
+  };
+  const int64_t workers = std::min(executor.threads, units);
+  if (workers <= 1) return worker();
+  executor.parallel(
+      workers,
+      [](int64_t begin, int64_t end, void* context) {
+        for (int64_t i = begin; i < end; ++i) (*static_cast<decltype(&worker)>(context))();
+      },
+      const_cast<void*>(static_cast<const void*>(&worker)));
+}
+
+struct NoScratch {};
+inline std::unique_ptr<NoScratch> no_scratch() { return std::make_unique<NoScratch>(); }
+
+}  // namespace nhl

@@ -1,0 +1,75 @@
+// The CUDA engine's raw-pointer contract. All pointers but those of host structs are device pointers, everything
+// runs on `stream`, and nothing waits for the device. Conventions are those of ../hamming.h; codes have at most
+// 1024 bits.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+namespace nhl::cuda {
+
+constexpr int64_t kMaxBits = 1024;
+
+struct Rows {
+  const uint8_t* data;
+  int64_t count;
+  int64_t stride;
+};
+
+// Equal ids (`words` 0), or label sets that share a bit; see ../hamming.h.
+struct Relevance {
+  const void* queries;
+  const void* items;
+  int id_bytes;
+  int words;
+};
+
+struct Context {
+  cudaStream_t stream;
+  int multiprocessors;
+  // Device memory that lives until the operator returns (stream-ordered, from PyTorch's allocator), zeroed.
+  std::function<void*(int64_t bytes)> zeros;
+};
+
+// bytes = 2, 4 or 8 a number; `infinity` is the number's bit pattern for it.
+void pack(const void* x, int bytes, uint64_t infinity, int64_t rows, int64_t bits, int64_t row_stride,
+          int64_t column_stride, uint8_t* out, const Context& context);
+
+// out[m][q][i].
+void distances(const Rows& queries, const Rows& items, const std::vector<int64_t>& lengths, int32_t* out,
+               const Context& context);
+
+// counts: for each length in turn [q][d][2], (irrelevant, relevant); zeroed by the caller.
+void histograms(const Rows& queries, const Rows& items, const std::vector<int64_t>& lengths,
+                const Relevance& relevance, int64_t* counts, const Context& context);
+
+// From `counts` as histograms makes them: precision, retrieved [m][q]; hits, recall [m][n]; all overwritten.
+void rank_sums(const Rows& queries, const Rows& items, const std::vector<int64_t>& lengths,
+               const Relevance& relevance, int64_t cutoff, const int64_t* counts, double* precision,
+               int64_t* retrieved, double* hits, double* recall, const Context& context);
+
+// A neighbour is distance << kIdBits | id; rows come in no particular order and are padded with kNoNeighbour.
+constexpr int kIdBits = 44;
+constexpr int64_t kNoNeighbour = INT64_MAX;
+void nearest(const Rows& queries, const Rows& items, int64_t bits, int64_t k, const uint8_t* allow, int64_t* out,
+             const Context& context);
+
+// Neighbours within a radius: first how many each query has, then, given where each query's begin, who: the
+// keys are (query * (bits + 1) + distance) << id_bits | id, in no particular order within a query.
+void count_within(const Rows& queries, const Rows& items, int64_t bits, int64_t radius, const uint8_t* allow,
+                  int64_t* counts, const Context& context);
+void collect_within(const Rows& queries, const Rows& items, int64_t bits, int64_t radius, const uint8_t* allow,
+                    const int64_t* offsets, int id_bits, int64_t* out, const Context& context);
+
+// out[i] = in[0] + ... + in[i].
+void running_sum(const int64_t* in, int64_t count, int64_t* out, const Context& context);
+
+// Sorted keys to distances and ids: distance = (key >> id_bits) % bins, id = the low bits + base; kNoNeighbour
+// becomes -1 and -1.
+void split_keys(const int64_t* keys, int64_t count, int id_bits, int64_t bins, int64_t base, int32_t* distances,
+                int64_t* ids, const Context& context);
+
+}  // namespace nhl::cuda

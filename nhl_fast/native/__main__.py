@@ -1,0 +1,25 @@
+"""`python -m nhl_fast.native [status | build]`: what native libraries are there, or compile them."""
+
+import argparse
+import sys
+
+from . import BuildError, build, cpu_status, cuda_status
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m nhl_fast.native", description=__doc__)
+    parser.add_argument("command", nargs="?", choices=("status", "build"), default="status")
+    if parser.parse_args(arguments).command == "build":
+        try:
+            build()
+        except BuildError as error:
+            print(f"nhl_fast: {error}", file=sys.stderr)
+            return 1
+        return 0
+    for name, (ready, detail) in {"cpp": cpu_status(), "cuda": cuda_status()}.items():
+        print(f"{name:<5} {'yes' if ready else 'no':<4} {detail}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,162 @@
+// The CUDA engine, emulated, against the CPU engine on the same inputs. Returns 0 when all agree.
+#include <cmath>
+#include <list>
+#include <numeric>
+#include <random>
+
+#include "cuda/engine.h"
+#include "hamming.h"
+
+namespace {
+
+std::mt19937_64 generator(2);
+
+int64_t random(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
+
+[[noreturn]] void fail(const char* what, int line) {
+  std::fprintf(stderr, "line %d: %s\n", line, what);
+  std::exit(1);
+}
+#define EXPECT(condition) \
+  if (!(condition)) fail(#condition, __LINE__)
+
+const nhl::Executor executor{1, nullptr};
+std::list<std::vector<uint64_t>> scratch;
+
+nhl::cuda::Context context() {
+  scratch.clear();
+  // Few multiprocessors, so that small databases are cut into several chunks.
+  return {nullptr, 1, [](int64_t bytes) -> void* {
+            scratch.emplace_back(bytes / 8 + 1, 0);
+            return scratch.back().data();
+          }};
+}
+
+struct Codes {
+  Codes(int64_t count, int64_t width, int64_t distinct, int64_t offset, int64_t gap)
+      : stride(width + gap), storage((offset + count * stride) / 16 + 2) {
+    data = reinterpret_cast<uint8_t*>(storage.data()) + offset;
+    for (int64_t i = 0; i < count * stride; ++i) data[i] = static_cast<uint8_t>(random(0, 255));
+    for (int64_t i = distinct; i < count; ++i) std::memcpy(data + i * stride, data + random(0, distinct - 1) * stride, width);
+    host = {data, count, stride};
+    device = {data, count, stride};
+  }
+  struct alignas(16) Sixteen {
+    uint8_t bytes[16];
+  };
+  int64_t stride;
+  std::vector<Sixteen> storage;
+  uint8_t* data;
+  nhl::Rows host;
+  nhl::cuda::Rows device;
+};
+
+void search(const Codes& queries, const Codes& items, int64_t bits) {
+  const int64_t n = items.host.count, num = queries.host.count;
+  std::vector<uint8_t> allow(n);
+  for (auto& bit : allow) bit = random(0, 3) > 0;
+  const uint8_t* mask = random(0, 1) ? allow.data() : nullptr;
+  for (int64_t k : {int64_t{1}, n / 3 + 1, n}) {
+    std::vector<int32_t> expected(num * k), distances(num * k);
+    std::vector<int64_t> expected_ids(num * k), ids(num * k), keys(num * k);
+    nhl::topk(queries.host, items.host, bits, k, 9, mask, expected.data(), expected_ids.data(), executor);
+    nhl::cuda::nearest(queries.device, items.device, bits, k, mask, keys.data(), context());
+    for (int64_t q = 0; q < num; ++q) std::sort(keys.begin() + q * k, keys.begin() + (q + 1) * k);
+    nhl::cuda::split_keys(keys.data(), num * k, nhl::cuda::kIdBits, bits + 1, 9, distances.data(), ids.data(), context());
+    EXPECT(distances == expected);
+    EXPECT(ids == expected_ids);
+  }
+  const int64_t radius = random(0, bits), id_bits = 21;
+  const nhl::RadiusSearch expected(queries.host, items.host, bits, radius, 9, mask, executor);
+  std::vector<int64_t> counts(num + 1), offsets(num + 1);
+  nhl::cuda::count_within(queries.device, items.device, bits, radius, mask, counts.data() + 1, context());
+  nhl::cuda::running_sum(counts.data(), num + 1, offsets.data(), context());
+  EXPECT(offsets == expected.offsets);
+  const int64_t found = offsets.back();
+  std::vector<int64_t> keys(found), ids(found), expected_ids(found);
+  std::vector<int32_t> distances(found), expected_distances(found);
+  nhl::cuda::collect_within(queries.device, items.device, bits, radius, mask, offsets.data(), id_bits, keys.data(), context());
+  std::sort(keys.begin(), keys.end());
+  nhl::cuda::split_keys(keys.data(), found, id_bits, bits + 1, 9, distances.data(), ids.data(), context());
+  expected.write(expected_distances.data(), expected_ids.data());
+  EXPECT(distances == expected_distances);
+  EXPECT(ids == expected_ids);
+}
+
+template <class T>
+void labels_of(std::vector<T>& labels, T highest) {
+  for (auto& label : labels) label = static_cast<T>(random(0, static_cast<int64_t>(highest)));
+}
+
+template <class T>
+void evaluation(const Codes& queries, const Codes& items, const std::vector<int64_t>& lengths, int words, T highest) {
+  const int64_t n = items.host.count, num = queries.host.count, m = static_cast<int64_t>(lengths.size());
+  if (n == 0 || num == 0) return;
+  std::vector<T> a(num * std::max(words, 1)), b(n * std::max(words, 1));
+  labels_of(a, highest);
+  labels_of(b, highest);
+  int64_t bins = 0;
+  for (int64_t length : lengths) bins += length + 1;
+  const int64_t cutoff = random(1, n);
+  std::vector<int64_t> expected_counts(2 * bins * num), counts(2 * bins * num), expected_retrieved(m * num), retrieved(m * num);
+  std::vector<double> expected_precision(m * num), precision(m * num), expected_hits(m * n), hits(m * n), expected_recall(m * n),
+      recall(m * n);
+  nhl::evaluate(queries.host, items.host, lengths, {a.data(), b.data(), sizeof(T), words}, cutoff,
+                {expected_counts.data(), expected_precision.data(), expected_retrieved.data(), expected_hits.data(),
+                 expected_recall.data()},
+                executor);
+  const nhl::cuda::Relevance relevance{a.data(), b.data(), sizeof(T), words};
+  nhl::cuda::histograms(queries.device, items.device, lengths, relevance, counts.data(), context());
+  EXPECT(counts == expected_counts);
+  nhl::cuda::rank_sums(queries.device, items.device, lengths, relevance, cutoff, counts.data(), precision.data(),
+                       retrieved.data(), hits.data(), recall.data(), context());
+  EXPECT(retrieved == expected_retrieved);
+  EXPECT(hits == expected_hits);
+  for (int64_t i = 0; i < m * num; ++i) EXPECT(std::abs(precision[i] - expected_precision[i]) <= 1e-12 * (1 + precision[i]));
+  for (int64_t i = 0; i < m * n; ++i) EXPECT(std::abs(recall[i] - expected_recall[i]) <= 1e-14 * (1 + recall[i]));
+  std::vector<int32_t> expected_distances(m * num * n), distances(m * num * n);
+  nhl::distances(queries.host, items.host, lengths, expected_distances.data(), executor);
+  nhl::cuda::distances(queries.device, items.device, lengths, distances.data(), context());
+  EXPECT(distances == expected_distances);
+}
+
+void packing() {
+  const int64_t rows = random(1, 40), bits = random(1, 70), bytes = (bits + 7) / 8;
+  std::vector<float> x(rows * bits);
+  for (auto& value : x) value = static_cast<float>(random(-1, 1));
+  std::vector<uint8_t> expected(rows * bytes), out(rows * bytes);
+  nhl::pack(x.data(), nhl::Float::f32, rows, bits, 1, rows, expected.data(), executor);
+  nhl::cuda::pack(x.data(), 4, 0x7f800000, rows, bits, 1, rows, out.data(), context());
+  EXPECT(out == expected);
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const int64_t rounds = count > 1 ? std::atoll(arguments[1]) : 40;
+  const int64_t favourites[] = {8, 16, 32, 48, 64, 100, 128, 256, 500, 512, 1000, 1024};
+  for (int64_t round = 0; round < rounds; ++round) {
+    const int64_t bits = round % 2 ? random(1, 160) : favourites[round / 2 % 12], width = (bits + 7) / 8;
+    const int64_t n = round % 8 == 0 ? random(2000, 5000) : random(0, 400), num = random(1, 19);
+    const int64_t offset = random(0, 2) ? 0 : random(1, 15), gap = random(0, 1) ? 0 : random(0, 20);
+    const Codes queries(num, width, num, 0, random(0, 3));
+    const Codes items(n, width, random(0, 1) ? std::max<int64_t>(n, 1) : random(1, 8), offset, gap);
+    search(queries, items, bits);
+    std::vector<int64_t> lengths{bits};
+    if (bits > 3) lengths = {random(1, bits / 2), random(bits / 2 + 1, bits - 1), bits};
+    if (bits > 100 && round % 3 == 0) {
+      lengths.clear();
+      for (int64_t b = 1; b <= 70; ++b) lengths.push_back(b);  // more than one program holds
+    }
+    switch (round % 5) {
+      case 0: evaluation<uint8_t>(queries, items, lengths, 0, 3); break;
+      case 1: evaluation<uint16_t>(queries, items, lengths, 0, 3); break;
+      case 2: evaluation<uint32_t>(queries, items, lengths, 0, 1); break;
+      case 3: evaluation<uint64_t>(queries, items, lengths, 0, 2); break;
+      default: evaluation<uint64_t>(queries, items, lengths, static_cast<int>(random(1, 3)), 9);
+    }
+    packing();
+  }
+  std::printf("%lld rounds\n", static_cast<long long>(rounds));
+  return 0;
+}

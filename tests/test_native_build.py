@@ -1,0 +1,155 @@
+"""How the native libraries are found and built, and that the CUDA kernels compile without spills."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nhl_fast import native
+from nhl_fast.native import BuildError, _build
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_finds_this_torch_without_importing_it():
+    found = _build.find_torch()
+    assert found.path == Path(torch.__file__).parent
+    assert found.version == torch.__version__
+    assert found.cuda == torch.version.cuda
+
+
+def test_finds_the_torch_that_build_isolation_hides(monkeypatch):
+    monkeypatch.setattr(_build.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_build.sysconfig, "get_path", lambda name: str(Path(torch.__file__).parents[1]))
+    assert _build.find_torch().version == torch.__version__
+
+
+def test_says_what_is_missing(monkeypatch, tmp_path):
+    monkeypatch.setattr(_build.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(_build.sysconfig, "get_path", lambda name: str(tmp_path))
+    with pytest.raises(BuildError, match="install torch"):
+        _build.find_torch()
+    old = tmp_path / "torch"
+    (old / "include/torch/csrc/stable").mkdir(parents=True)
+    (old / "version.py").write_text("__version__ = '2.9.1'\ncuda: str | None = None\n")
+    with pytest.raises(BuildError, match=r"2\.9\.1 is older than 2\.10"):
+        _build.find_torch()
+    (old / "version.py").write_text("__version__ = '2.11.0+cu130'\ncuda: Optional[str] = '13.0'\n")
+    assert _build.find_torch() == _build.Torch(old, "2.11.0+cu130", "13.0")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CXX", raising=False)
+    with pytest.raises(BuildError, match=r"no C\+\+ compiler"):
+        _build.find_compiler()
+
+
+def test_which_libraries_are_wanted(monkeypatch, tmp_path):
+    with_cuda, without = _build.Torch(tmp_path, "2.11", "13.0"), _build.Torch(tmp_path, "2.11", None)
+    monkeypatch.setattr(_build, "find_nvcc", lambda: "/usr/bin/nvcc")
+    for choice, torch_build, expected in (
+        ("", with_cuda, ["cpp", "cuda"]),
+        ("", without, ["cpp"]),
+        ("0", with_cuda, ["cpp"]),
+        ("1", without, ["cpp", "cuda"]),
+    ):
+        monkeypatch.setenv("NHL_FAST_CUDA", choice)
+        assert _build.wanted(torch_build) == expected
+    monkeypatch.setenv("NHL_FAST_CUDA", "yes")
+    with pytest.raises(BuildError, match="expected 0 or 1, got 'yes'"):
+        _build.wanted(without)
+    monkeypatch.setenv("NHL_FAST_CUDA", "1")
+    monkeypatch.setattr(_build, "find_nvcc", lambda: None)
+    with pytest.raises(BuildError, match="nvcc was not found"):
+        _build.wanted(without)
+
+
+def test_source_hash_covers_every_source(tmp_path):
+    folder = tmp_path / "csrc"
+    shutil.copytree(ROOT / "csrc", folder)
+    before = {kind: _build.source_hash(kind, folder) for kind in _build.LIBRARIES}
+    assert before == {kind: _build.source_hash(kind, ROOT / "csrc") for kind in _build.LIBRARIES}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        kind = "cuda" if path.parent.name == "cuda" else "cpp"
+        text = path.read_bytes()
+        path.write_bytes(text + b"\n")
+        assert _build.source_hash(kind, folder) != before[kind], path
+        path.write_bytes(text)
+
+
+def test_a_failed_build_leaves_the_library_and_shows_the_compiler(tmp_path, monkeypatch):
+    output = tmp_path / "_cpp.abi3.so"
+    output.write_bytes(b"the one before")
+    monkeypatch.setenv("CXX", "false")
+    with pytest.raises(BuildError, match="FAILED"):
+        _build.build("cpp", output)
+    assert output.read_bytes() == b"the one before"
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_reports_why_not(monkeypatch, tmp_path):
+    monkeypatch.setattr(native, "_PACKAGE", tmp_path)
+    load = native.load.__wrapped__
+    assert "has not been built" in load("cpp")
+    assert "python -m nhl_fast.native build" in load("cpp")
+    (tmp_path / _build.FAILURE).write_text("no C++ compiler was found")
+    assert load("cpp").startswith("its build failed: no C++ compiler was found")
+    native.library_path("cpp").write_bytes(b"not a library")
+    assert "does not load" in load("cpp")
+
+
+def test_command_line_status():
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", "nhl_fast.native"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert [line.split()[0] for line in done.stdout.splitlines()] == ["cpp", "cuda"]
+    assert ("yes" in done.stdout.splitlines()[0]) == native.cpu_status()[0]
+
+
+needs_nvcc = pytest.mark.skipif(_build.find_nvcc() is None, reason="nvcc is not installed")
+
+
+def resources(log: str) -> dict[tuple[str, str], tuple[int, int]]:
+    """{(architecture, kernel): (registers, bytes of spills)} from ptxas -v."""
+    found, key, spills = {}, None, 0
+    for line in log.splitlines():
+        if match := re.search(r"Compiling entry function '(\S+)' for '(\S+)'", line):
+            key = (match[2], match[1])
+        elif match := re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", line):
+            spills = int(match[1]) + int(match[2])
+        elif match := re.search(r"Used (\d+) registers", line):
+            found[key] = (int(match[1]), spills)
+    return found
+
+
+@needs_nvcc
+@pytest.mark.slow
+@pytest.mark.parametrize("source", _build.sources("cuda", ROOT / "csrc"), ids=lambda path: path.stem)
+def test_cuda_kernels_compile_without_spills(source, tmp_path, record_property):
+    include = Path(torch.__file__).parent / "include"
+    targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in _build.CUDA_ARCHITECTURES.split()]
+    command = [_build.find_nvcc(), *_build._NVCC_FLAGS.split(), *targets, _build._TARGET, "-Xptxas", "-v"]
+    command += ["--threads", "2", "-isystem", str(include), "-c", str(source), "-o", str(tmp_path / "out.o")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = resources(done.stderr)
+    if source.stem == "ops":
+        assert not found  # no kernel of its own
+        return
+    assert {arch for arch, _ in found} == {f"sm_{a}" for a in _build.CUDA_ARCHITECTURES.split()}
+    for (arch, kernel), (registers, spills) in found.items():
+        record_property(f"{arch} {kernel}", f"{registers} registers, {spills} bytes spilled")
+        assert spills == 0, (arch, kernel)
+        assert registers <= 128, (arch, kernel)
+
+
+def test_ptxas_log_is_understood():
+    log = (
+        "ptxas info    : Compiling entry function '_Z1kv' for 'sm_90'\n"
+        "ptxas info    : Function properties for _Z1kv\n"
+        "    8 bytes stack frame, 16 bytes spill stores, 4 bytes spill loads\n"
+        "ptxas info    : Used 48 registers, used 1 barriers, 8 bytes cumulative stack size\n"
+    )
+    assert resources(log) == {("sm_90", "_Z1kv"): (48, 20)}

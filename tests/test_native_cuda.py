@@ -1,0 +1,96 @@
+"""The CUDA kernels: emulated on the CPU against the CPU engine, and on a real card where there is one."""
+
+import re
+import shlex
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from nhl_fast import native
+from nhl_fast.hamming import hamming_distances, radius_search, search
+from nhl_fast.metrics import evaluate_retrieval
+from nhl_fast.native import BuildError, _build
+
+ROOT = Path(__file__).resolve().parents[1]
+EMULATION = ROOT / "tests/cuda_emulation"
+
+try:
+    COMPILER = shlex.split(_build.find_compiler())
+except BuildError:
+    COMPILER = None
+
+
+def as_plain_cpp(source: str) -> str:
+    """CUDA's launches and dynamic shared memory in the words of cuda_emulation/cuda_runtime.h."""
+    source, launches = re.subn(
+        r"(\w+(?:<[^<>]*>)?)<<<(.*?)>>>\((.*?)\);",
+        r"emulation::launch(\2, [=] { \1(\3); });",
+        source,
+        flags=re.DOTALL,
+    )
+    assert launches, "no kernel is launched"
+    return re.sub(
+        r"extern __shared__ __align__\(16\) uint32_t (\w+)\[\];",
+        r"uint32_t* const \1 = emulation::dynamic_shared;",
+        source,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+def test_emulated_kernels_agree_with_the_cpu_engine(tmp_path):
+    plain = []
+    for path in _build.sources("cuda", ROOT / "csrc"):
+        if path.stem != "ops":
+            plain.append(tmp_path / f"{path.stem}.cpp")
+            plain[-1].write_text(as_plain_cpp(path.read_text()))
+    program = tmp_path / "compare"
+    flags = ["-std=c++17", "-O1", "-g", "-w", "-fsanitize=undefined,bounds", "-fno-sanitize-recover=all"]
+    includes = [f"-I{EMULATION}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/cuda'}"]
+    sources = [EMULATION / "compare.cpp", *plain, *_build.sources("cpp", ROOT / "csrc")[1:]]
+    built = subprocess.run(
+        [*COMPILER, *flags, *includes, *map(str, sources), "-o", str(program)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr[-6000:]
+    done = subprocess.run([program, "60"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    assert "60 rounds" in done.stdout
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not native.cuda_status()[0], reason=f"CUDA library: {native.cuda_status()[1]}")
+@pytest.mark.parametrize("length", [5, 32, 64, 100, 128, 256, 1024])
+def test_on_the_device(length):
+    generator = torch.Generator().manual_seed(0)
+    width = (length + 7) // 8
+    queries = torch.randint(0, 256, (37, width), dtype=torch.uint8, generator=generator)
+    database = torch.randint(0, 256, (5000, width), dtype=torch.uint8, generator=generator)
+    database[::3] = database[0]
+    allow = torch.rand(5000, generator=generator) < 0.5
+    labels = torch.randint(0, 4, (37,), generator=generator), torch.randint(0, 4, (5000,), generator=generator)
+    on_gpu = queries.cuda(), database.cuda()
+
+    def same(found, expected):
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected))
+
+    lengths = sorted({1, max(1, length // 2), length})
+    same(
+        hamming_distances(*on_gpu, lengths, backend="cuda"),
+        hamming_distances(queries, database, lengths, backend="reference"),
+    )
+    for k in (1, 100, 5000):
+        for mask in (None, allow):
+            expected = search(queries, database, k, length, allow=mask, backend="reference")
+            same(search(*on_gpu, k, length, allow=mask, backend="cuda"), expected)
+    expected = radius_search(queries, database, length // 2, length, backend="reference")
+    same(radius_search(*on_gpu, length // 2, length, backend="cuda"), expected)
+    found = evaluate_retrieval(*on_gpu, *(t.cuda() for t in labels), lengths, topk=700, backend="cuda")
+    expected = evaluate_retrieval(queries, database, *labels, lengths, topk=700, backend="reference")
+    torch.testing.assert_close(found.average_precision, expected.average_precision, rtol=1e-12, atol=1e-12)
+    x = torch.randn(50, length)
+    assert torch.equal(native.pack(x.cuda()).cpu(), native.pack(x))

@@ -1,0 +1,47 @@
+"""Runs tests/triton in a process of its own, where Triton's interpreter is on (on a CUDA device they run here)."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with a CUDA device tests/triton is collected with the rest")
+def test_kernels_in_the_interpreter():
+    pytest.importorskip("triton")
+    command = [sys.executable, "-m", "pytest", "-q", str(HERE / "triton"), "-m", "not slow"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, env=environment, cwd=HERE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+
+
+def test_without_the_interpreter_a_cpu_tensor_is_refused():
+    """The variable is read when Triton is imported, so that each answer needs a process."""
+    pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("the kernels run here")
+    code = (
+        "import torch, nhl_fast as nhl\n"
+        "layer = nhl.NestedHashLayer(6, (4, 8))\n"
+        "loss = nhl.losses.CSQ(3, (4, 8))\n"
+        "x, y = torch.randn(5, 6), torch.zeros(5, dtype=torch.long)\n"
+        "nhl.NestedObjective(layer, loss)(x, y).total.backward()\n"
+        "for call in (lambda: nhl.NestedObjective(layer, loss, backend='triton')(x, y),\n"
+        "             lambda: loss(layer.project(x), y, backend='triton'),\n"
+        "             lambda: layer.encode(x, backend='triton')):\n"
+        "    try: call()\n"
+        "    except RuntimeError as error: assert 'TRITON_INTERPRET' in str(error), error\n"
+        "    else: raise SystemExit('not refused')\n"
+        "assert not nhl.backends()['triton'].available\n"
+    )
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=HERE.parent, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
