@@ -67,7 +67,15 @@ def extensions():
 
 
 setup(
-    packages=["nhl_fast", "nhl_fast.losses", "nhl_fast.data", "nhl_fast.kernels", "nhl_fast.native", "nhl_fast.csrc"],
+    packages=[
+        "nhl_fast",
+        "nhl_fast.csrc",
+        "nhl_fast.data",
+        "nhl_fast.fused",
+        "nhl_fast.kernels",
+        "nhl_fast.losses",
+        "nhl_fast.native",
+    ],
     package_dir={"nhl_fast.kernels": "kernels", "nhl_fast.csrc": "csrc"},
     package_data={"nhl_fast.csrc": ["*.h", "*.cpp", "cpu/*", "cuda/*"]},
     ext_modules=extensions(),

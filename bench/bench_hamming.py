@@ -20,7 +20,7 @@ from record import alternate, median_ms, write
 
 import nhl_fast as nhl
 from nhl_fast import native
-from nhl_fast.hamming import search
+from nhl_fast.hamming import radius_search, search
 from nhl_fast.metrics import evaluate_retrieval
 
 LENGTHS = (8, 16, 32, 64, 128)
@@ -195,6 +195,8 @@ def bench_growth(threads: int, quick: bool) -> list[dict]:
     for bits in (8, 16, 32, 48, 64, 128, 256, 512, 1024):
         tensors = torch.from_numpy(random_rows(200, bits, 1)), torch.from_numpy(random_rows(n, bits, 0))
         add("search", f"bits {bits}", lambda t=tensors: search(*t, 10), 200 * n)
+        # Nothing is within radius 0: what remains is the distances and one comparison each.
+        add("ceiling", f"bits {bits}", lambda t=tensors: radius_search(*t, 0), 200 * n)
     tensors = torch.from_numpy(random_rows(200, 128, 1)), torch.from_numpy(random_rows(n, 128, 0))
     for k in (1, 10, 100, 1000, 10_000):
         add("search", f"k {k}", lambda k=k: search(*tensors, k), 200 * n)

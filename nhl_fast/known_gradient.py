@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import torch
 
 
@@ -23,6 +25,10 @@ class _KnownGradient(torch.autograd.Function):
         elif grad_value.ndim:
             grad_value = grad_value.view(-1, *[1] * (grad.ndim - 1))
         return grad_value * grad, None, None, None
+
+
+# `apply` binds its arguments by forward's signature, which would be taken apart anew at every call.
+_KnownGradient.forward.__signature__ = inspect.signature(_KnownGradient.forward)
 
 
 def known_gradient(

@@ -30,11 +30,10 @@ def dominance_weights(dots: torch.Tensor) -> torch.Tensor:
         dots = dots.float()
     slots = torch.arange(m - 1, -1, -1, device=dots.device, dtype=dots.dtype)  # m - k, k from 1
     share = dots.diagonal().clamp(min=0) / slots  # a norm that rounding took below zero is zero
+    free, bounds = dots >= 0, share[:, None] / dots.abs()
     weights = dots.new_ones(m)
     for i in range(1, m):
-        column = dots[:i, i]
-        bounds = torch.where(column >= 0, torch.inf, weights[:i] * share[:i] / column.abs())
-        weights[i] = bounds.amin().clamp(max=1)
+        weights[i] = torch.where(free[:i, i], 1.0, weights[:i] * bounds[:i, i]).amin().clamp(max=1)
     return weights * (m / weights.sum())
 
 

@@ -91,10 +91,13 @@ class NestedLoss(nn.Module):
 
     def unit_rows(self, v: torch.Tensor) -> torch.Tensor:
         """Every length's rows at norm 1 (expanded, like v); a zero row stays zero, with no gradient."""
+        return v * self.inverse_norms(v)
+
+    def inverse_norms(self, v: torch.Tensor) -> torch.Tensor:
+        """1 / norm of every length's rows, repeated over its columns (expanded, like v); 0 for a zero row."""
         segments = self._segments.to(v.dtype)
         squares = v.square() @ segments
-        inverse = torch.where(squares > 1e-24, squares, torch.inf).rsqrt()
-        return v * (inverse @ segments.T)
+        return torch.where(squares > 1e-24, squares, torch.inf).rsqrt() @ segments.T
 
     def multi_hot(self, labels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Labels as multi-hot rows (N, C) in the dtype of `like`."""

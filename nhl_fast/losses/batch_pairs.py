@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import _check
+from ..known_gradient import known_gradient
 from ..labels import similarity
 from ..prefixes import split
 from .base import NestedLoss, bit_signs
@@ -32,14 +33,23 @@ class LCDSH(NestedLoss):
 
     def expanded(self, v, labels):
         signs = 2 * similarity(labels, labels).to(v.dtype) - 1
-        parts = split(v, self.code_lengths)
+        return known_gradient(v, *self.pairs(split(v.detach(), self.code_lengths), signs), self._segments)
+
+    @torch.no_grad()
+    def pairs(self, parts, signs) -> tuple[torch.Tensor, torch.Tensor]:
+        """Values (m,), and the gradient of their sum in the expanded outputs."""
         theta = torch.stack([0.5 * u @ u.T for u in parts])
-        if self.clamp:
-            theta = theta.clamp(-50, 50)
-        coded = torch.stack([0.5 * s @ s.T for s in map(bit_signs, parts)]).detach()
-        likelihood = F.softplus(-signs * theta)
-        gap = (theta.sigmoid() - coded.sigmoid()).square()
-        return (likelihood + self.eta * gap).mean((1, 2))
+        coded = torch.stack([0.5 * s @ s.T for s in map(bit_signs, parts)])
+        free = (theta.abs() <= 50) if self.clamp else None
+        theta = theta.clamp(-50, 50) if self.clamp else theta
+        margin = -signs * theta
+        probability = theta.sigmoid()
+        gap = probability - coded.sigmoid()
+        values = (F.softplus(margin) + self.eta * gap.square()).mean((1, 2))
+        slope = 2 * self.eta * gap * probability * (1 - probability) - signs * margin.sigmoid()
+        slope = (slope if free is None else slope * free) / theta[0].numel()
+        # theta is symmetric, and so is its slope: dL/du_i = sum_j (slope_ij + slope_ji) u_j / 2.
+        return values, torch.cat([a @ u for a, u in zip(slope, parts)], dim=1)
 
 
 class DCH(NestedLoss):

@@ -13,8 +13,12 @@ from .base import quantization_penalty
 from .pointwise import CenterLoss
 
 
+# Logits lie within +-sqrt(b): to here exp(-2 sqrt(b)) is a normal float32.
+MAX_NARROW_BITS = 1800
+
+
 @torch.no_grad()
-def softmax_likelihood(logits, y, negative_weight):
+def softmax_likelihood(logits, y, negative_weight, wide: bool = True):
     """Sums (m,) of -[y log p + negative_weight (1 - y) log(1 - p)], p = softmax(logits (m, N, C)), and the gradient.
 
     Finite where p rounds to 0 or 1: only the largest p can come near 1, and for it 1 - p is taken as the sum of
@@ -23,8 +27,12 @@ def softmax_likelihood(logits, y, negative_weight):
     log_p = logits.log_softmax(-1)
     p = log_p.exp()
     top = p.argmax(-1, keepdim=True)
-    rest = log_p.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
-    log_rest = torch.log1p(-p.scatter(-1, top, 0.0)).scatter(-1, top, rest)
+    others_p = p.scatter(-1, top, 0.0)
+    if wide:  # logits so far apart that the others' p may vanish in float32
+        rest = log_p.scatter(-1, top, -torch.inf).logsumexp(-1, keepdim=True)
+    else:
+        rest = others_p.sum(-1, keepdim=True).log()
+    log_rest = torch.log1p(-others_p).scatter(-1, top, rest)
     absent = negative_weight * (1 - y)
     value = -(y * log_p + absent * log_rest).sum((1, 2))
     slope = absent * (log_p - log_rest).exp() - y
@@ -55,12 +63,22 @@ class CenterSoftmaxLoss(CenterLoss):
 
     def likelihood(self, v: torch.Tensor, labels: torch.Tensor, negative_weight: float) -> torch.Tensor:
         """(m,) sums over rows and classes of -[y log p + negative_weight (1 - y) log(1 - p)]."""
+        y = self.multi_hot(labels, v)
+        return known_gradient(v, *self.pull(v.detach(), y, negative_weight), self._segments)
+
+    @torch.no_grad()
+    def pull(self, v, y, negative_weight) -> tuple[torch.Tensor, torch.Tensor]:
+        """`likelihood`, and the gradient of its sum in the expanded outputs."""
         # The centres are +-1, of norm sqrt(b): sqrt(b) cos(u, c) is the product of c with the unit vector.
         centers = split(self._centers.to(v.dtype), self.code_lengths)
-        units = split(self.unit_rows(v), self.code_lengths)
-        logits = torch.stack([unit @ c.T for unit, c in zip(units, centers)])
-        known = softmax_likelihood(logits.detach(), self.multi_hot(labels, v), negative_weight)
-        return known_gradient(logits, *known)
+        inverse = self.inverse_norms(v)
+        unit = v * inverse
+        logits = torch.stack([u @ c.T for u, c in zip(split(unit, self.code_lengths), centers)])
+        values, slopes = softmax_likelihood(logits, y, negative_weight, wide=self.code_lengths[-1] > MAX_NARROW_BITS)
+        grad = torch.cat([a @ c for a, c in zip(slopes, centers)], dim=1)
+        segments = self._segments.to(v.dtype)
+        along = ((grad * unit) @ segments) @ segments.T
+        return values, inverse * (grad - along * unit)
 
     def penalty(self, v: torch.Tensor) -> torch.Tensor:
         return self.quantization * self.segment_means(quantization_penalty(v))

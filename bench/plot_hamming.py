@@ -1,0 +1,56 @@
+"""Throughput of the Hamming search, from bench/results/hamming_cpu.json, with the measured ceiling drawn in.
+
+    python bench/plot_hamming.py
+
+The ceiling is a radius search that finds nothing: the distances, and one comparison each.
+"""
+
+from __future__ import annotations
+
+import json
+
+from record import RESULTS
+
+from nhl_fast.picture import COLORS, picture
+
+PANELS = (
+    ("items", "Database size (items of 128 bits)"),
+    ("bits", "Code length (bits)"),
+    ("k", "Neighbours asked for (k)"),
+    ("queries", "Queries at once"),
+)
+
+
+def series(rows: list[dict], part: str, what: str) -> tuple[list[int], list[float]]:
+    found = [(int(r["case"].split()[1]), r) for r in rows if r["part"] == part and r["case"].split()[0] == what]
+    return [x for x, _ in found], [r["giga_distances_per_s"] for _, r in found]
+
+
+def main() -> None:
+    document = json.loads((RESULTS / "hamming_cpu.json").read_text())
+    rows, environment = document["rows"], document["environment"]
+    ceiling = dict(zip(*series(rows, "ceiling", "bits")))
+
+    def draw(figure):
+        for axes, (what, label) in zip(figure.subplots(2, 2).flat, PANELS):
+            xs, ys = series(rows, "search", what)
+            axes.plot(xs, ys, color=COLORS[0], marker="o", label="search")
+            if what == "bits":
+                axes.plot(list(ceiling), list(ceiling.values()), color=COLORS[1], linestyle="--", label="ceiling")
+            else:
+                axes.axhline(ceiling[128], color=COLORS[1], linestyle="--", label="ceiling at 128 bits")
+            axes.set_xscale("log", base=2 if what == "bits" else 10)
+            axes.set_ylim(bottom=0)
+            axes.set_xlabel(label)
+            axes.set_ylabel("Distances (1e9 a second)")
+            axes.legend(loc="best")
+        threads = environment["threads"]
+        figure.suptitle(
+            f"nhl_fast search, {threads} threads of {environment['cpu']}, {environment['date']}", fontsize=11
+        )
+
+    print(picture((10, 7), draw, RESULTS / "hamming_cpu.png"))
+
+
+if __name__ == "__main__":
+    main()
