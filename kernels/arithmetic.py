@@ -1,0 +1,88 @@
+"""Elementwise functions shared by the training kernels: stable, float32, from `tl.exp` and `tl.log` alone."""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def _twice_atanh(t):
+    """2 atanh(t) for |t| <= 1/3."""
+    s = t * t
+    tail = 1 / 9 + s * (1 / 11 + s * (1 / 13 + s * (1 / 15)))
+    return 2 * t * (1 + s * (1 / 3 + s * (1 / 5 + s * (1 / 7 + s * tail))))
+
+
+@triton.jit
+def log1p(z):
+    """log(1 + z) for z >= 0, accurate also where 1 + z rounds to 1."""
+    small = tl.minimum(z, 1.0)
+    return tl.where(z <= 1, _twice_atanh(small / (2 + small)), tl.log(1 + z))
+
+
+@triton.jit
+def log1m(p):
+    """log(1 - p) for 0 <= p <= 1/2, accurate also where 1 - p rounds to 1."""
+    p = tl.minimum(p, 0.5)
+    return -_twice_atanh(p / (2 - p))
+
+
+@triton.jit
+def softplus(x):
+    """log(1 + exp(x)) without overflow."""
+    return tl.maximum(x, 0.0) + log1p(tl.exp(-tl.abs(x)))
+
+
+@triton.jit
+def sigmoid(x):
+    """1 / (1 + exp(-x)) without overflow."""
+    e = tl.exp(-tl.abs(x))
+    return tl.where(x >= 0, 1.0, e) / (1 + e)
+
+
+@triton.jit
+def log_add_exp(a, b):
+    """log(exp(a) + exp(b)) of finite numbers."""
+    return tl.maximum(a, b) + log1p(tl.exp(-tl.abs(a - b)))
+
+
+@triton.jit
+def sign(x):
+    """-1, 0 or 1."""
+    return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
+
+
+@triton.jit
+def bit_sign(x):
+    """+-1 by the bit rule: +1 where x > 0."""
+    return tl.where(x > 0, 1.0, -1.0)
+
+
+@triton.jit
+def clamp_unit(x):
+    """x clamped to [-1, 1]; NaN stays."""
+    return tl.where(x > 1, 1.0, tl.where(x < -1, -1.0, x))
+
+
+@triton.jit
+def inverse_norm(squares):
+    """1 / norm from the sum of squares; 0 for rows of norm 1e-12 or less, which have no direction."""
+    return tl.where(squares > 1e-24, 1 / tl.sqrt_rn(tl.maximum(squares, 1e-24)), 0.0)
+
+
+@triton.jit
+def zeros(ROWS: tl.constexpr, COLS: tl.constexpr):
+    return tl.zeros((ROWS, COLS), tl.float32)
+
+
+@triton.jit
+def load_tile(pointer, first, limit, columns, width, ROWS: tl.constexpr, STRIDE: tl.constexpr, CLAMP: tl.constexpr):
+    """float32 tile, rows first .. first + ROWS (first an int64 scalar) of a contiguous matrix of STRIDE columns.
+
+    0 outside rows < limit and columns < width.
+    """
+    rows = first + tl.arange(0, ROWS)
+    mask = (rows[:, None] < limit) & (columns[None, :] < width)
+    tile = tl.load(pointer + rows[:, None] * STRIDE + columns[None, :], mask=mask, other=0.0)
+    if CLAMP:
+        tile = clamp_unit(tile)
+    return tile

@@ -1,0 +1,217 @@
+"""Long-short cascade self-distillation: D_k and its gradient from recomputed tiles of the Gram matrices.
+
+Two launches and no N x N matrix in memory. The first gives, per row and length, the norm of the row of G_k, the
+component of the difference along it, and the row's part of D_k; the second, from tiles of G_k and G_{k+1}, the
+slope of both orders (ij and ji) times the rows. A job is one length (or a slice of a long one's gradient).
+Operations per pair of rows: 3 products of b_{k+1} and one of b_k for each k. Bytes: U once a row tile (from L2).
+"""
+
+import torch
+import triton
+import triton.language as tl
+
+from . import tiles
+from .arithmetic import load_tile
+
+NORMS = tiles.Tiles(rows=16, columns=32, bits=16, width=16, warps=4)
+GRADIENT = tiles.Tiles(rows=32, columns=32, bits=16, width=64, warps=4, shared=False)
+EPSILON = tl.constexpr(1e-12)
+
+
+@triton.jit
+def _gram_pair(
+    u, first_row, first_column, num_rows, B: tl.constexpr, NEXT: tl.constexpr, L: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """A tile of G_k (B bits) and of G_{k+1} (NEXT bits)."""
+    short = tl.zeros((ROWS, COLUMNS), tl.float32)
+    for start in range(0, B, BITS):
+        bits = start + tl.arange(0, BITS)
+        x = load_tile(u, first_row, num_rows, bits, B, ROWS, L, False)
+        y = load_tile(u, first_column, num_rows, bits, B, COLUMNS, L, False)
+        short = tl.dot(x, tl.trans(y), short, input_precision=PRECISION)
+    long = short
+    for start in range(B, NEXT, BITS):
+        bits = start + tl.arange(0, BITS)
+        x = load_tile(u, first_row, num_rows, bits, NEXT, ROWS, L, False)
+        y = load_tile(u, first_column, num_rows, bits, NEXT, COLUMNS, L, False)
+        long = tl.dot(x, tl.trans(y), long, input_precision=PRECISION)
+    return short, long
+
+
+@triton.jit
+def _inverse(norm):
+    return 1 / tl.maximum(norm, EPSILON)
+
+
+@triton.jit
+def _row_statistics(
+    u, norms, alongs, partial, num_rows, K: tl.constexpr, LENGTHS: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    M: tl.constexpr = len(LENGTHS)
+    L: tl.constexpr = LENGTHS[M - 1]
+    tile = tl.program_id(0).to(tl.int64)
+    rows = tl.arange(0, ROWS)
+    first_row = tile * ROWS
+    inside = rows < num_rows - first_row
+    short_square = tl.zeros((ROWS,), tl.float32)
+    long_square = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, num_rows, COLUMNS):
+        short, long = _gram_pair(
+            u, first_row, tile * 0 + start, num_rows, LENGTHS[K], LENGTHS[K + 1], L, PRECISION, ROWS, COLUMNS, BITS
+        )
+        short_square += tl.sum(short * short, axis=1)
+        long_square += tl.sum(long * long, axis=1)
+    short_norm = tl.sqrt_rn(short_square)
+    long_norm = tl.sqrt_rn(long_square)
+    short_inverse = _inverse(short_norm)[:, None]
+    long_inverse = _inverse(long_norm)[:, None]
+    along = tl.zeros((ROWS,), tl.float32)
+    squares = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, num_rows, COLUMNS):
+        short, long = _gram_pair(
+            u, first_row, tile * 0 + start, num_rows, LENGTHS[K], LENGTHS[K + 1], L, PRECISION, ROWS, COLUMNS, BITS
+        )
+        unit = short * short_inverse
+        difference = unit - long * long_inverse
+        along += tl.sum(unit * difference, axis=1)
+        squares += tl.sum(difference * difference, axis=1)
+    place = (first_row + rows) * M + K
+    tl.store(norms + place, short_norm, mask=inside)
+    tl.store(alongs + place, along, mask=inside)
+    if K == M - 2:
+        tl.store(norms + place + 1, long_norm, mask=inside)
+    tl.store(partial + tile * M + K, tl.sum(squares))
+
+
+@triton.jit
+def statistics_kernel(
+    u, norms, alongs, partial, num_rows, LENGTHS: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """Grid (row tiles, m - 1): norms and alongs (N, m), partial sums of ||difference||^2 (row tiles, m)."""
+    for k in tl.static_range(len(LENGTHS) - 1):
+        if tl.program_id(1) == k:
+            _row_statistics(u, norms, alongs, partial, num_rows, k, LENGTHS, PRECISION, ROWS, COLUMNS, BITS)
+
+
+@triton.jit
+def _gradient(
+    u, norms, alongs, deltas, num_rows, weight, K: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr,
+    OFFSET: tl.constexpr, LENGTHS: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    M: tl.constexpr = len(LENGTHS)
+    L: tl.constexpr = LENGTHS[M - 1]
+    B: tl.constexpr = LENGTHS[K]
+    tile = tl.program_id(0).to(tl.int64)
+    first_row = tile * ROWS
+    rows = first_row + tl.arange(0, ROWS)
+    bits = FIRST + tl.arange(0, WIDTH)
+    own_norm = tl.load(norms + rows * M + K, mask=rows < num_rows, other=0.0)
+    own_along = tl.load(alongs + rows * M + K, mask=rows < num_rows, other=0.0)
+    own_inverse = _inverse(own_norm)
+    own_next = _inverse(tl.load(norms + rows * M + K + 1, mask=rows < num_rows, other=0.0))
+    own_scale = tl.where(own_norm > EPSILON, own_inverse, 0.0)
+    found = tl.zeros((ROWS, WIDTH), tl.float32)
+    for start in range(0, num_rows, COLUMNS):
+        columns = tile * 0 + start + tl.arange(0, COLUMNS)
+        norm = tl.load(norms + columns * M + K, mask=columns < num_rows, other=0.0)
+        along = tl.load(alongs + columns * M + K, mask=columns < num_rows, other=0.0)
+        inverse = _inverse(norm)
+        following = _inverse(tl.load(norms + columns * M + K + 1, mask=columns < num_rows, other=0.0))
+        scale = tl.where(norm > EPSILON, inverse, 0.0)
+        short, long = _gram_pair(
+            u, first_row, tile * 0 + start, num_rows, LENGTHS[K], LENGTHS[K + 1], L, PRECISION, ROWS, COLUMNS, BITS
+        )
+        unit = short * own_inverse[:, None]
+        slope = (unit - long * own_next[:, None] - unit * own_along[:, None]) * own_scale[:, None]
+        unit = short * inverse[None, :]
+        slope += (unit - long * following[None, :] - unit * along[None, :]) * scale[None, :]
+        y = load_tile(u, tile * 0 + start, num_rows, bits, B, COLUMNS, L, False)
+        found = tl.dot(slope, y, found, input_precision=PRECISION)
+    size = num_rows * 1.0
+    place = rows[:, None] * T + OFFSET + bits[None, :]
+    mask = (rows[:, None] < num_rows) & (bits[None, :] < B)
+    found = tl.load(deltas + place, mask=mask, other=0.0) + weight * (2 / (size * size)) * found
+    tl.store(deltas + place, found, mask=mask)
+
+
+@triton.jit
+def gradient_kernel(
+    u, norms, alongs, partial, values, deltas, num_rows, row_tiles, weight, LENGTHS: tl.constexpr,
+    JOBS: tl.constexpr, T: tl.constexpr, MP: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """Grid (row tiles, jobs): deltas += weight * dD/du; the first program adds up the values."""
+    for j in tl.static_range(len(JOBS) // 4):
+        if tl.program_id(1) == j:
+            _gradient(
+                u, norms, alongs, deltas, num_rows, weight, JOBS[4 * j], JOBS[4 * j + 1], JOBS[4 * j + 2],
+                JOBS[4 * j + 3], LENGTHS, T, PRECISION, ROWS, COLUMNS, BITS,
+            )  # fmt: skip
+    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+        M: tl.constexpr = len(LENGTHS)
+        lengths = tl.arange(0, MP)
+        total = tl.zeros((MP,), tl.float32)
+        for start in range(0, row_tiles, 32):
+            at = start + tl.arange(0, 32)
+            mask = (at[:, None] < row_tiles) & (lengths[None, :] < M - 1)
+            total += tl.sum(tl.load(partial + at[:, None] * M + lengths[None, :], mask=mask, other=0.0), axis=0)
+        size = num_rows * 1.0
+        tl.store(values + lengths, total / (size * size), mask=lengths < M)
+
+
+def launch(u: torch.Tensor, lengths, weight: float, values: torch.Tensor, deltas: torch.Tensor) -> None:
+    """Fill `values` (m,) with D_k and add weight * dD_k/du_k to `deltas` (N, sum of the lengths); u float32."""
+    lengths = tiles.check_lengths(lengths)
+    n, m = u.shape[0], len(lengths)
+    if m == 1:
+        values.zero_()
+        return
+    precision = tiles.dot_precision()
+    norms, alongs = u.new_empty(n, m), u.new_empty(n, m)
+    row_tiles = triton.cdiv(n, NORMS.rows)
+    partial = u.new_empty(row_tiles, m)
+    statistics_kernel[(row_tiles, m - 1)](
+        u, norms, alongs, partial, n, LENGTHS=lengths, PRECISION=precision, ROWS=NORMS.rows, COLUMNS=NORMS.columns,
+        BITS=NORMS.bits, **NORMS.options(),
+    )  # fmt: skip
+    entries = _entries(lengths)
+    gradient_kernel[(triton.cdiv(n, GRADIENT.rows), len(entries) // 4)](
+        u, norms, alongs, partial, values, deltas, n, row_tiles, float(weight), LENGTHS=lengths, JOBS=entries,
+        T=sum(lengths), MP=tiles.power_of_two(m, 1), PRECISION=precision, ROWS=GRADIENT.rows,
+        COLUMNS=GRADIENT.columns, BITS=GRADIENT.bits, **GRADIENT.options(),
+    )  # fmt: skip
+
+
+def _entries(lengths: tuple[int, ...]) -> tuple[int, ...]:
+    """The jobs of all lengths but the longest, flat."""
+    jobs = tiles.jobs(lengths, GRADIENT.width, shared=False)
+    return tuple(x for job in jobs if job[0] < len(lengths) - 1 for x in job)
+
+
+def variants(lengths=(8, 16, 32, 64, 128)):
+    """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
+    made = []
+    tensors = dict.fromkeys(("u", "norms", "alongs", "partial", "values", "deltas"), "*fp32")
+    for precision in ("ieee", "tf32"):
+        for name, kernel, config in (
+            ("statistics", statistics_kernel, NORMS),
+            ("gradient", gradient_kernel, GRADIENT),
+        ):
+            constants = {
+                "LENGTHS": lengths, "JOBS": _entries(lengths), "T": sum(lengths),
+                "MP": tiles.power_of_two(len(lengths), 1), "PRECISION": precision, "ROWS": config.rows,
+                "COLUMNS": config.columns, "BITS": config.bits,
+            }  # fmt: skip
+            signature = {**tensors, "num_rows": "i32", "row_tiles": "i32", "weight": "fp32"}
+            made.append((
+                f"{name}/{precision}",
+                kernel,
+                {k: v for k, v in signature.items() if k in kernel.arg_names},
+                {k: v for k, v in constants.items() if k in kernel.arg_names},
+                config.options(),
+            ))  # fmt: skip
+    return made

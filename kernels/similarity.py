@@ -1,0 +1,128 @@
+"""Which rows are similar: class ids compared, or multi-hot rows packed into 32-bit words that share a bit."""
+
+import torch
+import triton
+import triton.language as tl
+
+from .pointwise import as_bytes, launch_options
+
+PACK_ROWS = 32
+COUNT_TILE = 64
+
+
+@triton.jit
+def similar_tile(left, right, rows, columns, num_rows, num_columns, words, MULTI: tl.constexpr):
+    """S of a tile (rows, columns), false outside: class ids (int64), or with MULTI `words` words of a packed row."""
+    inside = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
+    if not MULTI:
+        a = tl.load(left + rows, mask=rows < num_rows, other=0)
+        b = tl.load(right + columns, mask=columns < num_columns, other=0)
+        shared = (a[:, None] == b[None, :]).to(tl.int32)
+    else:
+        shared = inside.to(tl.int32) * 0
+        for w in range(words):
+            a = tl.load(left + rows * words + w, mask=rows < num_rows, other=0)
+            b = tl.load(right + columns * words + w, mask=columns < num_columns, other=0)
+            shared = shared | (a[:, None] & b[None, :]).to(tl.int32)
+    return (shared != 0) & inside
+
+
+@triton.jit
+def _pack_rows(labels, packed, tile, num_rows, num_classes, words, IDS: tl.constexpr, ROWS: tl.constexpr):
+    rows = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    bits = tl.arange(0, 32)
+    for w in range(words):
+        classes = 32 * w + bits
+        if IDS:
+            ids = tl.load(labels + rows, mask=rows < num_rows, other=-1)
+            chosen = ids[:, None] == classes[None, :]
+        else:
+            mask = (rows[:, None] < num_rows) & (classes[None, :] < num_classes)
+            hot = tl.load(labels + rows[:, None] * num_classes + classes[None, :], mask=mask, other=0)
+            hot = hot.to(tl.float32)
+            tl.device_assert((hot == 0) | (hot == 1), "labels: expected multi-hot rows of zeros and ones")
+            chosen = hot != 0
+        word = tl.sum(chosen.to(tl.int32) << bits[None, :], axis=1)
+        tl.store(packed + rows * words + w, word, mask=rows < num_rows)
+
+
+@triton.jit
+def pack_kernel(
+    left, right, packed_left, packed_right, num_left, num_right, num_classes, words,
+    LEFT_IDS: tl.constexpr, RIGHT_IDS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    tile = tl.program_id(0)
+    tiles = tl.cdiv(num_left, ROWS)
+    if tile < tiles:
+        _pack_rows(left, packed_left, tile, num_left, num_classes, words, LEFT_IDS, ROWS)
+    else:
+        _pack_rows(right, packed_right, tile - tiles, num_right, num_classes, words, RIGHT_IDS, ROWS)
+
+
+@triton.jit
+def count_kernel(labels, partial, num_rows, words, MULTI: tl.constexpr, TILE: tl.constexpr):
+    """partial[tile] (int64): number of similar pairs in the tile's rows, within the batch."""
+    tile = tl.program_id(0)
+    rows = tile.to(tl.int64) * TILE + tl.arange(0, TILE)
+    total = tl.zeros((TILE,), tl.int32)
+    for start in range(0, num_rows, TILE):
+        columns = (start + tl.arange(0, TILE)).to(tl.int64)
+        similar = similar_tile(labels, labels, rows, columns, num_rows, num_rows, words, MULTI)
+        total += tl.sum(similar.to(tl.int32), axis=1)
+    tl.store(partial + tile, tl.sum(total.to(tl.int64)))
+
+
+def comparable(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """Labels of two sets of rows in a form the kernels compare, and the words of a packed row (0: class ids).
+
+    Ids (N,) or multi-hot rows (N, C) in, either side; ids where both are, else int32 words (N, ceil(C / 32)).
+    """
+    if left.ndim == 1 and right.ndim == 1:
+        return left.contiguous(), right.contiguous(), 0
+    num_classes = (left if left.ndim == 2 else right).shape[1]
+    words = max(1, -(-num_classes // 32))
+    same = left is right
+    packed = left.new_empty((left.shape[0], words), dtype=torch.int32)
+    other = packed if same else right.new_empty((right.shape[0], words), dtype=torch.int32)
+    tiles = triton.cdiv(left.shape[0], PACK_ROWS) + (0 if same else triton.cdiv(right.shape[0], PACK_ROWS))
+    pack_kernel[(tiles,)](
+        as_bytes(left.contiguous()), as_bytes(right.contiguous()), packed, other, left.shape[0], right.shape[0],
+        num_classes, words,
+        LEFT_IDS=left.ndim == 1, RIGHT_IDS=right.ndim == 1, ROWS=PACK_ROWS, num_warps=4,
+        **launch_options(left.device.type),
+    )  # fmt: skip
+    return packed, other, words
+
+
+def count_similar(labels: torch.Tensor, words: int) -> torch.Tensor:
+    """(tiles,) int64 whose sum is the number of similar ordered pairs of the batch, itself included."""
+    partial = labels.new_empty(triton.cdiv(labels.shape[0], COUNT_TILE), dtype=torch.int64)
+    count_kernel[(len(partial),)](
+        labels, partial, labels.shape[0], words, MULTI=words > 0, TILE=COUNT_TILE, num_warps=4, maxnreg=255
+    )
+    return partial
+
+
+def variants():
+    """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
+    sizes = {"num_left": "i32", "num_right": "i32", "num_classes": "i32", "words": "i32"}
+    packed = {"packed_left": "*i32", "packed_right": "*i32"}
+    return [
+        (
+            "pack",
+            pack_kernel,
+            {"left": "*i64", "right": "*u8", **packed, **sizes},
+            {"LEFT_IDS": False, "RIGHT_IDS": False, "ROWS": PACK_ROWS},
+            {"num_warps": 4, "num_stages": 2, **launch_options("cuda")},
+        ),
+        *(
+            (
+                f"count/{form}",
+                count_kernel,
+                {"labels": pointer, "partial": "*i64", "num_rows": "i32", "words": "i32"},
+                {"MULTI": multi, "TILE": COUNT_TILE},
+                {"num_warps": 4, "num_stages": 2, "maxnreg": 255},
+            )
+            for form, pointer, multi in (("ids", "*i64", False), ("multi-hot", "*i32", True))
+        ),
+    ]

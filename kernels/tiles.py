@@ -1,0 +1,88 @@
+"""Tile sizes and the split of the work, chosen by plain functions of the sizes."""
+
+from functools import cache
+from typing import NamedTuple
+
+import torch
+
+MAX_LENGTHS = 16
+MAX_BITS = 1024
+
+
+class Tiles(NamedTuple):
+    """A program's tile: rows, columns, bits loaded at once, padded gradient columns it keeps (a power of two).
+
+    shared: several lengths may share a program (less work in all), else each has its own (fewer registers).
+    """
+
+    rows: int
+    columns: int
+    bits: int
+    width: int
+    warps: int
+    stages: int = 2
+    shared: bool = True
+
+    def options(self) -> dict:
+        """Launch options. Asked for, all registers are used before any is spilled for the sake of occupancy."""
+        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": 255}
+
+
+def power_of_two(n: int, minimum: int = 16) -> int:
+    """The smallest power of two that is at least n and at least `minimum` (the smallest side of a product)."""
+    return max(minimum, 1 << max(n - 1, 0).bit_length())
+
+
+def offsets(lengths) -> list[int]:
+    """First column of each length in the expanded form."""
+    return [sum(lengths[:k]) for k in range(len(lengths))]
+
+
+def check_lengths(lengths) -> tuple[int, ...]:
+    """The code lengths as a tuple; ValueError, before any launch, for what the kernels are not made for."""
+    lengths = tuple(lengths)
+    if len(lengths) > MAX_LENGTHS or lengths[-1] > MAX_BITS:
+        raise ValueError(
+            f"code_lengths: the Triton kernels take at most {MAX_LENGTHS} lengths of at most {MAX_BITS} bits, "
+            f"got {lengths} (backend='reference' has no limit)"
+        )
+    return lengths
+
+
+@cache
+def jobs(lengths: tuple[int, ...], width: int, shared: bool = True) -> tuple[tuple[int, ...], ...]:
+    """Who computes which gradients: each job a flat tuple of (k, first column, padded columns, offset), ascending.
+
+    A job walks the bits once and keeps the gradients of all its entries, at most `width` padded columns in all.
+    Short lengths share a job (if `shared`); a length longer than `width` is cut into several, which compute its
+    pairs again.
+    Every length has one entry with first column 0: that one also gives its value.
+    """
+    made, current, used = [], [], 0
+    for k, (b, offset) in enumerate(zip(lengths, offsets(lengths))):
+        for first in range(0, b, width):
+            padded = power_of_two(min(b - first, width))
+            if current and (used + padded > width or first or not shared):
+                made.append(tuple(current))
+                current, used = [], 0
+            current += [k, first, padded, offset]
+            used += padded
+    return (*made, tuple(current))
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of a CUDA device; on a CPU (the interpreter) a small number, so that work is still split."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2
+
+
+def splits(row_tiles: int, column_tiles: int, device: torch.device) -> int:
+    """Into how many parts the columns are split, so that every multiprocessor has about two programs."""
+    wanted = -(-2 * multiprocessors(device) // row_tiles)
+    per_part = -(-column_tiles // max(1, min(wanted, column_tiles)))
+    return -(-column_tiles // per_part)
+
+
+def dot_precision() -> str:
+    """The precision of float32 products: "ieee", or "tf32" where PyTorch's own matrix products may use it."""
+    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"

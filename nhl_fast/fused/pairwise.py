@@ -1,0 +1,164 @@
+"""Fused pairwise losses: DSH, DHN and DBDH against the bank, LCDSH and DCH within the batch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from nhl_fast.kernels import bank as bank_kernels
+from nhl_fast.kernels import pairwise as kernels
+
+from ..labels import to_multi_hot
+from ..losses.bank_pairs import DBDH, DHN, DSH
+from ..losses.batch_pairs import DCH, LCDSH
+from .registry import check_form, fuses
+
+
+def _outputs(u, code_lengths):
+    return (
+        torch.empty(len(code_lengths), device=u.device, dtype=torch.float32),
+        torch.empty(u.shape[0], sum(code_lengths), device=u.device, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("nhl_fast::pairwise", mutates_args=())
+def pairwise(
+    u: torch.Tensor,
+    others: torch.Tensor,
+    labels: torch.Tensor,
+    other_labels: torch.Tensor,
+    written: torch.Tensor | None,
+    code_lengths: list[int],
+    kind: str,
+    c0: float,
+    c1: float,
+    penalty: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values (m,), deltas (N, T)) of the pairwise loss `kind` (see `kernels.pair_losses`) plus its penalty.
+
+    u (N, L) and others (M, L) float32; labels and other_labels ids or multi-hot rows; written (M,) bool, rows that
+    count, or None for all; c0 and c1 are the loss's constants, penalty the weight of its penalty.
+    """
+    values, deltas = _outputs(u, code_lengths)
+    with torch.cuda.device_of(u):
+        kernels.launch(
+            kind, u.contiguous(), others.contiguous(), labels, other_labels, written, code_lengths, c0, c1, penalty,
+            values, deltas,
+        )  # fmt: skip
+    return values, deltas
+
+
+@pairwise.register_fake
+def _(u, others, labels, other_labels, written, code_lengths, kind, c0, c1, penalty):
+    return _outputs(u, code_lengths)
+
+
+@torch.library.custom_op("nhl_fast::add_pairwise", mutates_args=("values", "deltas"))
+def add_pairwise(
+    values: torch.Tensor,
+    deltas: torch.Tensor,
+    u: torch.Tensor,
+    others: torch.Tensor,
+    labels: torch.Tensor,
+    other_labels: torch.Tensor,
+    written: torch.Tensor | None,
+    code_lengths: list[int],
+    kind: str,
+    c0: float,
+    c1: float,
+    penalty: float,
+) -> None:
+    """`pairwise` added to `values` (m, or (P, m): to the first row) and `deltas` (N, T), in place."""
+    with torch.cuda.device_of(u):
+        kernels.launch(
+            kind, u.contiguous(), others.contiguous(), labels, other_labels, written, code_lengths, c0, c1, penalty,
+            values, deltas, add=True,
+        )  # fmt: skip
+
+
+@add_pairwise.register_fake
+def _(values, deltas, u, others, labels, other_labels, written, code_lengths, kind, c0, c1, penalty):
+    return None
+
+
+@torch.library.custom_op("nhl_fast::store_rows", mutates_args=("bank_u", "bank_labels", "written"))
+def store_rows(
+    bank_u: torch.Tensor,
+    bank_labels: torch.Tensor,
+    written: torch.Tensor,
+    index: torch.Tensor,
+    u: torch.Tensor,
+    labels: torch.Tensor,
+    num_classes: int,
+) -> None:
+    """Write u (N, L) and labels into the rows `index` (N,) of a bank; each row is written at most once."""
+    with torch.cuda.device_of(u):
+        bank_kernels.store(u.contiguous(), labels, index, bank_u, bank_labels, written, num_classes)
+
+
+@store_rows.register_fake
+def _(bank_u, bank_labels, written, index, u, labels, num_classes):
+    return None
+
+
+def prepare(loss, u, labels, index):
+    """`BankMixin.prepare` with the bank written by one launch; labels and index are checked on the device."""
+    labels = check_form(loss, u, labels)
+    if not loss.training or loss.bank is None or loss.external_bank:
+        return labels
+    bank = loss.bank
+    if index is None:
+        loss.prepare(u, labels, index)  # raises, and says why
+    on_cpu = u.device.type == "cpu"  # no assertion stops the interpreter
+    bank.check_index(index if on_cpu else torch.empty_like(index, device="meta"), u.shape[0])
+    if labels.ndim == 2 and bank.labels.ndim == 1:
+        bank.labels = to_multi_hot(bank.labels, bank.num_classes, torch.bool)
+    store_rows(bank.u, bank.labels, bank.written, index, u, labels, loss.num_classes)
+    return labels
+
+
+def refuses(loss, rows, labels):
+    """Why a loss with a bank cannot be served."""
+    if loss.bank is None or loss.bank.u.dtype == torch.float32:
+        return None
+    return f"the bank is {loss.bank.u.dtype}, the kernels take float32"
+
+
+def _bank(loss, u, labels, kind, c0, penalty):
+    bank = loss.bank
+    return pairwise(u, bank.u, labels, bank.labels, bank.written, list(loss.code_lengths), kind, c0, 0.0, penalty)
+
+
+@fuses(DSH, prepare=prepare, refuses=refuses)
+def fused_dsh(loss, u, labels):
+    return _bank(loss, u, labels, "dsh", float(loss.margin), float(loss.alpha))
+
+
+@fuses(DHN, prepare=prepare, refuses=refuses)
+def fused_dhn(loss, u, labels):
+    return _bank(loss, u, labels, "dhn", 0.0, float(loss.alpha))
+
+
+@fuses(DBDH, prepare=prepare, refuses=refuses)
+def fused_dbdh(loss, u, labels):
+    return _bank(loss, u, labels, "dbdh" if loss.clamp else "dbdh_unclamped", 0.0, float(loss.alpha))
+
+
+def _batch(loss, u, labels, kind, c0, c1, penalty):
+    return pairwise(u, u, labels, labels, None, list(loss.code_lengths), kind, float(c0), float(c1), float(penalty))
+
+
+def prepare_batch(loss, u, labels, index):
+    return check_form(loss, u, labels)
+
+
+@fuses(LCDSH, prepare=prepare_batch)
+def fused_lcdsh(loss, u, labels):
+    return _batch(loss, u, labels, "lcdsh", loss.eta, 50.0 if loss.clamp else math.inf, 0.0)
+
+
+@fuses(DCH, prepare=prepare_batch)
+def fused_dch(loss, u, labels):
+    cap = math.inf if loss.max_cosine is None else loss.max_cosine
+    return _batch(loss, u, labels, "dch", loss.gamma, cap, loss.quantization)

@@ -1,0 +1,117 @@
+"""Operators of the projection: outputs with the feature Gram matrix, and packed codes."""
+
+from __future__ import annotations
+
+import torch
+
+from nhl_fast.kernels import projection as kernels
+from nhl_fast.kernels import weighting
+
+
+@torch.library.custom_op("nhl_fast::project", mutates_args=())
+def project(
+    features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, gram: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """u = F W^T + c (N, L) and, if `gram`, F F^T (N, N) (else an empty tensor), both float32."""
+    n, longest = features.shape[0], weight.shape[0]
+    u = torch.empty(n, longest, device=features.device, dtype=torch.float32)
+    matrix = torch.empty(n if gram else 0, n if gram else 0, device=features.device, dtype=torch.float32)
+    if n:
+        with torch.cuda.device_of(features):
+            kernels.project(features, weight, bias, u=u, gram=matrix if gram else None)
+    return u, matrix
+
+
+@project.register_fake
+def _(features, weight, bias, gram):
+    n = features.shape[0]
+    u = features.new_empty(n, weight.shape[0], dtype=torch.float32)
+    return u, features.new_empty(n if gram else 0, n if gram else 0, dtype=torch.float32)
+
+
+@torch.library.custom_op("nhl_fast::project_backward", mutates_args=())
+def project_backward(
+    grad: torch.Tensor, features: torch.Tensor, weight: torch.Tensor, need_features: bool, need_weight: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(dF, dW, dc) of a gradient (N, L) of u; what is not needed is empty."""
+    return gradients(None, grad.contiguous().float(), features, weight, None, None, need_features, need_weight)
+
+
+def gradients(scale, du, features, weight, dw, db, need_features: bool, need_weight: bool):
+    """(dF, dW, dc) of dU, times the 0-d `scale`; dW and dc may be given unscaled. In one launch, or in two.
+
+    dF comes in the features' dtype, dW and dc in the weight's.
+    """
+    found = gradient_shapes(features, weight, need_features, need_weight)
+    df, out_w, out_b = found
+    if not (need_features or need_weight) or features.shape[0] == 0:
+        for tensor in found:
+            tensor.zero_()
+        return found
+    with torch.cuda.device_of(features):
+        product = sums = None
+        if need_weight and dw is not None:
+            product, sums = dw[None], db[None]
+        elif need_weight and du.shape[0] > 1024:
+            product, sums = weighting.transposed_product(du, features)
+        weighting.backward(
+            scale, du, features, weight, product, sums,
+            df=df if need_features else None,
+            dw=out_w if need_weight else None,
+            db=out_b if need_weight else None,
+        )  # fmt: skip
+    return found
+
+
+def gradient_shapes(features, weight, need_features: bool, need_weight: bool):
+    """Empty tensors for (dF, dW, dc)."""
+    (n, d), longest = features.shape, weight.shape[0]
+    return (
+        features.new_empty((n, d) if need_features else (0,)),
+        weight.new_empty((longest, d) if need_weight else (0,)),
+        weight.new_empty((longest,) if need_weight else (0,)),
+    )
+
+
+@project_backward.register_fake
+def _(grad, features, weight, need_features, need_weight):
+    return gradient_shapes(features, weight, need_features, need_weight)
+
+
+def _save(ctx, inputs, output):
+    features, weight, bias, gram = inputs
+    if gram and features.requires_grad:
+        raise ValueError("gram: the Gram matrix has no gradient here, pass detached features")
+    ctx.save_for_backward(features, weight)
+    ctx.bias_dtype = bias.dtype
+
+
+def _backward(ctx, grad_u, grad_gram):
+    features, weight = ctx.saved_tensors
+    need_features, need_weight, need_bias, _ = ctx.needs_input_grad
+    need_weight_or_bias = need_weight or need_bias
+    df, dw, db = project_backward(grad_u, features, weight, need_features, need_weight_or_bias)
+    return (
+        df if need_features else None,
+        dw if need_weight else None,
+        db.to(ctx.bias_dtype) if need_bias else None,
+        None,
+    )
+
+
+project.register_autograd(_backward, setup_context=_save)
+
+
+@torch.library.custom_op("nhl_fast::encode", mutates_args=())
+def encode(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Packed signs (N, ceil(L/8)) uint8 of F W^T + c, most significant bit first."""
+    bits = torch.empty(features.shape[0], -(-weight.shape[0] // 8), device=features.device, dtype=torch.uint8)
+    if features.shape[0]:
+        with torch.cuda.device_of(features):
+            kernels.project(features, weight, bias, bits=bits)
+    return bits
+
+
+@encode.register_fake
+def _(features, weight, bias):
+    return features.new_empty(features.shape[0], -(-weight.shape[0] // 8), dtype=torch.uint8)

@@ -1,0 +1,61 @@
+"""Which losses have a fused form, and what a fused form is.
+
+A fused form is `fused(loss, u, labels) -> (values, deltas)`:
+
+    u       (N, L) contiguous float32, detached.
+    labels  as the loss's `prepare` (or the `prepare` given here) returns them.
+    values  (m,) float32, or (P, m) partial sums whose sum over the rows is the values (the combine kernel adds
+            them up, which spares a launch).
+    deltas  (N, sum of the code lengths) float32: the gradient of each length's value with respect to its own
+            outputs, side by side (see `nhl_fast.prefixes`).
+
+Nothing in it waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+FUSED: dict[type, Callable] = {}
+
+
+class Extras(NamedTuple):
+    """What a fused form may replace or refuse.
+
+    Attributes:
+        prepare: prepare(loss, u, labels, index) -> labels, in place of the loss's own `prepare`: for forms whose
+            kernels check the labels' values themselves (each check in PyTorch costs several launches).
+        refuses: refuses(loss, num_rows, labels) -> why the fused form cannot serve this configuration, or None.
+            It looks at options, shapes and dtypes alone.
+    """
+
+    prepare: Callable | None = None
+    refuses: Callable | None = None
+
+
+EXTRAS: dict[type, Extras] = {}
+
+
+def fuses(*losses: type, prepare: Callable | None = None, refuses: Callable | None = None):
+    """Register the decorated function as the fused form of these loss classes (not of their subclasses)."""
+
+    def register(function):
+        for loss in losses:
+            FUSED[loss] = function
+            EXTRAS[loss] = Extras(prepare, refuses)
+        return function
+
+    return register
+
+
+def check_form(loss, u: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Labels whose shape, dtype and device are right, as int64 ids or multi-hot rows; values are not looked at."""
+    if not isinstance(labels, torch.Tensor):
+        return loss.check_labels(labels, u.shape[0])  # raises
+    loss.check_labels(torch.empty_like(labels, device="meta"), u.shape[0])
+    if labels.device != u.device:
+        raise ValueError(f"labels: expected them on {u.device} like u, got {labels.device}")
+    return labels.long() if labels.ndim == 1 else labels

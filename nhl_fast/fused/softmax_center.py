@@ -1,0 +1,69 @@
+"""Fused centre softmax: MDSH, with its momentum-bank pair term, and SHCIR."""
+
+from __future__ import annotations
+
+import torch
+
+from nhl_fast.kernels import softmax_center as kernels
+
+from ..losses.softmax import MDSH, SHCIR
+from .pairwise import add_pairwise, prepare, prepare_batch, refuses
+from .registry import fuses
+
+
+def _outputs(u, code_lengths):
+    return (
+        torch.empty(kernels.num_programs(u.shape[0]), len(code_lengths), device=u.device, dtype=torch.float32),
+        torch.empty(u.shape[0], sum(code_lengths), device=u.device, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("nhl_fast::softmax_center", mutates_args=())
+def softmax_center(
+    u: torch.Tensor,
+    centers: torch.Tensor,
+    labels: torch.Tensor,
+    code_lengths: list[int],
+    negative_weight: float,
+    scale: float,
+    quantization: float,
+    one_hot: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(partial sums (P, m), deltas (N, T)) of scale * sum of -[y log p + negative_weight (1 - y) log(1 - p)]
+    + quantization * mean (|u| - 1)^2; u (N, L), centers (C, T), labels ids or multi-hot rows (one class each if
+    `one_hot`)."""
+    values, deltas = _outputs(u, code_lengths)
+    with torch.cuda.device_of(u):
+        kernels.launch(
+            u.contiguous(), centers.contiguous(), labels, code_lengths, negative_weight, scale, quantization, values,
+            deltas, one_hot=one_hot,
+        )  # fmt: skip
+    return values, deltas
+
+
+@softmax_center.register_fake
+def _(u, centers, labels, code_lengths, negative_weight, scale, quantization, one_hot):
+    return _outputs(u, code_lengths)
+
+
+def _likelihood(loss, u, labels, negative_weight, scale, one_hot):
+    return softmax_center(
+        u, loss._centers.float(), labels, list(loss.code_lengths), negative_weight, scale, float(loss.quantization),
+        one_hot,
+    )  # fmt: skip
+
+
+@fuses(MDSH, prepare=prepare, refuses=refuses)
+def fused_mdsh(loss, u, labels):
+    values, deltas = _likelihood(loss, u, labels, 1.0, 1 / (u.shape[0] * loss.num_classes), False)
+    if loss.pair_term_active:
+        bank, lengths = loss.bank, list(loss.code_lengths)
+        add_pairwise(
+            values, deltas, u, bank.u, labels, bank.labels, bank.written, lengths, "mdsh_pairs", 0.0, 0.0, 0.0
+        )
+    return values, deltas
+
+
+@fuses(SHCIR, prepare=prepare_batch)
+def fused_shcir(loss, u, labels):
+    return _likelihood(loss, u, labels, 1 / (loss.num_classes - 1), 1 / u.shape[0], True)

@@ -1,0 +1,132 @@
+"""The head's training step and the losses' values, from the fused operators."""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from .. import _check
+from ..layer import NestedHashLayer
+from ..losses.base import NestedLoss
+from . import distillation, pairwise, pointwise, projection, softmax_center, triplet, weighting  # noqa: F401
+from .registry import EXTRAS, FUSED
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+MAX_BITS, MAX_LENGTHS = 1024, 16
+
+
+def interpreted() -> bool:
+    """Whether the kernels run in Triton's interpreter (TRITON_INTERPRET=1 when they were imported)."""
+    return not isinstance(weighting.kernels.combine_kernel, triton.JITFunction)
+
+
+def refuses_tensor(x: torch.Tensor, name: str) -> str | None:
+    """Why a tensor cannot go into the kernels, or None."""
+    if x.dtype not in DTYPES:
+        return f"{name} is {x.dtype}, the kernels take float32, float16 and bfloat16"
+    if x.device.type != "cuda" and not (x.device.type == "cpu" and interpreted()):
+        return f"{name} is on {x.device}, the kernels run on CUDA devices (on a CPU with TRITON_INTERPRET=1)"
+    return None
+
+
+def refuses_lengths(code_lengths) -> str | None:
+    """Why these code lengths cannot be served, or None."""
+    if code_lengths[-1] > MAX_BITS or len(code_lengths) > MAX_LENGTHS:
+        return f"the kernels take at most {MAX_LENGTHS} code lengths of at most {MAX_BITS} bits"
+    return None
+
+
+def refuses_projection(layer, features: torch.Tensor) -> str | None:
+    """Why the layer's projection of these features cannot be served, or None."""
+    linear = layer.hash_layer
+    if type(layer).project is not NestedHashLayer.project:
+        return f"{type(layer).__name__} has its own projection"
+    if linear.bias is None:
+        return "the layer has no bias"
+    return (
+        refuses_lengths(layer.code_lengths)
+        or refuses_tensor(features, "the features' tensor")
+        or refuses_tensor(linear.weight, "the layer's weight")
+    )
+
+
+def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
+    """Why a loss of these outputs cannot be served, or None."""
+    if type(loss) not in FUSED:
+        return f"{type(loss).__name__} has no fused form"
+    why = refuses_lengths(loss.code_lengths) or refuses_tensor(u, "the outputs' tensor")
+    refuses = EXTRAS[type(loss)].refuses
+    return why or (refuses(loss, u.shape[0], labels) if refuses else None)
+
+
+def check_on_host(tensor: torch.Tensor) -> bool:
+    """Whether values are checked before the kernels run: no device-side assertion stops the interpreter."""
+    return tensor.device.type == "cpu"
+
+
+def prepare(loss: NestedLoss, u, labels, index):
+    """The labels as the loss's fused form takes them; a bank takes the rows in."""
+    replacement = EXTRAS[type(loss)].prepare
+    if replacement is None:
+        return loss.prepare(u, labels, index)[1]
+    if check_on_host(u):
+        loss.check_labels(labels, u.shape[0])
+    return replacement(loss, u, labels, index)
+
+
+def loss_values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
+    """(m,) values of a loss as functions of u (N, L)."""
+    loss.check_outputs(u)
+    labels = prepare(loss, u.detach().float(), labels, index)
+    with torch.no_grad():
+        values, deltas = FUSED[type(loss)](loss, u.detach().float().contiguous(), labels)
+    values = values if values.ndim == 2 else values[None]
+    return weighting.with_gradient(u, values, deltas, list(loss.code_lengths))
+
+
+def step(objective, features: torch.Tensor, labels, index):
+    """(total, losses, distill, weights, dots or None) of an objective; only the total has a gradient."""
+    layer = objective.layer
+    weight, bias, lengths = layer.hash_layer.weight, layer.hash_layer.bias, list(layer.code_lengths)
+    layer.check_features(features)
+    if features.shape[0] == 0:
+        raise ValueError(f"features: expected at least one row, got {_check.describe(features)}")
+    with torch.no_grad():
+        u, gram, values, deltas = outputs_and_loss(objective, features.detach(), labels, index)
+        distill = None
+        if objective.distill_weight and len(lengths) > 1:
+            distill = distillation.distill(u, lengths, objective.distill_weight, deltas)
+            distill = distill if distill.ndim == 2 else distill[None]
+        values = values if values.ndim == 2 else values[None]
+    results = weighting.combine(
+        features, weight, bias, u, deltas, gram, values, distill, objective.distill_weight,
+        objective._fixed_weights, lengths, objective.check_finite and u.device.type == "cuda",
+    )  # fmt: skip
+    weights, dots, losses, cascade = (t.detach() for t in results[1:5])
+    return results[0], losses, cascade, weights, dots if objective.weighting == "dominance" else None
+
+
+def outputs_and_loss(objective, features, labels, index):
+    """(u, feature Gram matrix or empty, values, deltas)."""
+    layer, loss = objective.layer, objective.loss
+    weight, bias, lengths = layer.hash_layer.weight.detach(), layer.hash_layer.bias.detach(), layer.code_lengths
+    gram = objective.weighting == "dominance" and weighting.kernels.uses_gram(*features.shape, lengths)
+    together = FUSED[type(loss)] is pointwise.fused
+    if together:
+        like = features.new_empty(features.shape[0], lengths[-1], dtype=torch.float32)
+        labels = prepare(loss, like, labels, index)
+        u, matrix, values, deltas = pointwise.project_pointwise(
+            features, weight, bias, labels, *pointwise.tensors(loss), list(lengths), *pointwise.options(loss), gram
+        )
+        check_outputs(objective, u)
+        return u, matrix, values, deltas
+    u, matrix = projection.project(features, weight, bias, gram)
+    check_outputs(objective, u)
+    labels = prepare(loss, u, labels, index)
+    return u, matrix, *FUSED[type(loss)](loss, u, labels)
+
+
+def check_outputs(objective, u) -> None:
+    """On a CPU (the interpreter); on a CUDA device the combine kernel asserts it."""
+    if objective.check_finite and check_on_host(u):
+        _check.values(torch.isfinite(u).all(), objective.NOT_FINITE)

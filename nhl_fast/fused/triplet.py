@@ -1,0 +1,48 @@
+"""Fused triplet likelihood: DTSH."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from nhl_fast.kernels import triplet as kernels
+
+from ..losses.triplet import DTSH
+from .registry import check_form, fuses
+
+
+def _outputs(u, code_lengths):
+    return (
+        torch.empty(kernels.num_programs(u.shape[0]), len(code_lengths), device=u.device, dtype=torch.float32),
+        torch.empty(u.shape[0], sum(code_lengths), device=u.device, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("nhl_fast::triplet", mutates_args=())
+def triplet(
+    u: torch.Tensor,
+    labels: torch.Tensor,
+    code_lengths: list[int],
+    margin: float,
+    low: float,
+    high: float,
+    quantization: float,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(partial sums (P, m), deltas (N, T)) of the triplet loss of u (N, L); t is clamped to [low, high]."""
+    values, deltas = _outputs(u, code_lengths)
+    with torch.cuda.device_of(u):
+        kernels.launch(u.contiguous(), labels, code_lengths, margin, low, high, quantization, values, deltas)
+    return values, deltas
+
+
+@triplet.register_fake
+def _(u, labels, code_lengths, margin, low, high, quantization):
+    return _outputs(u, code_lengths)
+
+
+@fuses(DTSH, prepare=lambda loss, u, labels, index: check_form(loss, u, labels))
+def fused(loss, u, labels):
+    """Values and deltas of a DTSH loss."""
+    low, high = (-100.0, 50.0) if loss.clamp else (-math.inf, math.inf)
+    return triplet(u, labels, list(loss.code_lengths), float(loss.margin), low, high, float(loss.quantization))

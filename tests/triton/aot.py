@@ -1,0 +1,123 @@
+"""Compiles the shipped Triton kernels ahead of time, without a GPU, and reads what they use off the cubin.
+
+    python tests/triton/aot.py [--arch 80 90 100] [--match TEXT] [--write FILE.csv]
+
+Run it in a process without TRITON_INTERPRET. It prints one line a kernel: registers a thread, static and dynamic
+shared memory, stack (spills), tensor-core instructions, float multiply-adds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import importlib
+import json
+import os
+import pkgutil
+import re
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+ARCHITECTURES = (80, 90, 100)
+FIELDS = ("kernel", "arch", "warps", "registers", "shared_bytes", "stack_bytes", "spill_bytes", "tensor_core", "fma")
+TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA|UTCOMMA|TCGEN\w*)\b")
+
+
+def kernel_variants():
+    """(name, function, signature, constants, options) of every kernel module that has `variants`."""
+    import nhl_fast.kernels as package
+
+    import nhl_fast.fused  # noqa: F401  (makes nhl_fast.kernels importable in a checkout)
+
+    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
+        loaded = importlib.import_module(f"{package.__name__}.{module.name}")
+        for name, *rest in getattr(loaded, "variants", list)():
+            yield f"{module.name}/{name}", *rest
+
+
+def _cuobjdump() -> str:
+    import triton
+
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+
+
+def measure(name, function, signature, constants, options, arch: int) -> dict:
+    """Compile one variant for sm_<arch> and read its resources."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    signature = {a: signature.get(a, "constexpr") for a in function.arg_names}
+    source = ASTSource(function, signature, dict(constants))
+    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(options))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage, sass = (
+            subprocess.run([_cuobjdump(), flag, file.name], capture_output=True, text=True, check=True).stdout
+            for flag in ("--dump-resource-usage", "--dump-sass")
+        )
+    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
+    return {
+        "kernel": name,
+        "arch": f"sm_{arch}",
+        "warps": compiled.metadata.num_warps,
+        "registers": found["REG"],
+        "shared_bytes": compiled.metadata.shared,
+        "stack_bytes": found["STACK"] + found["LOCAL"],
+        "spill_bytes": 4 * len(re.findall(r"\bSTL\b", sass)),
+        "tensor_core": len(TENSOR_CORE.findall(sass)),
+        "fma": len(re.findall(r"\bFFMA2?\b", sass)),
+    }
+
+
+def table(architectures=ARCHITECTURES, match: str = "") -> list[dict]:
+    """Resources of every shipped variant whose name contains `match`, on every architecture."""
+    warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
+    rows = []
+    for name, *variant in kernel_variants():
+        if match in name:
+            rows += [measure(name, *variant, arch) for arch in architectures]
+    return rows
+
+
+def subprocess_table(architectures=ARCHITECTURES, match: str = "") -> list[dict]:
+    """`table` in a fresh process without the interpreter."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    root = str(Path(__file__).resolve().parents[2])
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
+    command = [sys.executable, __file__, "--json", "--match", match, "--arch", *map(str, architectures)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise RuntimeError(f"ahead-of-time compilation failed:\n{done.stderr[-4000:]}")
+    return json.loads(done.stdout)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--match", default="", help="only kernels whose name contains this")
+    parser.add_argument("--write", metavar="FILE.csv", help="write the table there")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options = parser.parse_args()
+    if os.environ.get("TRITON_INTERPRET"):
+        parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
+    rows = table(options.arch, options.match)
+    if options.json:
+        print(json.dumps(rows))
+        return
+    for row in rows:
+        print("  ".join(f"{row[field]!s:>{60 if field == 'kernel' else 12}}" for field in FIELDS))
+    if options.write:
+        with tempfile.NamedTemporaryFile("w", newline="", dir=Path(options.write).parent, delete=False) as file:
+            writer = csv.DictWriter(file, FIELDS)
+            writer.writeheader()
+            writer.writerows(rows)
+        os.replace(file.name, options.write)
+
+
+if __name__ == "__main__":
+    main()

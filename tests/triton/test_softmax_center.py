@@ -1,0 +1,130 @@
+"""Fused MDSH and SHCIR against the reference."""
+
+import pytest
+import torch
+from against import check, check_golden, fused, reference
+from launches import launches
+
+from nhl_fast.fused.softmax_center import fused_mdsh, softmax_center
+from nhl_fast.losses import build
+
+LENGTHS = (8, 16, 32, 64, 128)
+NAMES = ("mdsh", "shcir")
+
+
+def make(name, lengths, device, classes=5, **options):
+    return build(name, num_classes=classes, code_lengths=lengths, **options).to(device)
+
+
+@pytest.mark.parametrize("classes", [2, 32, 45])
+@pytest.mark.parametrize("n", [1, 3, 33])
+@pytest.mark.parametrize("name", NAMES)
+def test_equals_the_reference(name, n, classes, device):
+    labels = torch.arange(n, device=device) % classes
+    check(make(name, (5, 48), device, classes), torch.randn(n, 48, device=device), labels)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "lengths", [(1,), LENGTHS, (5, 12, 48, 100), pytest.param((1024,), marks=pytest.mark.slow)], ids=str
+)
+def test_lengths(name, lengths, device):
+    labels = torch.arange(4, device=device)
+    # At 1 bit the cosine is +-1: the likelihood's gradient cancels to 0.
+    check(make(name, lengths, device), torch.randn(4, lengths[-1], device=device), labels, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64])
+def test_multi_hot(dtype, device):
+    labels = torch.rand(20, 12, device=device) < 0.3
+    labels[4] = False
+    loss, u = make("mdsh", (8, 40), device, 12), torch.randn(20, 40, device=device)
+    check(loss, u, labels.to(dtype))
+    ids = torch.arange(20, device=device) % 12
+    hot = torch.nn.functional.one_hot(ids, 12).to(dtype)
+    for name in NAMES:
+        loss = make(name, (8, 40), device, 12)
+        for first, second in zip(fused(loss, u, ids), fused(loss, u, hot)):
+            assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden(golden, name, device):
+    if f"{name}_loss" not in golden:
+        pytest.skip("the loss is single-label, these labels are not")
+    centers = [torch.from_numpy(golden[f"centers_{b}"]) for b in LENGTHS]
+    labels, u = torch.from_numpy(golden["labels"]).to(device), torch.from_numpy(golden["u"]).to(device)
+    loss = make(name, LENGTHS, device, labels.shape[1], centers=centers)
+    check_golden(golden, name, loss, u, labels, LENGTHS)
+
+
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e2, 1e4])
+@pytest.mark.parametrize("name", NAMES)
+def test_extreme_outputs_stay_finite(name, scale, device):
+    loss, u = make(name, (8, 64), device), scale * torch.randn(16, 64, device=device)
+    labels = torch.arange(16, device=device) % 5
+    values, deltas = fused(loss, u, labels)
+    assert torch.isfinite(deltas).all()
+    torch.testing.assert_close(values, reference(loss, u, labels, torch.float32)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("b", [400, pytest.param(1024, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", NAMES)
+def test_certain_probabilities(name, b, device):
+    """p rounds to 1 in float32; log(1 - p) must be that of float64."""
+    loss = make(name, (b,), device, 4)
+    u, labels = loss.centers[0][[1, 1]].clone(), torch.tensor([2, 1], device=device)
+    values, deltas = check(loss, u, labels)
+    assert values[0] > 4
+    assert torch.isfinite(deltas).all()
+
+
+def test_equal_logits(device):
+    """The largest logit is not unique: every class's p is the same, and the likelihood's gradient cancels to 0."""
+    loss = make("mdsh", (8,), device, 2, centers=[torch.ones(2, 8)])
+    check(loss, torch.randn(3, 8, device=device), torch.tensor([0, 1, 1], device=device), atol=1e-7)
+
+
+class TestPairTerm:
+    @pytest.mark.parametrize("multi", [False, True])
+    def test_equals_the_reference(self, multi, device):
+        loss = make("mdsh", (8, 40), device, num_train=30)
+        rows = torch.arange(24, device=device)
+        loss.bank.update(rows, torch.randn(24, 40, device=device), rows % 5)
+        labels = (torch.rand(9, 5, device=device) < 0.4).long() if multi else torch.arange(9, device=device) % 5
+        check(loss, torch.randn(9, 40, device=device), labels)
+
+    def test_from_its_epoch_on(self, device):
+        loss = make("mdsh", (8, 40), device, num_train=30, pair_from_epoch=2)
+        rows = torch.arange(24, device=device)
+        loss.bank.update(rows, torch.randn(24, 40, device=device), rows % 5)
+        u, labels = torch.randn(9, 40, device=device), torch.arange(9, device=device) % 5
+        without, _ = check(loss, u, labels)
+        loss.set_epoch(2)
+        with_pairs, _ = check(loss, u, labels)
+        assert (with_pairs > without).all()
+
+    def test_nothing_similar_yet(self, device):
+        loss = make("mdsh", (8, 40), device, num_train=6)
+        check(loss, torch.randn(3, 40, device=device), torch.arange(3, device=device))
+
+    def test_rows_without_a_direction(self, device):
+        loss = make("mdsh", (8, 40), device, num_train=6, quantization=0.0)
+        rows = torch.arange(6, device=device)
+        loss.bank.update(rows, torch.randn(6, 40, device=device), rows % 2)
+        u = torch.randn(3, 40, device=device)
+        u[0] = 0
+        check(loss, u, rows[:3])
+
+
+def test_opcheck_launches_and_repetition(device):
+    u, labels = torch.randn(20, 24, device=device), torch.arange(20, device=device) % 7
+    centers = torch.randn(7, 32, device=device).sign()
+    given = (u, centers, labels, [8, 24], 1.0, 0.01, 1e-4, False)
+    torch.library.opcheck(softmax_center, given)
+    assert launches(lambda: softmax_center(*given)) == ["softmax_kernel"]
+    for first, second in zip(softmax_center(*given), softmax_center(u.T.contiguous().T, *given[1:])):
+        assert torch.equal(first, second)
+    loss = make("mdsh", (8, 24), device, num_train=30)
+    labels = labels % 5
+    assert launches(lambda: fused_mdsh(loss, u, labels)) == ["softmax_kernel", "pair_kernel", "finish_kernel"]

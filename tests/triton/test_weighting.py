@@ -1,0 +1,167 @@
+"""Dots, closed-form weights, the combined gradient and the backward pass, against the reference in float64."""
+
+import pytest
+import torch
+from launches import launches
+
+import nhl_fast.fused.weighting as fused
+from nhl_fast.fused.weighting import kernels
+from nhl_fast.prefixes import pad, weighted_sum
+from nhl_fast.weighting import dominance_dots, dominance_weights
+
+LENGTHS = [(1,), (5, 12), (5, 12, 48, 100), (8, 16, 32, 64, 128), (3, 1024), tuple(range(1, 17))]
+SHAPES = [(1, 7), (3, 33), (33, 7), (40, 300), (70, 1000)]
+
+
+def problem(n, d, lengths, device, dtype=torch.float32, conflict=True):
+    """Deltas whose lengths pull against each other, so that the weights are not all 1."""
+    torch.manual_seed(n + d)
+    base = torch.randn(n, lengths[-1], device=device)
+    signs = [1 if k % 2 == 0 or not conflict else -1 for k in range(len(lengths))]
+    deltas = [s * base[:, :b] + 0.5 * torch.randn(n, b, device=device) for s, b in zip(signs, lengths)]
+    x, w = torch.randn(n, d, device=device).to(dtype), torch.randn(lengths[-1], d, device=device)
+    return torch.cat(deltas, 1) / n, x, w, torch.randn(lengths[-1], device=device)
+
+
+def combined(deltas, x, w, b, lengths, fixed=None, distill=True, check=False):
+    m, n = len(lengths), x.shape[0]
+    losses = torch.arange(3.0 * m, device=x.device).view(3, m)
+    cascade = torch.ones(2, m, device=x.device) if distill else None
+    gram = x.detach().float() @ x.detach().float().T
+    if fixed is not None or not kernels.uses_gram(n, x.shape[1], lengths):
+        gram = x.new_empty(0, 0, dtype=torch.float32)
+    u = torch.zeros(n, lengths[-1], device=x.device)
+    return fused.combine(x, w, b, u, deltas, gram, losses, cascade, 0.25, fixed, list(lengths), check)
+
+
+def relative(a, b):
+    return ((a.double() - b).norm() / b.norm().clamp(min=1e-30)).item()
+
+
+@pytest.mark.parametrize("lengths", LENGTHS, ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_weights_and_gradients(shape, lengths, device):
+    deltas, x, w, b = problem(*shape, lengths, device)
+    inputs = [t.requires_grad_() for t in (x, w, b)]
+    total, weights, dots, losses, distill, du, *_ = combined(deltas, *inputs, lengths)
+    padded = pad(deltas.double(), lengths)
+    true_dots = dominance_dots(padded, x.detach().double(), lengths)
+    plain_dots = dominance_dots(padded.float(), x.detach(), lengths)
+    true_weights = dominance_weights(true_dots)
+    if len(lengths) > 2 and shape[0] > 3:
+        assert (true_weights.max() - true_weights.min()) > 0.05  # the case is not a trivial one
+    assert relative(dots, true_dots) <= 2 * relative(plain_dots, true_dots) + 1e-6
+    torch.testing.assert_close(weights.double(), true_weights, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(losses, torch.arange(3.0 * len(lengths), device=device).view(3, -1).sum(0))
+    torch.testing.assert_close(distill, torch.full_like(distill, 2.0))
+    torch.testing.assert_close(total, (weights * (losses + 0.25 * distill)).sum())
+    torch.testing.assert_close(du, weighted_sum(pad(deltas, lengths), weights), rtol=1e-4, atol=1e-6)
+    true_du = weighted_sum(padded, weights.double())
+    expected = (true_du @ w.detach().double(), true_du.T @ x.detach().double(), true_du.sum(0))
+    for ours, true in zip(torch.autograd.grad(-2 * total, inputs), expected):
+        assert relative(ours, -2 * true) < 2e-6
+
+
+@pytest.mark.parametrize("m", [1, 2, 5, 16])
+def test_closed_form_on_random_dots(m, device):
+    """One-row deltas make any matrix of dots: the weights are those of the reference, the guarantee holds."""
+    for seed in range(8):
+        torch.manual_seed(seed)
+        dots = torch.randn(m, m, device=device).triu()
+        dots.diagonal().abs_()
+        parts = torch.randn(3, m, m, device=device)
+        partial = torch.cat([parts, (dots - parts.sum(0))[None]])
+        lengths = list(range(1, m + 1))
+        deltas = torch.ones(2, sum(lengths), device=device)
+        outputs = tuple(torch.empty(s, device=device) for s in ((), (m,), (m, m), (m,), (m,)))
+        kernels.combine(
+            deltas, None, lengths, dots=partial, losses=torch.ones(1, m, device=device), outputs=outputs,
+            du=torch.empty(2, m, device=device),
+        )  # fmt: skip
+        expected = dominance_weights(dots)
+        torch.testing.assert_close(outputs[1], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(outputs[2], dots, rtol=1e-4, atol=1e-5)
+        assert ((outputs[2] * outputs[1]).sum(1) > -1e-4).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(33, 7), (40, 300)], ids=str)
+def test_half_precision(shape, dtype, device):
+    lengths = (5, 12, 48)
+    deltas, x, w, b = problem(*shape, lengths, device, dtype)
+    inputs = [t.requires_grad_() for t in (x, w, b)]
+    total, weights, *_ = combined(deltas, *inputs, lengths)
+    du = weighted_sum(pad(deltas.double(), lengths), weights.double())
+    df, dw, _ = torch.autograd.grad(total, inputs)
+    assert (df.dtype, dw.dtype) == (dtype, torch.float32)
+    true = du @ w.detach().double()
+    plain = du.to(dtype) @ w.detach().to(dtype)
+    assert relative(df, true) <= 2 * relative(plain, true)
+    true = du.T @ x.detach().double()
+    plain = du.to(dtype).T @ x.detach()
+    assert relative(dw, true) <= 0.05 * relative(plain, true) + 1e-6
+
+
+def test_weights_in_half_precision_layers(device):
+    deltas, x, w, b = problem(20, 40, (5, 12), device, torch.bfloat16)
+    inputs = [t.bfloat16().requires_grad_() for t in (x, w, b)]
+    grads = torch.autograd.grad(combined(deltas, *inputs, (5, 12))[0], inputs)
+    assert [g.dtype for g in grads] == [torch.bfloat16] * 3
+
+
+@pytest.mark.parametrize("d", [7, 300])
+def test_launches(d, device):
+    lengths = (5, 12, 48)
+    deltas, x, w, b = problem(20, d, lengths, device)
+    inputs = [t.requires_grad_() for t in (x, w, b)]
+    gram = x.detach() @ x.detach().T if kernels.uses_gram(20, d, lengths) else x.new_empty(0, 0)
+    assert bool(gram.numel()) == (d == 300)
+    u, losses = torch.zeros(20, 48, device=device), torch.ones(1, 3, device=device)
+    kept = []
+
+    def forward():
+        kept.append(fused.combine(*inputs, u, deltas, gram, losses, None, 0.0, None, list(lengths), False)[0])
+
+    dots = ["gram_dots_kernel"] if d == 300 else ["transposed_product_kernel", "product_dots_kernel"]
+    assert launches(forward) == [*dots, "combine_kernel"]
+    one = torch.ones_like(kept[0])
+    found = launches(lambda: kept[0].backward(one))
+    # the gradients of the leaves are theirs to keep: AccumulateGrad takes them as they are, or copies
+    assert [name for name in found if "kernel" in name] == ["backward_kernel"]
+    assert len(found) == 1, found
+
+
+def test_a_long_batch_is_taken_in_slices(device):
+    lengths, n, d = (4, 12), 1500, 9
+    deltas, x, w, b = problem(n, d, lengths, device)
+    slices, sums = kernels.transposed_product(deltas, x)
+    assert slices.shape[0] > 1
+    torch.testing.assert_close(slices.sum(0), deltas.T @ x, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(sums.sum(0), deltas.sum(0), rtol=1e-4, atol=1e-5)
+    for fixed in (None, torch.tensor([0.5, 2.0], device=device)):
+        inputs = [t.detach().requires_grad_() for t in (x, w, b)]
+        total, weights, *_ = combined(deltas, *inputs, lengths, fixed)
+        du = weighted_sum(pad(deltas, lengths), weights)
+        df, dw, db = torch.autograd.grad(total, inputs)
+        torch.testing.assert_close(df, du @ w, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(dw, du.T @ x, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(db, du.sum(0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(6, 200), (30, 7)], ids=str)
+def test_opcheck(shape, device):
+    lengths = (5, 12)
+    for fixed in (None, torch.tensor([0.5, 2.0], device=device)):
+        deltas, x, w, b = problem(*shape, lengths, device)
+        gram = x @ x.T if fixed is None and kernels.uses_gram(*shape, lengths) else x.new_empty(0, 0)
+        u, losses = torch.zeros(shape[0], 12, device=device), torch.ones(1, 2, device=device)
+        arguments = (u, deltas, gram, losses, None, 0.5, fixed, list(lengths), False)
+        inputs = [t.requires_grad_() for t in (x, w, b)]
+        torch.library.opcheck(fused.combine, (*inputs, *arguments))
+    deltas, x, w, b = problem(*shape, lengths, device)
+    du, empty = torch.randn(shape[0], 12, device=device), x.new_empty(0)
+    scale = torch.tensor(2.0, device=device)
+    torch.library.opcheck(fused.head_backward, (scale, du, x, w, empty, empty, True, True))
+    torch.library.opcheck(fused.weigh, (deltas, torch.ones(2, device=device), list(lengths)))
+    u = torch.randn(shape[0], 12, device=device, requires_grad=True)
+    torch.library.opcheck(fused.with_gradient, (u, torch.ones(3, 2, device=device), deltas, list(lengths)))
