@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 LOG := .setup.log
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo test test-slow test-triton sanitize lint bench clean
 
 setup: $(VENV)/.ready
 
@@ -34,12 +34,20 @@ test: setup lint
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow $(PYTEST)
 
+test-triton: setup
+	@$(BIN)/python -m pytest tests/triton -m "not slow" -n 2 $(PYTEST)
+
+sanitize: setup
+	@$(BIN)/python -m pytest -m slow tests/test_native_sanitize.py $(PYTEST)
+
 lint: setup
 	@$(BIN)/ruff check -q .
 	@$(BIN)/ruff format -q --check .
 
 bench: setup
 	@$(BIN)/python bench/bench_head_step.py --write
+	@$(BIN)/python bench/bench_hamming.py
+	@$(BIN)/python bench/plot_hamming.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs $(LOG)

@@ -14,7 +14,7 @@ from . import tiles
 from .arithmetic import load_tile
 
 NORMS = tiles.Tiles(rows=16, columns=32, bits=16, width=16, warps=4)
-GRADIENT = tiles.Tiles(rows=32, columns=32, bits=16, width=64, warps=4, shared=False)
+GRADIENT = tiles.Tiles(rows=32, columns=32, bits=16, width=64, warps=4, stages=1, shared=False)
 EPSILON = tl.constexpr(1e-12)
 
 

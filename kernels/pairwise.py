@@ -8,7 +8,7 @@ Nothing of size rows x columns leaves the program.
 Launches: the pairs (grid: row tiles, parts of the columns, jobs), then the sum of the parts in a fixed order, with
 the penalty; before them the count of similar pairs where a loss weighs by it, and the packing of multi-hot labels.
 Multiply-adds per pair: sum(lengths) for the gradients, and for the inner products the longest length of every job
-(608 in all for 8 to 128 bits at a width of 64). Bytes: the bank once a row tile and job, from L2.
+(608 in all for 8 to 128 bits with shared programs, 632 without). Bytes: the bank once a row tile and job, from L2.
 """
 
 import torch
@@ -21,8 +21,7 @@ from .pair_losses import PAIR_LOSSES
 from .similarity import comparable, count_similar, similar_tile
 
 FEW_ROWS = tiles.Tiles(rows=16, columns=16, bits=16, width=64, warps=4, stages=1)
-MANY_ROWS = tiles.Tiles(rows=32, columns=32, bits=16, width=64, warps=8)
-MANY_ROWS_HEAVY = tiles.Tiles(rows=32, columns=32, bits=16, width=64, warps=8, stages=1, shared=False)
+MANY_ROWS = tiles.Tiles(rows=32, columns=32, bits=16, width=64, warps=8, stages=1, shared=False)
 SUM_ROWS, SUM_COLUMNS = 16, 64
 
 
@@ -267,11 +266,9 @@ def finish_kernel(
         tl.store(out_values + lengths, loss, mask=lengths < M)
 
 
-def configuration(loss, num_rows: int, device: torch.device) -> tiles.Tiles:
-    """The tiles for a loss: small ones until the rows alone fill the device; long loss functions need registers."""
-    if num_rows < 32 * tiles.multiprocessors(device):
-        return FEW_ROWS
-    return MANY_ROWS_HEAVY if loss.signs or loss.balanced or loss.count_similar else MANY_ROWS
+def configuration(num_rows: int, device: torch.device) -> tiles.Tiles:
+    """Small tiles that share a program until the rows alone fill the device."""
+    return FEW_ROWS if num_rows < 32 * tiles.multiprocessors(device) else MANY_ROWS
 
 
 def precision(loss) -> str:
@@ -307,7 +304,7 @@ def launch(
     """
     loss, lengths = PAIR_LOSSES[kind], tiles.check_lengths(lengths)
     n, m, num_lengths, total = u.shape[0], others.shape[0], len(lengths), sum(lengths)
-    config = configuration(loss, n, u.device)
+    config = configuration(n, u.device)
     row_tiles, column_tiles = triton.cdiv(n, config.rows), triton.cdiv(m, config.columns)
     entries, ends = _flat(lengths, config)
     parts = tiles.splits(row_tiles * len(ends), column_tiles, u.device)
@@ -344,7 +341,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     for name, loss in PAIR_LOSSES.items():
         flags = {"SQUARES": loss.squares, "SIGNS": loss.signs, "CLAMP": loss.clamp}
         for size, rows in (("few", 1), ("many", 1 << 20)):
-            config = configuration(loss, rows, torch.device("cpu"))
+            config = configuration(rows, torch.device("cpu"))
             for kind in ("ieee",) if loss.signs else ("ieee", "tf32"):
                 entries, ends = _flat(lengths, config)
                 in_bank = name not in ("dch", "lcdsh")

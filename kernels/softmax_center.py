@@ -223,7 +223,8 @@ def launch(
         u, centers, as_bytes(labels), values, deltas, n,
         centers.shape[0], float(negative_weight), float(scale), float(quantization), LENGTHS=lengths, JOBS=entries,
         T=total, MULTI_HOT=labels.ndim == 2, ONE_HOT=one_hot and labels.ndim == 2, PRECISION=tiles.dot_precision(),
-        ROWS=CONFIG.rows, CLASSES=CONFIG.columns, BITS=CONFIG.bits, **CONFIG.options(), **launch_options(u.device.type),
+        ROWS=CONFIG.rows, CLASSES=CONFIG.columns, BITS=CONFIG.bits,
+        **CONFIG.options(), **launch_options(u.device.type),
     )  # fmt: skip
 
 

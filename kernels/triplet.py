@@ -16,7 +16,7 @@ from .arithmetic import load_tile, sigmoid, softplus, zeros
 from .similarity import comparable
 
 ANCHOR_TILE, ANCHOR_BITS, ANCHOR_WARPS = 64, 32, 8
-CONFIG = tiles.Tiles(rows=16, columns=32, bits=16, width=64, warps=4, shared=False)
+CONFIG = tiles.Tiles(rows=16, columns=32, bits=16, width=64, warps=4, stages=1, shared=False)
 SIGN_GAP = tl.constexpr(penalties.SIGN_GAP.value)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 WORDS = re.compile(
-    r"bad|damag|hostile|malicious|truncat|foreign|refus|invalid|wrong|missing|full_disk|killed|error|broken|reject",
+    r"Bad|bad|damag|hostile|malicious|truncat|foreign|refus|invalid|wrong_|missing_|full_disk|killed|error|reject",
     re.IGNORECASE,
 )
 
