@@ -101,7 +101,7 @@ def prefix_map(q_codes, db_codes, q_labels, db_labels, longest: int, topk: int |
             q_codes[part], db_codes, q_labels[part], db_labels, range(1, longest + 1), topk, ties="expected"
         )
         total += scores.average_precision.sum(1)
-    return {b: value for b, value in enumerate((total / len(q_codes)).tolist(), 1)}
+    return dict(enumerate((total / len(q_codes)).tolist(), 1))
 
 
 def save_array(path: Path, array) -> None:
@@ -165,7 +165,7 @@ def write_evaluation(path: Path, evaluation: Evaluation, data: RetrievalData) ->
 def write_pictures(
     path: Path, evaluation: Evaluation, data: RetrievalData, history: list[dict], lengths: tuple[int, ...]
 ) -> list[Path]:
-    """mAP against bits (the trained `lengths` marked), precision-recall curves, the training log, and for images a retrieval gallery."""
+    """mAP against bits (the trained `lengths` marked), precision and recall, training log, gallery of images."""
     from . import plots
 
     folder = path / "pictures"

@@ -12,7 +12,6 @@ from .bank import Bank, BankMixin
 from .base import quantization_penalty
 from .pointwise import CenterLoss
 
-
 # Logits lie within +-sqrt(b): to here exp(-2 sqrt(b)) is a normal float32.
 MAX_NARROW_BITS = 1800
 
