@@ -19,7 +19,7 @@ WORDS = re.compile(
 
 def main() -> None:
     listing = subprocess.run(
-        [sys.executable, "-m", "pytest", "--collect-only", "-q", str(HERE)],
+        [sys.executable, "-m", "pytest", "-o", "addopts=", "--collect-only", "-q", str(HERE)],
         capture_output=True,
         text=True,
         cwd=HERE.parent,
