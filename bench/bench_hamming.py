@@ -1,22 +1,26 @@
-"""Hamming search and evaluation on the CPU beside what others offer.
+"""Hamming search and evaluation beside what others offer.
 
     python bench/bench_hamming.py [--quick] [--parts topk,evaluation,growth] [--threads 2]
+    python bench/bench_hamming.py --device cuda [--quick] [--seconds 600]
 
-Results are verified equal before anything is timed; ours and the peers take turns in one process with the same
-number of threads; medians are reported. Writes bench/results/hamming_cpu.{csv,json} (not with --quick).
+Results are verified equal before anything is timed, and medians are reported. On the CPU, ours and the peers take
+turns in one process with the same number of threads. Writes hamming_cpu or hamming_cuda .csv and .json to $OUT, or
+else to bench/results (not with --quick). For --device cuda see gpu_hamming.py.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import peers
 import torch
-from record import alternate, median_ms, write
+from record import RESULTS, alternate, median_ms, write
 
 import nhl_fast as nhl
 from nhl_fast import native
@@ -238,12 +242,34 @@ def bench_growth(threads: int, quick: bool) -> list[dict]:
 PARTS = {"topk": bench_topk, "evaluation": bench_evaluation, "growth": bench_growth}
 
 
+def on_cuda(seconds: float, quick: bool) -> None:
+    """The measurements of gpu_hamming.py on the CUDA device, or the reason why there are none."""
+    if not torch.cuda.is_available():
+        raise SystemExit("bench_hamming: --device cuda: PyTorch sees no CUDA device here")
+    ready, detail = native.cuda_status()
+    if not ready:
+        raise SystemExit(f"bench_hamming: --device cuda: {detail}")
+    import gpu_hamming
+
+    folder = Path(os.environ.get("OUT") or RESULTS)
+    save = (lambda rows: None) if quick else partial(write, "hamming_cuda", folder=folder)
+    sizes = gpu_hamming.Sizes(databases=((10**6, 128),), protocols=()) if quick else None
+    run = gpu_hamming.measure("cuda", "cuda", seconds, save, sizes)
+    print(run.summary())
+    if run.wrong:
+        raise SystemExit(f"bench_hamming: {len(run.wrong)} cases failed")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a tenth of the size, a few seconds, writes nothing")
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--seconds", type=float, default=600, help="for --device cuda: starts no case after these")
     args = parser.parse_args()
+    if args.device == "cuda":
+        return on_cuda(args.seconds, args.quick)
     torch.set_num_threads(args.threads)
     ready, detail = native.cpu_status()
     if not ready:
@@ -253,7 +279,8 @@ def main() -> None:
     if speedups:
         print(f"beside faiss: {min(speedups)} to {max(speedups)}, median {statistics.median(speedups):.1f}")
     if not args.quick:
-        write("hamming_cpu", rows, instructions=torch.ops.nhl_fast.cpu_isa())
+        folder = Path(os.environ.get("OUT") or RESULTS)
+        write("hamming_cpu", rows, folder, instructions=torch.ops.nhl_fast.cpu_isa())
 
 
 if __name__ == "__main__":

@@ -6,33 +6,38 @@ Bytes count every input and output once; operations count a multiply-add as two.
 
 from __future__ import annotations
 
-PAIRS_WITH_BANK = ("dsh", "dhn", "dbdh")
-PAIRS_IN_BATCH = ("lcdsh", "dch")
+WITH_BANK = ("dsh", "dhn", "dbdh", "mdsh_pairs")
+IN_BATCH = ("lcdsh", "dch")
+AT_CENTERS = ("mdsh", "shcir", "mdsh_pairs")
+
+# What stands between a kernel and its floor, as far as reading it tells; its measured share goes beside it.
+GAPS = {
+    "projection": "float32 products run on the FMA units, not the tensor cores; small batches: two launches' latency",
+    "encode": "as projection; the outputs stay in registers",
+    "csq": "four special-function operations an element and length, of which operations count none",
+    "dpn": "reads one centre an element and length from L2",
+    "dsh": "inner products again for every length (632 multiply-adds a pair, the floor has 376); norms by shuffles",
+    "dhn": "inner products again for every length; an exponential and a division a pair and length",
+    "dbdh": "as dhn, and the clamps",
+    "dtsh": "an exponential, a polynomial and a division a triplet; the workspace of slopes is written and read",
+    "lcdsh": "as dhn, with a second product, of the signs; small batches fill few multiprocessors",
+    "dch": "as dhn, with two logarithms and norms; small batches fill few multiprocessors",
+    "mdsh": "three passes over the classes, with the logits formed again; small batches fill few multiprocessors",
+    "shcir": "as mdsh",
+    "mdsh_pairs": "mdsh, then the pairs with the bank: inner products again for every length, norms by shuffles",
+    "distillation": "each Gram tile three times, and for both of its lengths; small batches fill few multiprocessors",
+    "weights": "two or three launches; every program of the last works the weights out for itself",
+    "backward": "float32 products run on the FMA units, not the tensor cores; dU and W come from L2 for every tile",
+    "bank_store": "one small launch",
+}
 
 
-def step(name: str, n: int, d: int, lengths, *, element: int = 4, bank: int = 0, classes: int = 100, distill=True):
-    """(bytes, operations) of a head step: forward, losses, dots, all gradients.
+def _uses_gram(n: int, d: int, lengths) -> bool:
+    return n * (d + len(lengths) * lengths[-1]) <= d * sum(lengths)
 
-    `element`: bytes of a feature. The features are read once and their gradient is written once; W and dW likewise.
-    Nesting makes the pair products cumulative: all lengths together cost one product over the longest.
-    """
-    longest, total, m = lengths[-1], sum(lengths), len(lengths)
-    moved = 2 * n * d * element + 2 * longest * d * 4
-    gram = n * (d + m * longest) <= d * total
-    operations = 3 * 2 * n * d * longest  # U, dF, dW
-    operations += 2 * n * n * (d + total) if gram else 2 * n * d * total - 2 * n * d * longest
-    if distill:
-        operations += 2 * n * n * longest + 2 * n * n * (total - longest)
-    if name in PAIRS_WITH_BANK:
-        moved += bank * longest * 4
-        operations += 2 * n * bank * (longest + total)
-    elif name in PAIRS_IN_BATCH:
-        operations += 2 * n * n * (longest + total)
-    elif name in ("mdsh", "shcir"):
-        operations += 2 * 2 * n * classes * total
-    elif name == "dtsh":
-        operations += 2 * n * n * (longest + total) + 4 * n**3 * m  # an upper bound: all triplets, a few each
-    return moved, operations
+
+def _sum(*parts):
+    return tuple(map(sum, zip(*parts)))
 
 
 def projection(n: int, d: int, longest: int, element: int = 4, gram: bool = False):
@@ -41,9 +46,37 @@ def projection(n: int, d: int, longest: int, element: int = 4, gram: bool = Fals
     return moved, 2 * n * d * (longest + (n if gram else 0))
 
 
-def pointwise(n: int, lengths):
-    """(bytes, operations) of a point-wise loss: u in, deltas out; about 20 operations an element and length."""
-    return 4 * n * (lengths[-1] + sum(lengths)), 20 * n * sum(lengths)
+def encode(n: int, d: int, longest: int, element: int = 4):
+    """(bytes, operations) of the packed signs of F W^T + c."""
+    return n * d * element + longest * d * 4 + n * longest / 8, 2 * n * d * longest
+
+
+def loss(name: str, n: int, lengths, bank: int = 0, classes: int = 100):
+    """(bytes, operations) of a loss and its gradients: u in, deltas out, the bank once.
+
+    Nesting makes the pair products cumulative: all lengths together cost one product over the longest.
+    """
+    longest, total = lengths[-1], sum(lengths)
+    moved, operations = 4 * n * (longest + total), 0
+    if name in WITH_BANK:
+        moved += bank * longest * 4
+        operations += 2 * n * bank * (longest + total)
+    if name in IN_BATCH:
+        operations += 2 * n * n * (longest + total)
+    if name in AT_CENTERS:
+        moved += 4 * classes * total
+        operations += 4 * n * classes * total
+    if name == "dtsh":
+        operations += 2 * n * n * (longest + total) + 4 * n**3 * len(lengths)  # an upper bound: all triplets
+    if name in ("csq", "dpn"):
+        operations += 20 * n * total  # about, an element and length
+    return moved, operations
+
+
+def distillation(n: int, lengths):
+    """(bytes, operations) of the self-distillation: u in, deltas out; the Gram matrices of all lengths together."""
+    longest, total = lengths[-1], sum(lengths)
+    return 4 * n * (longest + total), 2 * n * n * longest + 2 * n * n * (total - longest)
 
 
 def combine(n: int, lengths):
@@ -56,6 +89,52 @@ def transposed_product(n: int, d: int, columns: int, element: int = 4):
     return n * d * element + 4 * n * columns + 4 * columns * d, 2 * n * d * columns
 
 
+def weights(n: int, d: int, lengths, element: int = 4, gram: bool = False):
+    """(bytes, operations) of the dots, the weights and dU; with `gram` from the Gram matrix."""
+    total = sum(lengths)
+    dots = (4 * n * n, 2 * n * n * total) if gram else transposed_product(n, d, total, element)
+    return _sum(dots, combine(n, lengths))
+
+
 def backward(n: int, d: int, longest: int, element: int = 4):
     """(bytes, operations) of dF = dU W and dW = dU^T F."""
     return 2 * n * d * element + 4 * n * longest + 8 * longest * d, 4 * n * d * longest
+
+
+def bank_store(n: int, longest: int):
+    """(bytes, operations) of writing a batch into the bank."""
+    return 8 * n * longest + 25 * n, 0
+
+
+def step(name: str, n: int, d: int, lengths, *, element: int = 4, bank: int = 0, classes: int = 100, distill=True):
+    """(bytes, operations) of a head step: forward, losses, dots, all gradients.
+
+    `element`: bytes of a feature. The features are read once and their gradient is written once, W and dW likewise;
+    what passes between the parts of the step is not counted.
+    """
+    longest, total = lengths[-1], sum(lengths)
+    moved = 2 * n * d * element + 2 * longest * d * 4 + (bank * longest * 4 if name in WITH_BANK else 0)
+    operations = 3 * 2 * n * d * longest  # U, dF, dW
+    if _uses_gram(n, d, lengths):
+        operations += 2 * n * n * (d + total)
+    else:  # dW comes from the lengths' gradients
+        operations += 2 * n * d * (total - longest)
+    operations += loss(name, n, lengths, bank, classes)[1]
+    if distill:
+        operations += distillation(n, lengths)[1]
+    return moved, operations
+
+
+def search(queries: int, n: int, bits: int, k: int):
+    """(bytes, 32-bit population counts) of a top-k search: codes in, (distance, id) pairs of 12 bytes out."""
+    return -(-bits // 8) * (n + queries) + 12 * queries * k, queries * n * -(-bits // 32)
+
+
+def evaluation(queries: int, n: int, lengths, label_bytes: int = 8):
+    """(bytes, 32-bit population counts) of all lengths' distances in one pass over codes and labels.
+
+    A word is counted once, and once more for every shorter length that ends inside a word.
+    """
+    longest = lengths[-1]
+    counts = -(-longest // 32) + sum(b % 32 != 0 for b in lengths[:-1])
+    return (-(-longest // 8) + label_bytes) * (n + queries), queries * n * counts

@@ -22,11 +22,12 @@ def faiss_searcher(database: np.ndarray, threads: int):
 
 
 def usearch_searcher(database: np.ndarray, threads: int):
-    """usearch's exact search over bits."""
+    """usearch's exact search, which takes rows of bytes as bits; any k up to n, and one query too."""
     from usearch.index import MetricKind, search
 
     def run(queries, k):
         found = search(database, queries, k, MetricKind.Hamming, exact=True, threads=threads)
+        # A single query's distances come without their first dimension.
         return np.atleast_2d(found.distances).astype(np.int32)
 
     return run
@@ -49,17 +50,34 @@ def numpy_searcher(database: np.ndarray, threads: int):
 def torch_searcher(database: np.ndarray, threads: int):
     """A product of +-1 codes in float32, then topk: what a PyTorch script does. Codes are expanded beforehand."""
     torch.set_num_threads(threads)
+    run = device_searcher(torch.from_numpy(database), torch.float32, 2**26)
+    return lambda queries, k: run(torch.from_numpy(queries), k).numpy()
 
-    def signs(rows):
-        return torch.from_numpy(np.unpackbits(rows, axis=1)).float().mul_(2).sub_(1)
 
-    columns, bits = signs(database).T.contiguous(), 8 * database.shape[1]
+def signs(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(N, 8 * bytes) +-1 of packed rows."""
+    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=rows.device)
+    return (rows[:, :, None] >> places & 1).flatten(1).to(dtype).mul_(2).sub_(1)
+
+
+def columns_of(database: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """(8 * bytes, n) +-1 codes, a column an item."""
+    columns = torch.empty(8 * database.shape[1], len(database), dtype=dtype, device=database.device)
+    for start in range(0, len(database), 2**20):
+        columns[:, start : start + 2**20] = signs(database[start : start + 2**20], dtype).T
+    return columns
+
+
+def device_searcher(database: torch.Tensor, dtype: torch.dtype, chunk_bytes: int):
+    """As `torch_searcher`, for packed rows on any device and as many queries at once as `chunk_bytes` of products
+    allow. Half precision is exact here: products are integers up to the number of bits."""
+    columns = columns_of(database, dtype)
+    bits, n = columns.shape
+    step = max(1, chunk_bytes // (n * columns.element_size()))
 
     def run(queries, k):
-        parts = [
-            (signs(part) @ columns).topk(k, dim=1).values for part in np.array_split(queries, -(-len(queries) // 16))
-        ]
-        return ((bits - torch.cat(parts)) / 2).int().numpy()
+        parts = [(signs(part, dtype) @ columns).topk(k, dim=1).values for part in queries.split(step)]
+        return ((bits - torch.cat(parts).float()) / 2).int()
 
     return run
 
@@ -86,3 +104,29 @@ def usual_map(q_codes, db_codes, q_labels, db_labels, length: int, topk: int) ->
             ranks = np.flatnonzero(relevant) + 1.0
             result[i] = np.mean(np.arange(1, found + 1) / ranks)
     return result
+
+
+def device_map(q_codes, db_codes, q_labels, db_labels, lengths, topk: int, dtype: torch.dtype, chunk_bytes: int):
+    """The same with PyTorch on any device, all queries of a chunk at once; (m, Q) float64.
+
+    Args:
+        q_codes, db_codes: packed uint8 rows; they are expanded here, once.
+        q_labels, db_labels: class ids (N,) or multi-hot rows (N, C).
+    """
+    columns, queries = columns_of(db_codes, dtype), signs(q_codes, dtype)
+    step = max(1, chunk_bytes // (32 * len(db_codes)))
+    ranks = torch.arange(1, topk + 1, dtype=torch.float64, device=db_codes.device)
+    out = torch.zeros(len(lengths), len(queries), dtype=torch.float64, device=db_codes.device)
+    for start in range(0, len(queries), step):
+        span = slice(start, start + step)
+        if q_labels.ndim == 1:
+            relevant = q_labels[span, None] == db_labels
+        else:
+            relevant = q_labels[span].float() @ db_labels.T.float() > 0
+        for row, length in zip(out, lengths):
+            products = queries[span, :length] @ columns[:length]
+            order = products.neg_().argsort(dim=1, stable=True)[:, :topk]
+            hit = relevant.gather(1, order).to(torch.float64)
+            found = hit.cumsum(1)
+            row[span] = (hit * found / ranks).sum(1) / found[:, -1].clamp(min=1)
+    return out

@@ -15,6 +15,8 @@ from pathlib import Path
 
 import torch
 
+from nhl_fast.files import atomic_write
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -68,12 +70,15 @@ def median_ms(seconds: list[float]) -> float:
     return 1000 * statistics.median(seconds)
 
 
-def write(name: str, rows: list[dict], **extra) -> None:
-    """bench/results/NAME.json (with the environment) and NAME.csv."""
-    RESULTS.mkdir(exist_ok=True)
+def write(name: str, rows: list[dict], folder: Path | None = None, **extra) -> None:
+    """NAME.json (with the environment) and NAME.csv in `folder` (bench/results). Rows may differ in their keys."""
+    folder = RESULTS if folder is None else folder
+    folder.mkdir(parents=True, exist_ok=True)
     document = {"environment": environment(), **extra, "rows": rows}
-    (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=2) + "\n")
-    with open(RESULTS / f"{name}.csv", "w", newline="") as handle:
-        writer = csv.DictWriter(handle, fieldnames=list(rows[0]))
+    with atomic_write(folder / f"{name}.json", "w") as handle:
+        handle.write(json.dumps(document, indent=2) + "\n")
+    with atomic_write(folder / f"{name}.csv", "w") as handle:
+        names = list(dict.fromkeys(key for row in rows for key in row))
+        writer = csv.DictWriter(handle, fieldnames=names, restval="", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)

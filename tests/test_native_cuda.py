@@ -49,7 +49,7 @@ def test_emulated_kernels_agree_with_the_cpu_engine(tmp_path):
     program = tmp_path / "compare"
     flags = ["-std=c++17", "-O1", "-g", "-w", "-fsanitize=undefined,bounds", "-fno-sanitize-recover=all"]
     includes = [f"-I{EMULATION}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/cuda'}"]
-    sources = [EMULATION / "compare.cpp", *plain, *_build.sources("cpp", ROOT / "csrc")[1:]]
+    sources = [EMULATION / "compare.cpp", *plain, *_build.engine_sources(ROOT / "csrc")]
     built = subprocess.run(
         [*COMPILER, *flags, *includes, *map(str, sources), "-o", str(program)],
         capture_output=True,

@@ -1,12 +1,12 @@
 // AVX2 bodies: nibble look-up population count (2 vpshufb, 1 clock each on 1 to 2 ports) over bytes, widened to
 // 32-bit lanes once a code (vpmaddubsw, vpmaddwd: 5 clocks latency, 1 a clock).
+#include "../target.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#pragma GCC push_options
-#pragma GCC target("avx2,popcnt")
+NHL_TARGET("avx2,popcnt")
 
 #include "body.inl"
 
@@ -73,6 +73,52 @@ struct Avx2 {
     store(out, _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0x88)), 0xd8));
     store(out + pitch, _mm256_permute4x64_epi64(_mm256_castps_si256(_mm256_shuffle_ps(a, b, 0xdd)), 0xd8));
   }
+  // Rows from words: byte counts, folded until a row has 64 bits of them, summed, and two vectors merged.
+  template <int S>
+  static V repeat(const uint32_t* row) {
+    if constexpr (S == 4) return set1(row[0]);
+    if constexpr (S == 8) return _mm256_broadcastq_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row)));
+    if constexpr (S == 16)
+      return _mm256_broadcastsi128_si256(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row)));
+    if constexpr (S == 32) return load(row);
+  }
+  static V count8(const uint8_t* p, V q, V mask) {
+    const V x = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+    return count(_mm256_and_si256(_mm256_xor_si256(x, q), mask));
+  }
+  static V fold16(const uint8_t* p, V q, V mask) {  // rows 0 2 1 3
+    const V a = count8(p, q, mask), b = count8(p + 32, q, mask);
+    return _mm256_add_epi8(_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b));
+  }
+  static V fold32(const uint8_t* p, V q, V mask) {
+    const V a = fold16(p, q, mask), b = fold16(p + 64, q, mask);
+    return _mm256_add_epi8(_mm256_permute2x128_si256(a, b, 0x20), _mm256_permute2x128_si256(a, b, 0x31));
+  }
+  static V merge(V a, V b) {
+    const V zero = _mm256_setzero_si256();
+    return _mm256_or_si256(_mm256_sad_epu8(a, zero), _mm256_slli_epi64(_mm256_sad_epu8(b, zero), 32));
+  }
+  template <int S>
+  static V rows(const uint8_t* p, V q, V mask) {
+    if constexpr (S == 4) return finish(count8(p, q, mask));
+    if constexpr (S == 8) return merge(count8(p, q, mask), count8(p + 32, q, mask));
+    if constexpr (S == 16) return merge(fold16(p, q, mask), fold16(p + 64, q, mask));
+    if constexpr (S == 32) return merge(fold32(p, q, mask), fold32(p + 128, q, mask));
+  }
+  template <int S>
+  static V in_order(V d) {
+    if constexpr (S == 4) return d;
+    V at = _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7);
+    if constexpr (S == 16) at = _mm256_setr_epi32(0, 4, 2, 6, 1, 5, 3, 7);
+    return _mm256_permutevar8x32_epi32(d, at);
+  }
+  static uint64_t nonzero64(const uint8_t* p) {
+    const V zero = _mm256_setzero_si256();
+    const V a = _mm256_cmpeq_epi8(load(reinterpret_cast<const uint32_t*>(p)), zero);
+    const V b = _mm256_cmpeq_epi8(load(reinterpret_cast<const uint32_t*>(p + 32)), zero);
+    const uint64_t low = static_cast<uint32_t>(_mm256_movemask_epi8(a));
+    return ~(static_cast<uint64_t>(static_cast<uint32_t>(_mm256_movemask_epi8(b))) << 32 | low);
+  }
   static void store(uint32_t* p, V x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }
   static uint32_t positive(V x, uint32_t infinity) {
     const V above = _mm256_cmpgt_epi32(x, _mm256_setzero_si256());
@@ -95,5 +141,5 @@ const Kernels& avx2_kernels() {
 
 }  // namespace nhl
 
-#pragma GCC pop_options
+NHL_TARGET_END
 #endif

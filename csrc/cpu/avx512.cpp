@@ -1,11 +1,11 @@
 // AVX-512 bodies on VPOPCNTDQ: vpopcntd has latency 3 on Ice Lake (1 a clock) and 2 on Zen 4 and 5 (2 a clock).
+#include "../target.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq,popcnt")
+NHL_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq,popcnt")
 
 #include "body.inl"
 
@@ -59,6 +59,46 @@ struct Avx512 {
     _mm512_storeu_si512(out, _mm512_permutex2var_epi32(a, even, b));
     _mm512_storeu_si512(out + pitch, _mm512_permutex2var_epi32(a, odd, b));
   }
+  // Rows from words: sums of 64-bit lanes, folded until a row has one, and two vectors of those merged.
+  template <int S>
+  static V repeat(const uint32_t* row) {
+    if constexpr (S == 4) return set1(row[0]);
+    if constexpr (S == 8) return _mm512_broadcastq_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(row)));
+    if constexpr (S == 16) return _mm512_broadcast_i32x4(_mm_loadu_si128(reinterpret_cast<const __m128i*>(row)));
+    if constexpr (S == 32) return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(row)));
+  }
+  static V differences(const uint8_t* p, V q, V mask) {  // (row ^ q) & mask
+    return _mm512_ternarylogic_epi64(_mm512_loadu_si512(p), q, mask, 0x28);
+  }
+  static V count64(const uint8_t* p, V q, V mask) { return _mm512_popcnt_epi64(differences(p, q, mask)); }
+  static V fold16(const uint8_t* p, V q, V mask) {  // rows 0 to 3 in the even lanes, 4 to 7 in the odd ones
+    const V a = count64(p, q, mask), b = count64(p + 64, q, mask);
+    return _mm512_add_epi64(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  }
+  static V fold32(const uint8_t* p, V q, V mask) {  // rows 0 2 1 3 4 6 5 7
+    const V a = fold16(p, q, mask), b = fold16(p + 128, q, mask);
+    return _mm512_add_epi64(_mm512_shuffle_i64x2(a, b, 0x88), _mm512_shuffle_i64x2(a, b, 0xdd));
+  }
+  static V merge(V a, V b) { return _mm512_or_si512(a, _mm512_slli_epi64(b, 32)); }
+  template <int S>
+  static V rows(const uint8_t* p, V q, V mask) {
+    if constexpr (S == 4) return count(differences(p, q, mask));
+    if constexpr (S == 8) return merge(count64(p, q, mask), count64(p + 64, q, mask));
+    if constexpr (S == 16) return merge(fold16(p, q, mask), fold16(p + 128, q, mask));
+    if constexpr (S == 32) return merge(fold32(p, q, mask), fold32(p + 256, q, mask));
+  }
+  template <int S>
+  static V in_order(V d) {
+    if constexpr (S == 4) return d;
+    V at = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5, 7, 9, 11, 13, 15);
+    if constexpr (S == 16) at = _mm512_setr_epi32(0, 4, 8, 12, 2, 6, 10, 14, 1, 5, 9, 13, 3, 7, 11, 15);
+    if constexpr (S == 32) at = _mm512_setr_epi32(0, 4, 2, 6, 8, 12, 10, 14, 1, 5, 3, 7, 9, 13, 11, 15);
+    return _mm512_permutexvar_epi32(at, d);
+  }
+  static uint64_t nonzero64(const uint8_t* p) {
+    const V x = _mm512_loadu_si512(p);
+    return _mm512_test_epi8_mask(x, x);
+  }
   static uint32_t positive(V x, uint32_t infinity) {
     return _mm512_cmplt_epu32_mask(_mm512_sub_epi32(x, set1(1)), set1(infinity));
   }
@@ -78,5 +118,5 @@ const Kernels& avx512_kernels() {
 
 }  // namespace nhl
 
-#pragma GCC pop_options
+NHL_TARGET_END
 #endif

@@ -7,8 +7,12 @@
 //   compress(...)             append the chosen lanes
 //   store16(p, d)             low 16 bits of every lane
 //   transpose4(...)           `lanes` rows x 16 bytes -> 4 words; transpose2: adjacent rows of 8 bytes
+//   repeat<S>(row)            a row of S bytes over and over
+//   rows<S>(p, q, mask)       distances of `lanes` adjacent rows of S bytes, in an order of its own
+//   in_order<S>(d)            the same in the rows' order
+//   nonzero64(p)              one bit a byte of 64: is it not zero
 //   positive16/32(p, inf)     one bit a lane: 0 < x <= inf, as signed integers (floats order like integers)
-// Included by one file per instruction set, inside that file's target pragma: no standard header in here.
+// Included by one file per instruction set, inside its NHL_TARGET region: no standard header in here.
 
 #if defined(__GNUC__) && !defined(__clang__)
 // GCC 12's own intrinsics pass an undefined vector as the source of a full mask.
@@ -181,6 +185,60 @@ void filter_any(const uint32_t* block, int64_t pitch, int64_t count, const uint6
   }
 }
 
+// Rows are asked for this many bytes ahead: from the third-level cache that is worth a fifth of the time.
+constexpr int64_t kAhead = 4096;
+
+// S bytes a row, U vectors of distances a turn.
+template <class I, int S, int U>
+void filter_rows_body(const uint8_t* rows, int64_t count, const uint64_t* valid, const uint32_t* query,
+                      const uint32_t* mask, uint32_t limit, Hits* hits) {
+  using V = typename I::V;
+  const V q = I::template repeat<S>(query), m = I::template repeat<S>(mask), most = I::set1(limit);
+  for (int64_t i = 0; i < count; i += U * I::lanes) {
+    const uint8_t* const p = rows + i * S;
+    V d[U];
+    uint32_t any = 0;
+    for (int u = 0; u < U; ++u) {
+      const uint8_t* const some = p + u * I::lanes * S;
+      for (int64_t line = 0; line < I::lanes * S; line += 64) __builtin_prefetch(some + kAhead + line);
+      d[u] = I::template rows<S>(some, q, m);
+      any |= I::below(d[u], most);
+    }
+    if (__builtin_expect(any != 0, 0)) {
+      for (int u = 0; u < U; ++u) {
+        const int64_t at = i + u * I::lanes;
+        const V ordered = I::template in_order<S>(d[u]);
+        const uint32_t keep = static_cast<uint32_t>(valid[at / 64] >> (at % 64)) & I::all;
+        if (const uint32_t chosen = I::below(ordered, most) & keep)
+          hits->count += I::compress(chosen, ordered, static_cast<uint32_t>(at), hits->distances + hits->count,
+                                     hits->positions + hits->count);
+      }
+    }
+  }
+}
+
+template <class I>
+void filter_rows_any(const uint8_t* rows, int64_t stride, int64_t count, const uint64_t* valid,
+                     const uint32_t* query, const uint32_t* mask, uint32_t limit, Hits* hits) {
+  hits->count = 0;
+  switch (stride) {
+    case 4: return filter_rows_body<I, 4, 4>(rows, count, valid, query, mask, limit, hits);
+    case 8: return filter_rows_body<I, 8, 4>(rows, count, valid, query, mask, limit, hits);
+    case 16: return filter_rows_body<I, 16, 2>(rows, count, valid, query, mask, limit, hits);
+    default: return filter_rows_body<I, 32, 1>(rows, count, valid, query, mask, limit, hits);
+  }
+}
+
+template <class I>
+void nonzero_body(const uint8_t* bytes, int64_t count, uint64_t* out) {
+  int64_t i = 0;
+  for (; i + 64 <= count; i += 64) out[i / 64] = I::nonzero64(bytes + i);
+  if (i == count) return;
+  uint64_t last = 0;
+  for (int64_t j = i; j < count; ++j) last |= static_cast<uint64_t>(bytes[j] != 0) << (j - i);
+  out[i / 64] = last;
+}
+
 template <class I, class T, uint32_t (*positive)(const T*, T)>
 void pack_body(const T* x, int64_t bits, T infinity, uint8_t* out) {
   int64_t i = 0;
@@ -208,7 +266,8 @@ void pack32_body(const uint32_t* x, int64_t bits, uint8_t* out) {
 
 template <class I>
 constexpr Kernels make_kernels() {
-  return {transpose_body<I>, distances_body<I>, filter_any<I>, pack16_body<I>, pack32_body<I>};
+  return {transpose_body<I>, distances_body<I>, filter_any<I>,   filter_rows_any<I>,
+          nonzero_body<I>,   pack16_body<I>,    pack32_body<I>};
 }
 
 }  // namespace

@@ -40,10 +40,10 @@ struct Plan {
     out[words - 1] &= tail;
   }
 
-  // All queries, `words` words each.
-  std::vector<uint32_t> load_queries(const Rows& rows) const {
-    std::vector<uint32_t> out(rows.count * words);
-    for (int64_t q = 0; q < rows.count; ++q) load_query(rows.data + q * rows.stride, out.data() + q * words);
+  // All queries, `pitch` words each, at least `words`.
+  std::vector<uint32_t> load_queries(const Rows& rows, int64_t pitch) const {
+    std::vector<uint32_t> out(rows.count * pitch);
+    for (int64_t q = 0; q < rows.count; ++q) load_query(rows.data + q * rows.stride, out.data() + q * pitch);
     return out;
   }
 

@@ -22,7 +22,7 @@ void for_each_block(const Rows& queries, const Rows& items, const std::vector<in
   if (queries.count == 0 || items.count == 0) return;
   const Plan plan(lengths);
   const Kernels& kernels = active_kernels();
-  const std::vector<uint32_t> words = plan.load_queries(queries);
+  const std::vector<uint32_t> words = plan.load_queries(queries, plan.words);
   const int64_t size = block_items(plan.words), tiles = divide_up(queries.count, kTile);
   const int64_t units_wanted = tiles % executor.threads == 0 ? tiles : 4 * executor.threads;
   const int64_t run = std::clamp<int64_t>(divide_up(items.count * tiles, units_wanted * size) * size, 16384, 1 << 20);
@@ -59,8 +59,7 @@ void mark_equal(const T* items, int64_t count, T wanted, uint64_t* out) {
     for (int64_t byte = 0; byte < 8; ++byte) {
       uint64_t eight;
       std::memcpy(&eight, equal + 8 * byte, 8);
-      // Gathers eight 0/1 bytes into eight bits, the first one lowest.
-      bits |= (eight * 0x0102040810204080ull >> 56) << (8 * byte);
+      bits |= gather_bits(eight) << (8 * byte);
     }
     out[w] = bits;
   }

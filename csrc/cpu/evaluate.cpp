@@ -153,7 +153,7 @@ void evaluate_length(const Task& task, int64_t groups, const Executor& executor)
   const int64_t n = task.items.count, num = task.queries.count, bins = task.bits + 1, mark_words = divide_up(n, 64);
   const Kernels& kernels = active_kernels();
   const Plan plan({task.bits});
-  const std::vector<uint32_t> query_words = plan.load_queries(task.queries);
+  const std::vector<uint32_t> query_words = plan.load_queries(task.queries, plan.words);
   std::vector<Cursor> cursors(num * bins);
   std::vector<double> weights(num);
   std::vector<Density> density(groups);

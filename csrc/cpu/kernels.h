@@ -25,6 +25,11 @@ struct Hits {
   int64_t count;
 };
 
+constexpr bool reads_rows(int64_t stride) { return stride == 4 || stride == 8 || stride == 16 || stride == 32; }
+
+// Eight bytes of 0 or 1 into eight bits, the first byte's lowest.
+inline uint64_t gather_bits(uint64_t eight) { return eight * 0x0102040810204080ull >> 56; }
+
 struct Kernels {
   // Rows -> block. `count` rows of `bytes` bytes; the last word is and-ed with `tail`; padding is zeroed.
   // Words are written in fours: there must be room for a multiple of 4.
@@ -36,6 +41,12 @@ struct Kernels {
   // hits[g]: items i with valid bit i set whose distance to query g is below limits[g]; 1 <= group <= kGroup.
   void (*filter)(const uint32_t* block, int64_t pitch, int64_t count, const uint64_t* valid,
                  const uint32_t* queries, int64_t words, int64_t group, const uint32_t* limits, Hits* hits);
+  // The same for one query and rows as they lie, `stride` bytes apart, all of which may be read: a stride for which
+  // `reads_rows` holds. `query` and `mask` hold stride / 4 words; bits outside the mask do not count.
+  void (*filter_rows)(const uint8_t* rows, int64_t stride, int64_t count, const uint64_t* valid,
+                      const uint32_t* query, const uint32_t* mask, uint32_t limit, Hits* hits);
+  // One bit a byte, set where the byte is not zero; `count` bytes, the last word filled up with zeros.
+  void (*nonzero)(const uint8_t* bytes, int64_t count, uint64_t* out);
   // Bits of one row of `bits` contiguous numbers that are > 0, packed; see `pack`.
   void (*pack16)(const uint16_t* x, int64_t bits, uint16_t infinity, uint8_t* out);
   void (*pack32)(const uint32_t* x, int64_t bits, uint8_t* out);

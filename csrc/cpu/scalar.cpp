@@ -1,10 +1,12 @@
 // Scalar bodies: popcnt, one 32-bit word a clock or more (1 popcnt a clock on Intel since Nehalem, 4 on Zen).
 // Also what runs on other architectures, where the compiler turns these loops into its own vector counts.
+#include <type_traits>
+
+#include "../target.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)
-#pragma GCC push_options
-#pragma GCC target("popcnt")
+NHL_TARGET("popcnt")
 #endif
 
 #include "body.inl"
@@ -68,6 +70,43 @@ struct Scalar {
     for (int i = 0; i < lanes; ++i)
       for (int j = 0; j < 2; ++j) __builtin_memcpy(out + j * pitch + i, rows + 8 * i + 4 * j, 4);
   }
+  // Here rows are in order, and a query is read where it lies.
+  template <int S>
+  static V repeat(const uint32_t* row) {
+    V out{};
+    __builtin_memcpy(out.lane, row, S);
+    return out;
+  }
+  template <int S>
+  static V rows(const uint8_t* p, const V& q, const V& mask) {
+    return each([&](int i) {
+      using Word = std::conditional_t<S % 8 == 0, uint64_t, uint32_t>;
+      uint32_t d = 0;
+      for (int at = 0; at < S; at += sizeof(Word)) {
+        Word row, query, bits;
+        __builtin_memcpy(&row, p + i * S + at, sizeof(Word));
+        __builtin_memcpy(&query, q.lane + at / 4, sizeof(Word));
+        __builtin_memcpy(&bits, mask.lane + at / 4, sizeof(Word));
+        d += static_cast<uint32_t>(__builtin_popcountll((row ^ query) & bits));
+      }
+      return d;
+    });
+  }
+  template <int S>
+  static V in_order(const V& d) {
+    return d;
+  }
+  static uint64_t nonzero64(const uint8_t* p) {
+    uint8_t set[64];
+    for (int i = 0; i < 64; ++i) set[i] = p[i] != 0;
+    uint64_t bits = 0;
+    for (int byte = 0; byte < 8; ++byte) {
+      uint64_t eight;
+      __builtin_memcpy(&eight, set + 8 * byte, 8);
+      bits |= gather_bits(eight) << (8 * byte);
+    }
+    return bits;
+  }
   template <class T>
   static uint32_t positive(const T* x, T infinity) {
     uint32_t mask = 0;
@@ -89,5 +128,5 @@ const Kernels& scalar_kernels() {
 }  // namespace nhl
 
 #if defined(__x86_64__)
-#pragma GCC pop_options
+NHL_TARGET_END
 #endif
