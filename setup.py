@@ -77,7 +77,7 @@ setup(
         "nhl_fast.native",
     ],
     package_dir={"nhl_fast.kernels": "kernels", "nhl_fast.csrc": "csrc"},
-    package_data={"nhl_fast.csrc": ["*.h", "*.cpp", "cpu/*", "cuda/*"]},
+    package_data={"nhl_fast.csrc": ["*.h", "*.cpp", "cpu/*", "cuda/*", "train/*"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildNative},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -97,3 +97,8 @@ def finite(value: torch.Tensor, name: str) -> torch.Tensor:
     """`value` if it holds no NaN or infinity (see `values` for CUDA tensors)."""
     values(torch.isfinite(value).all(), f"{name}: expected finite numbers, got NaN or infinity")
     return value
+
+
+def optional_positive(value, name: str) -> float | None:
+    """`value` as a positive number, or None."""
+    return None if value is None else number(value, name, positive=True)

@@ -111,23 +111,37 @@ def _available(name: str) -> bool:
     return probe(name).available
 
 
-def use_triton(backend: str, operation: str, device, refuses: Callable[[], str | None]) -> bool:
-    """Whether the fused Triton kernels serve `operation` on `device`; otherwise the reference does.
+# Where "auto" takes a compiled backend.
+_HOME = {"triton": "cuda", "cpp": "cpu"}
 
-    "auto" takes them for CUDA tensors alone. `refuses()` says why these arguments cannot be served, or None.
+
+def pick(backend: str, operation: str, device, compiled: dict[str, Callable[[], str | None]]) -> str:
+    """Which of the `compiled` backends serves `operation` on `device`; otherwise "reference".
+
+    "auto" takes Triton for CUDA tensors alone, and C++ for CPU tensors outside torch.compile, which fuses the plain
+    definition. `compiled[name]()` says why these arguments cannot be served by that backend, or None.
 
     Raises:
-        ValueError, RuntimeError: as `choose`; RuntimeError also where `refuses` says why not.
+        ValueError, RuntimeError: as `choose`; RuntimeError also where the named backend cannot serve the arguments.
     """
     if backend == "auto":
-        return device.type == "cuda" and _available("triton") and refuses() is None
+        for name, refuses in compiled.items():
+            here = device.type == _HOME[name] and not (name == "cpp" and torch.compiler.is_compiling())
+            if here and _available(name) and refuses() is None:
+                return name
+        return "reference"
     if backend == "reference":
-        return False
-    if backend != "triton" or not _available("triton"):
-        choose(backend, ("triton", "reference"), operation)  # raises
-    if why := refuses():
-        raise RuntimeError(f"backend: 'triton' cannot serve {operation} here: {why}")
-    return True
+        return backend
+    if backend not in compiled or not _available(backend):
+        choose(backend, (*compiled, "reference"), operation)  # raises
+    if why := compiled[backend]():
+        raise RuntimeError(f"backend: {backend!r} cannot serve {operation} here: {why}")
+    return backend
+
+
+def use_triton(backend: str, operation: str, device, refuses: Callable[[], str | None]) -> bool:
+    """Whether the fused Triton kernels serve `operation` on `device`, the only compiled form it has (see `pick`)."""
+    return pick(backend, operation, device, {"triton": refuses}) == "triton"
 
 
 def require(module: str, extra: str, purpose: str) -> None:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
 from . import _check
-from .backend import use_triton
-from .distillation import expanded_distillation_losses
+from .backend import pick
+from .distillation import TEACHERS, expanded_distillation_losses
 from .known_gradient import known_gradient
 from .layer import NestedHashLayer
-from .losses.base import NestedLoss, fused_step, no_autocast
+from .losses.base import NestedLoss, fused_step, native_step, no_autocast
 from .prefixes import expand, pad, weighted_sum
 from .weighting import dominance_dots, dominance_weights
 
@@ -63,10 +63,16 @@ class NestedObjective(nn.Module):
         layer: the nested hash layer.
         loss: a nested loss with the layer's code lengths.
         distill_weight: lambda, weight of the long-short cascade self-distillation; 0 leaves it out.
-        weighting: "dominance" (closed-form dominance-aware weights), "uniform" (all 1), or m fixed numbers.
+        weighting: "dominance" (closed-form dominance-aware weights), "uniform" (all 1), m fixed numbers, or a
+            callable (dots, values) -> weights: the (m, m) products of `ObjectiveResult.dots` (whose diagonal is each
+            length's squared gradient norm), the (m,) values L_k + lambda D_k, both detached, and (m,) weights. A
+            module is registered as part of the objective. The fused kernels do not serve callables.
+        teacher: whose similarities the distillation teaches, see `distillation_losses`.
         check_finite: raise ValueError where the outputs hold NaN or infinity (a device-side assertion on CUDA).
-        backend: "auto", "reference" or "triton" (the fused kernels: float32, float16 and bfloat16 features, the
-            ten published losses; "auto" takes them for CUDA tensors where they serve).
+        backend: "auto", "reference", "triton" (the fused kernels: float32, float16 and bfloat16 features, the
+            ten published losses; "auto" takes them for CUDA tensors where they serve) or "cpp" (the same on the CPU;
+            "auto" takes it for CPU tensors, with any other loss evaluated as it defines itself, and leaves
+            torch.compile the reference).
 
     Call it with features (N, d), labels (ids (N,) or multi-hot (N, C)) and, for losses with a bank, the rows'
     positions `index` (N,) in the training set. It gives an `ObjectiveResult`; the weights are constants to
@@ -82,8 +88,9 @@ class NestedObjective(nn.Module):
         layer: NestedHashLayer,
         loss: NestedLoss,
         distill_weight: float = 1.0,
-        weighting: str | Sequence[float] = "dominance",
+        weighting: str | Sequence[float] | Callable = "dominance",
         *,
+        teacher: str = "next",
         check_finite: bool = True,
         backend: str = "auto",
     ):
@@ -104,10 +111,13 @@ class NestedObjective(nn.Module):
             raise ValueError(f"distill_weight: expected a finite number of at least 0, got {distill_weight}")
         self.layer, self.loss = layer, loss
         self.distill_weight = float(distill_weight)
+        self.teacher = _check.one_of(teacher, "teacher", TEACHERS)
         self.check_finite = check_finite
-        self.backend = _check.one_of(backend, "backend", ("auto", "reference", "triton"))
-        fixed = None
-        if isinstance(weighting, str):
+        self.backend = _check.one_of(backend, "backend", ("auto", "reference", "triton", "cpp"))
+        fixed, self.rule = None, None
+        if callable(weighting):
+            self.weighting, self.rule = "custom", weighting
+        elif isinstance(weighting, str):
             self.weighting = _check.one_of(weighting, "weighting", ("dominance", "uniform"))
             if weighting == "uniform":
                 fixed = torch.ones(len(layer.code_lengths))
@@ -121,15 +131,20 @@ class NestedObjective(nn.Module):
             self.weighting = "fixed"
         if len(layer.code_lengths) == 1:  # nothing to weigh against, and nothing longer to learn from
             self.distill_weight = 0.0
-            if self.weighting == "dominance":
-                self.weighting, fixed = "uniform", torch.ones(1)
+            if self.weighting in ("dominance", "custom"):
+                self.weighting, self.rule, fixed = "uniform", None, torch.ones(1)
         self.register_buffer("_fixed_weights", fixed, persistent=False)
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None):
         self.layer.check_features(features)
-        if use_triton(self.backend, "NestedObjective", features.device, lambda: self._refuses(features, labels)):
+        compiled = {
+            "triton": lambda: self._refuses(fused_step(), features, labels),
+            "cpp": lambda: self._refuses(native_step(), features, labels, any_loss=self.backend == "auto"),
+        }
+        if (chosen := pick(self.backend, "NestedObjective", features.device, compiled)) != "reference":
+            step = fused_step() if chosen == "triton" else native_step()
             with no_autocast(features):
-                return ObjectiveResult(*fused_step().step(self, features, labels, index))
+                return ObjectiveResult(*step.step(self, features, labels, index))
         u = self.layer.project(features, "reference")
         if self.check_finite:
             _check.values(torch.isfinite(u).all(), self.NOT_FINITE)
@@ -140,12 +155,23 @@ class NestedObjective(nn.Module):
                 plain = u.clone() if u.is_inference() else u.detach()
                 return self._evaluate(u, plain, features, labels, index)
 
-    def _refuses(self, features, labels) -> str | None:
-        step = fused_step()
+    def _refuses(self, step, features, labels, any_loss: bool = False) -> str | None:
+        if self.rule is not None:
+            return "weighting: a callable"
+        if self.teacher != "next" and self.distill_weight:
+            return f"teacher: {self.teacher!r}"
         if why := step.refuses_projection(self.layer, features):
             return why
+        if any_loss:
+            return None
         like = torch.empty(features.shape[0], self.layer.out_features, device=features.device)
         return step.refuses_loss(self.loss, like, labels)
+
+    def _ruled(self, dots, values) -> torch.Tensor:
+        weights = self.rule(dots, values)
+        if not isinstance(weights, torch.Tensor) or weights.shape != values.shape:
+            raise ValueError(f"weighting: expected the callable to give {tuple(values.shape)}, got {weights!r}"[:300])
+        return weights.detach().to(values)
 
     def _evaluate(self, u, plain, features, labels, index):
         lengths = self.layer.code_lengths
@@ -156,14 +182,17 @@ class NestedObjective(nn.Module):
             if self.distill_weight == 0:
                 return torch.stack([losses, torch.zeros_like(losses)])
             return torch.stack(
-                [losses, self.distill_weight * expanded_distillation_losses(v, lengths, self.loss._segments)]
+                [
+                    losses,
+                    self.distill_weight * expanded_distillation_losses(v, lengths, self.loss._segments, self.teacher),
+                ]
             )
 
         values, deltas = per_length_gradients(both, expand(plain, lengths))
         padded, dots = pad(deltas.detach(), lengths), None
-        if self.weighting == "dominance":
+        if self.weighting in ("dominance", "custom"):
             dots = dominance_dots(padded, features.detach().to(plain.dtype), lengths)
-            weights = dominance_weights(dots)
+            weights = dominance_weights(dots) if self.rule is None else self._ruled(dots, values.sum(0).detach())
         else:
             weights = self._fixed_weights.to(plain)
         total = weights @ values.sum(0)

@@ -49,7 +49,8 @@ struct Codes {
   nhl::Rows rows;
 };
 
-void search(const Codes& queries, const Codes& items, int64_t bits, const nhl::Executor& executor) {
+void search(const Codes& queries, const Codes& items, int64_t bits, const std::vector<int64_t>& ks,
+            const nhl::Executor& executor) {
   const int64_t n = items.rows.count, num = queries.rows.count;
   std::vector<uint8_t> allow(n);
   for (auto& bit : allow) bit = random(0, 3) > 0;
@@ -60,7 +61,7 @@ void search(const Codes& queries, const Codes& items, int64_t bits, const nhl::E
         if (mask == nullptr || mask[i]) every[q].push_back({brute(queries.row(q), items.row(i), bits), i + 5});
       std::sort(every[q].begin(), every[q].end());
     }
-    for (int64_t k : {int64_t{1}, n / 3 + 1, n}) {
+    for (int64_t k : ks) {
       std::vector<int32_t> distances(num * k);
       std::vector<int64_t> ids(num * k);
       nhl::topk(queries.rows, items.rows, bits, k, 5, mask, distances.data(), ids.data(), executor);
@@ -166,15 +167,28 @@ int main(int count, char** arguments) {
       std::printf("%s: %s\n", isa, error.what());
       continue;
     }
+    for (int64_t round = 0; round < rounds / 40; ++round) {
+      // Large enough for a guess of the limit, with everything near a query where the guess looks, or nothing.
+      const nhl::Executor executor{random(1, 3), in_threads};
+      const int64_t n = random(70000, 75000), step = n / 64, num = random(1, 5), stride = random(2, 4);
+      Codes queries(num, 2, 2, num), items(n, 2, stride, n);
+      for (int64_t i = 0; round % 2 == 0 && i < 4096; ++i)
+        std::memcpy(items.bytes.data() + (i / 64 * step + i % 64) * stride, queries.row(0), 2);
+      search(queries, items, random(9, 16), {256, 4200}, executor);
+    }
     for (int64_t round = 0; round < rounds; ++round) {
       const int64_t threads = random(1, 3);
       const nhl::Executor executor{threads, in_threads};
       const int64_t bits = round % 10 == 0 ? random(1, 1100) : random(1, 140), width = (bits + 7) / 8;
-      const int64_t n = round % 25 == 0 ? random(3000, 20000) : random(0, 400), num = random(0, 9);
-      const int64_t stride = width + (random(0, 1) ? random(0, 9) : 0);
+      const int64_t n = round % 25 == 0 ? random(3000, 20000) : random(0, 400);
+      const int64_t num = random(0, 1) ? random(0, 9) : random(1, 3);
+      int64_t stride = width + (random(0, 1) ? random(0, 9) : 0);
+      // The strides that few queries read in place.
+      for (int64_t wide : {32, 16, 8, 4})
+        if (num <= 3 && wide >= width && random(0, 1)) stride = wide;
       const Codes queries(num, width, width + random(0, 3), std::max<int64_t>(num, 1));
       const Codes items(n, width, stride, random(0, 1) ? std::max<int64_t>(n, 1) : random(1, 8));
-      search(queries, items, bits, executor);
+      search(queries, items, bits, {1, n / 3 + 1, n}, executor);
       std::vector<int64_t> lengths{bits};
       if (bits > 2) lengths.insert(lengths.begin(), random(1, bits - 1));
       if (n < 3000) evaluation(queries, items, lengths, executor);

@@ -30,7 +30,7 @@ def test_engine_is_clean(sanitizer, rounds, tmp_path):
         f"-fsanitize={sanitizer}",
         "-fno-sanitize-recover=all",
     ]
-    sources = [ROOT / "tests/native_sanitize.cpp", *_build.sources("cpp", ROOT / "csrc")[1:]]
+    sources = [ROOT / "tests/native_sanitize.cpp", *_build.engine_sources(ROOT / "csrc")]
     # GCC's false alarms about intrinsics multiply under sanitizers; the library's own build has warnings on.
     command = [*COMPILER, *flags, "-w", f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(program), "-pthread"]
     built = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -54,6 +54,8 @@ def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
     """Why a loss of these outputs cannot be served, or None."""
     if type(loss) not in FUSED:
         return f"{type(loss).__name__} has no fused form"
+    if loss.reference_bits is not None or loss.balance:
+        return f"{type(loss).__name__} with reference_bits or balance"
     why = refuses_lengths(loss.code_lengths) or refuses_tensor(u, "the outputs' tensor")
     refuses = EXTRAS[type(loss)].refuses
     return why or (refuses(loss, u.shape[0], labels) if refuses else None)
@@ -110,7 +112,7 @@ def outputs_and_loss(objective, features, labels, index):
     """(u, feature Gram matrix or empty, values, deltas)."""
     layer, loss = objective.layer, objective.loss
     weight, bias, lengths = layer.hash_layer.weight.detach(), layer.hash_layer.bias.detach(), layer.code_lengths
-    gram = objective.weighting == "dominance" and weighting.kernels.uses_gram(*features.shape, lengths)
+    gram = objective.weighting == "dominance" and weighting.dots_kernels.uses_gram(*features.shape, lengths)
     together = FUSED[type(loss)] is pointwise.fused
     if together:
         like = features.new_empty(features.shape[0], lengths[-1], dtype=torch.float32)

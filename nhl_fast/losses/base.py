@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from .. import _check
-from ..backend import use_triton
+from ..backend import pick
 from ..labels import check_labels, to_multi_hot
 from ..precision import no_autocast
 from ..prefixes import expand, segment_matrix
@@ -23,6 +23,8 @@ class NestedLoss(nn.Module):
     """
 
     uses_index = False
+    reference_bits: float | None = None
+    balance = False
 
     def __init__(self, num_classes: int, code_lengths=_check.DEFAULT_CODE_LENGTHS):
         super().__init__()
@@ -45,14 +47,20 @@ class NestedLoss(nn.Module):
             u: raw outputs (N, L), floating point; half precision is computed in float32.
             labels: class ids (N,) or multi-hot rows (N, C).
             index: (N,) positions of the rows in the training set; losses with a bank need it while training.
-            backend: "auto", "reference" or "triton" (the fused kernels; "auto" takes them for CUDA tensors).
+            backend: "auto", "reference", "triton" (the fused kernels; "auto" takes them for CUDA tensors) or "cpp"
+                ("auto" takes it for CPU tensors); the last two can be differentiated once.
 
         Returns:
             (m,) values, one a length.
         """
         _check.tensor(u, "u")
-        if use_triton(backend, type(self).__name__, u.device, lambda: fused_step().refuses_loss(self, u, labels)):
-            return fused_step().loss_values(self, u, labels, index)
+        compiled = {
+            "triton": lambda: fused_step().refuses_loss(self, u, labels),
+            "cpp": lambda: native_step().refuses_loss(self, u, labels),
+        }
+        if (chosen := pick(backend, type(self).__name__, u.device, compiled)) != "reference":
+            step = fused_step() if chosen == "triton" else native_step()
+            return step.loss_values(self, u, labels, index)
         u, labels = self.prepare(u, labels, index)
         with no_autocast(u):
             return self.expanded(expand(u, self.code_lengths), labels)
@@ -99,6 +107,12 @@ class NestedLoss(nn.Module):
         squares = v.square() @ segments
         return torch.where(squares > 1e-24, squares, torch.inf).rsqrt() @ segments.T
 
+    def as_bits(self, v: torch.Tensor, reference_bits: float | None) -> torch.Tensor:
+        """Expanded outputs, scaled so that a length's inner products are those of `reference_bits` bits."""
+        if reference_bits is None:
+            return v
+        return v * ((reference_bits / self._bits.to(v.dtype)).sqrt() @ self._segments.to(v.dtype).T)
+
     def multi_hot(self, labels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Labels as multi-hot rows (N, C) in the dtype of `like`."""
         return to_multi_hot(labels, self.num_classes, like.dtype)
@@ -110,6 +124,13 @@ class NestedLoss(nn.Module):
 def fused_step():
     """The module `nhl_fast.fused.step`, imported where Triton was found."""
     from ..fused import step
+
+    return step
+
+
+def native_step():
+    """The module `nhl_fast.native.step`, imported where the C++ library was found."""
+    from ..native import step
 
     return step
 

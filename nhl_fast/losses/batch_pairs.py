@@ -21,25 +21,38 @@ class LCDSH(NestedLoss):
     Args:
         eta: weight of the second term.
         clamp: False leaves theta as it is, so that the worst pairs keep their gradient.
+        reference_bits: None for inner products as published, whose range grows with the length; a number multiplies
+            those of length b_k (theta, and that of the signs) by reference_bits / b_k. Nested outputs cannot suit
+            their size to each length: without it the first bits saturate the longer lengths' theta.
 
     Source: Zhu and Gao, "Locality Constrained Deep Supervised Hashing for Image Retrieval", IJCAI 2017.
     """
 
     def __init__(
-        self, num_classes, code_lengths=_check.DEFAULT_CODE_LENGTHS, *, eta: float = 3.0, clamp: bool = True
+        self,
+        num_classes,
+        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        *,
+        eta: float = 3.0,
+        clamp: bool = True,
+        reference_bits: float | None = None,
     ):
         super().__init__(num_classes, code_lengths)
+        self.reference_bits = _check.optional_positive(reference_bits, "reference_bits")
         self.eta, self.clamp = _check.number(eta, "eta"), _check.flag(clamp, "clamp")
 
     def expanded(self, v, labels):
         signs = 2 * similarity(labels, labels).to(v.dtype) - 1
-        return known_gradient(v, *self.pairs(split(v.detach(), self.code_lengths), signs), self._segments)
+        signs_of = split(self.as_bits(bit_signs(v.detach()), self.reference_bits), self.code_lengths)
+        v = self.as_bits(v, self.reference_bits)
+        known = self.pairs(split(v.detach(), self.code_lengths), signs_of, signs)
+        return known_gradient(v, *known, self._segments)
 
     @torch.no_grad()
-    def pairs(self, parts, signs) -> tuple[torch.Tensor, torch.Tensor]:
+    def pairs(self, parts, codes, signs) -> tuple[torch.Tensor, torch.Tensor]:
         """Values (m,), and the gradient of their sum in the expanded outputs."""
         theta = torch.stack([0.5 * u @ u.T for u in parts])
-        coded = torch.stack([0.5 * s @ s.T for s in map(bit_signs, parts)])
+        coded = torch.stack([0.5 * s @ s.T for s in codes])
         free = (theta.abs() <= 50) if self.clamp else None
         theta = theta.clamp(-50, 50) if self.clamp else theta
         margin = -signs * theta

@@ -53,9 +53,11 @@ class CenterSoftmaxLoss(CenterLoss):
         centers=None,
         *,
         quantization: float = 1e-4,
+        reference_bits: float | None = None,
         seed: int = 0,
     ):
         super().__init__(num_classes, code_lengths, centers, seed=seed)
+        self.reference_bits = _check.optional_positive(reference_bits, "reference_bits")
         if self.num_classes < 2:
             raise ValueError(f"num_classes: {type(self).__name__} needs at least 2 classes, got {num_classes}")
         self.quantization = _check.number(quantization, "quantization")
@@ -73,7 +75,12 @@ class CenterSoftmaxLoss(CenterLoss):
         inverse = self.inverse_norms(v)
         unit = v * inverse
         logits = torch.stack([u @ c.T for u, c in zip(split(unit, self.code_lengths), centers)])
-        values, slopes = softmax_likelihood(logits, y, negative_weight, wide=self.code_lengths[-1] > MAX_NARROW_BITS)
+        reach, scale = self.code_lengths[-1], None
+        if self.reference_bits is not None:
+            scale = (self.reference_bits / self._bits.to(v.dtype)).sqrt()[:, None, None]
+            logits, reach = logits * scale, self.reference_bits
+        values, slopes = softmax_likelihood(logits, y, negative_weight, wide=reach > MAX_NARROW_BITS)
+        slopes = slopes if scale is None else slopes * scale
         grad = torch.cat([a @ c for a, c in zip(slopes, centers)], dim=1)
         segments = self._segments.to(v.dtype)
         along = ((grad * unit) @ segments) @ segments.T
@@ -92,6 +99,8 @@ class MDSH(BankMixin, CenterSoftmaxLoss):
 
     Args:
         centers, quantization, seed: as for `CSQ`.
+        reference_bits: None for sqrt(b) cos(u, centre); a number puts its square root in the place of sqrt(b), so
+            that the softmax is as sharp at every length.
         num_train: number of training items; None leaves the pair term out.
         external_bank: True where the training loop writes `bank` before each step, with the outputs of a momentum
             encoder (decay 0.9; `nhl_fast.train` does so). By default the bank takes in the batch's own detached
@@ -111,9 +120,17 @@ class MDSH(BankMixin, CenterSoftmaxLoss):
         external_bank: bool = False,
         pair_from_epoch: int = 0,
         quantization: float = 1e-4,
+        reference_bits: float | None = None,
         seed: int = 0,
     ):
-        super().__init__(num_classes, code_lengths, centers, quantization=quantization, seed=seed)
+        super().__init__(
+            num_classes,
+            code_lengths,
+            centers,
+            quantization=quantization,
+            reference_bits=reference_bits,
+            seed=seed,
+        )
         self.pair_from_epoch = _check.positive_int(pair_from_epoch, "pair_from_epoch", minimum=0)
         self.epoch = 0
         self.external_bank = _check.flag(external_bank, "external_bank")
@@ -149,6 +166,7 @@ class SHCIR(CenterSoftmaxLoss):
 
     Args:
         centers, quantization, seed: as for `CSQ`.
+        reference_bits: as for `MDSH`.
 
     Raises:
         ValueError: a row of multi-hot labels has not exactly one class.

@@ -48,6 +48,8 @@ class DTSH(NestedLoss):
         margin: alpha of the paper.
         quantization: weight of the second term.
         clamp: False leaves t as it is, so that the worst triplets keep their gradient.
+        reference_bits: None for inner products as published; a number multiplies those of length b_k by
+            reference_bits / b_k, see `LCDSH`.
 
     Source: Wang, Shi and Kitani, "Deep Supervised Hashing with Triplet Labels", ACCV 2016.
     """
@@ -60,8 +62,10 @@ class DTSH(NestedLoss):
         margin: float = 5.0,
         quantization: float = 1.0,
         clamp: bool = True,
+        reference_bits: float | None = None,
     ):
         super().__init__(num_classes, code_lengths)
+        self.reference_bits = _check.optional_positive(reference_bits, "reference_bits")
         self.margin, self.quantization = _check.number(margin, "margin"), _check.number(quantization, "quantization")
         self.clamp = _check.flag(clamp, "clamp")
 
@@ -69,7 +73,8 @@ class DTSH(NestedLoss):
         similar = similarity(labels, labels)
         low, high = (-100.0, 50.0) if self.clamp else (-torch.inf, torch.inf)
         positive, negative = similar.to(v.dtype), (~similar).to(v.dtype)
-        thetas = torch.stack([u @ u.T for u in split(v, self.code_lengths)])
+        scaled = self.as_bits(v, self.reference_bits)
+        thetas = torch.stack([u @ u.T for u in split(scaled, self.code_lengths)])
         known = [triplet_mean(theta, positive, negative, self.margin, low, high) for theta in thetas.detach()]
         values = known_gradient(thetas, *map(torch.stack, zip(*known)))
         return values + self.quantization * self.segment_means((v - bit_signs(v).detach()).square())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from . import _build
+from . import _build, step_fakes
 from ._build import BuildError
 
 # The longest codes of each library.
@@ -55,6 +55,7 @@ def load(kind: str) -> str:
         return f"{path.name} belongs to another version of nhl_fast; {hint}"
     if kind == "cpp":
         _register_fakes()
+        step_fakes.register()
     return ""
 
 

@@ -55,13 +55,18 @@ def sources(kind: str, folder: Path) -> list[Path]:
     """The files to compile for library `kind`."""
     if kind == "cuda":
         return sorted(folder.glob("cuda/*.cu"))
-    return [folder / "ops.cpp", *sorted(folder.glob("cpu/*.cpp"))]
+    return [*sorted(folder.glob("*.cpp")), *engine_sources(folder)]
+
+
+def engine_sources(folder: Path) -> list[Path]:
+    """Those of the "cpp" library that need no PyTorch."""
+    return [path for part in ("cpu", "train") for path in sorted(folder.glob(f"{part}/*.cpp"))]
 
 
 def source_hash(kind: str, folder: Path) -> str:
     """A short hash of everything that goes into library `kind`, to notice one built from other sources."""
     digest = hashlib.sha256()
-    patterns = ("cuda/*",) if kind == "cuda" else ("*", "cpu/*")
+    patterns = ("cuda/*",) if kind == "cuda" else ("*", "cpu/*", "train/*")
     for path in sorted(p for pattern in patterns for p in folder.glob(pattern) if p.is_file()):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]

@@ -1,0 +1,186 @@
+// Losses within the batch whose slopes need whole rows: triplets, softmax over centres, the distillation's cascade.
+
+namespace nhl::train {
+namespace {
+
+// For anchor i: the mean over positives p and negatives q of softplus(-t), t = clamp(theta_ip - theta_iq - margin).
+// The negatives' products lie side by side, so that a positive meets a vector of them at a time.
+void triplets(const TripletArgs& a) {
+  float *const gathered = a.scratch, *const slopes = a.scratch + a.np + kPad;
+  auto* const places = reinterpret_cast<int32_t*>(slopes + a.np + kPad);
+  double total = 0;
+  const V low = splat(-a.high), high = splat(-a.low);
+  for (int64_t i = a.begin; i < a.end; ++i) {
+    const float* const theta = a.theta + i * a.np;
+    float* const out = a.slope + i * a.np;
+    for (int64_t j = 0; j < a.np; ++j) out[j] = 0;
+    if (a.scale[i] == 0) continue;
+    const uint8_t* const similar = a.similar + i * a.n;
+    int64_t negatives = 0;
+    for (int64_t j = 0; j < a.n; ++j) {
+      gathered[negatives] = theta[j];
+      places[negatives] = static_cast<int32_t>(j);
+      negatives += similar[j] == 0;
+    }
+    for (int64_t q = 0; q < negatives; q += kLanes) store(slopes + q, V{});
+    double anchor = 0;
+    for (int64_t p = 0; p < a.n; ++p) {
+      if (!similar[p]) continue;
+      const V base = splat(theta[p] - a.margin);
+      V values = {}, pulled = {};
+      for (int64_t q = 0; q < negatives;) {
+        LogSum logs;
+        for (int64_t end = q + 64 * kLanes; q < end && q < negatives; q += kLanes) {
+          const V raw = load(gathered + q) - base, x = min(max(raw, low), high);
+          Logistic l = logistic(x);
+          V linear = max(x, V{}), slope = (raw < low) | (raw > high) ? V{} : l.sigmoid;
+          if (negatives - q < kLanes) {
+            const I real = first_lanes(negatives - q);
+            l.e = only(real, l.e), linear = only(real, linear), slope = only(real, slope);
+          }
+          add(logs, l.e);
+          values += linear;
+          pulled += slope;
+          store(slopes + q, load(slopes + q) + slope);
+        }
+        values += value(logs);
+      }
+      anchor += sum(values);
+      out[p] = -a.scale[i] * sum(pulled);
+    }
+    total += a.scale[i] * anchor;
+    for (int64_t q = 0; q < negatives; ++q) out[places[q]] = a.scale[i] * slopes[q];
+  }
+  *a.value += total;
+}
+
+NHL_INLINE I has_class(const SoftmaxArgs& a, int64_t c, int64_t i) {
+  if (a.ids) return load(a.ids + i) == splat(static_cast<int32_t>(c));
+  const I word = load(reinterpret_cast<const int32_t*>(a.words) + c / 32 * a.np + i);
+  return (word & splat(static_cast<int32_t>(1u << (c % 32)))) != 0;
+}
+
+// Sums over rows and classes of -[y log p + w (1 - y) log(1 - p)], a batch row a lane. Finite where p rounds to 0 or 1:
+// only the largest p can come near 1, and for it 1 - p is taken as the sum of the other classes' p.
+void softmax(const SoftmaxArgs& a) {
+  double total = 0;
+  const V one = splat(1.0f);
+  for (int64_t i = 0; i < a.np; i += kLanes) {
+    float *const logits = a.logits + i, *const shares = a.scratch + i, *const relative = shares + a.classes * a.np;
+    V highest = load(logits), second = splat(-__builtin_inff());
+    I top = {};
+    for (int64_t c = 1; c < a.classes; ++c) {
+      const V x = load(logits + c * a.np);
+      const I higher = x > highest;
+      second = higher ? highest : max(x, second);
+      highest = higher ? x : highest;
+      top = higher ? splat(static_cast<int32_t>(c)) : top;
+    }
+    // `relative` is exp(logit - origin): of the second logit where, seen from the first, the others may underflow.
+    const V origin = a.wide ? second : highest;
+    V others = {}, beside = {};
+    for (int64_t c = 0; c < a.classes; ++c) {
+      const V x = load(logits + c * a.np), e = exp(x - highest);
+      const I other = top != splat(static_cast<int32_t>(c));
+      const V near = a.wide ? exp(min(x - origin, V{})) : e;
+      store(shares + c * a.np, e);
+      store(relative + c * a.np, near);
+      others += only(other, e);
+      beside += only(other, near);
+    }
+    const V log_all = log1p(others), p_top = 1.0f / (1.0f + others);
+    const V log_rest = log(beside) + (origin - highest) - log_all;  // log(1 - p) of the largest p
+    V value = {}, slopes = {}, member_top = {}, absent_top = {};
+    for (int64_t c = 0; c < a.classes; ++c) {
+      const I other = top != splat(static_cast<int32_t>(c)), member = has_class(a, c, i);
+      const V log_p = load(logits + c * a.np) - highest - log_all, p = only(other, load(shares + c * a.np) * p_top);
+      const V absent = only(~member, splat(a.negative_weight)), present = only(member, one);
+      value -= only(member, log_p) + absent * (other ? log1p(-p) : log_rest);
+      const V slope = absent * (p / (1.0f - p)) - present;
+      slopes += only(other, slope);
+      member_top += only(~other, present);
+      absent_top += only(~other, absent);
+      store(logits + c * a.np, slope);
+      store(shares + c * a.np, p);
+    }
+    // slope - p (sum of all slopes), where the largest p's own slope is absent p / (1 - p) - present. For that p the
+    // sum would cancel: its part is taken from 1 - p. For the others, p_c / (1 - p) is relative / beside.
+    const V pull = absent_top * p_top / beside, own = absent_top * p_top - member_top * exp(min(log_rest, V{}));
+    for (int64_t c = 0; c < a.classes; ++c) {
+      const I other = top != splat(static_cast<int32_t>(c));
+      const V p = load(shares + c * a.np), rest = pull * load(relative + c * a.np) + p * (slopes - member_top);
+      store(logits + c * a.np, other ? load(logits + c * a.np) - rest : own - p_top * slopes);
+    }
+    total += sum(only(first_lanes(a.n - i), value));
+  }
+  *a.value += total;
+}
+
+// With unit_k the rows of G_k at norm 1 (a lane a row): sums of (unit_k - unit_(k+1))^2, and slopes in place of G_k.
+void cascade(const CascadeArgs& a) {
+  constexpr float least = 1e-24f;
+  for (int64_t i = 0; i < a.columns; i += kLanes) {
+    V inverse = {};
+    for (int64_t k = 0; k < a.m; ++k) {
+      float* const gram = a.grams + k * a.step + i;
+      V squares = {};
+      for (int64_t j = 0; j < a.n; ++j) squares += load(gram + j * a.stride) * load(gram + j * a.stride);
+      V next = squares > least ? inverse_root(squares) : splat(1e12f);
+      next = squares == __builtin_inff() ? V{} : (squares != squares ? squares : next);
+      if (k > 0) {
+        float* const shorter = gram - a.step;
+        V value = {}, inner = {};
+        for (int64_t j = 0; j < a.n; ++j) {
+          const V unit = load(shorter + j * a.stride) * inverse, gap = unit - load(gram + j * a.stride) * next;
+          value += gap * gap;
+          inner += unit * gap;
+        }
+        // A row with a norm under 1e-12 has no direction: it gives no gradient.
+        const V scale = inverse == splat(1e12f) ? V{} : a.scale * inverse;
+        for (int64_t j = 0; j < a.n; ++j) {
+          const V unit = load(shorter + j * a.stride) * inverse, gap = unit - load(gram + j * a.stride) * next;
+          store(shorter + j * a.stride, (gap - unit * inner) * scale);
+        }
+        a.values[k - 1] += sum(only(first_lanes(a.columns - i), value));
+      }
+      inverse = next;
+    }
+  }
+}
+
+// out[k * m + i] += sum over rows of <left_k, right_i[:b_k]> for i >= k; both rows x padded_width.
+void gram_dots(const Layout& layout, const float* left, const float* right, int64_t rows, double* out) {
+  const int64_t m = layout.m, stride = layout.padded_width();
+  for (int64_t k = 0; k < m; ++k) {
+    const int64_t b = layout.lengths[k], whole = b / kLanes * kLanes;
+    for (int64_t i = k; i < m; ++i) {
+      V total = {};
+      for (int64_t r = 0; r < rows; ++r) {
+        const float *const x = left + r * stride + layout.padded_starts[k];
+        const float *const y = right + r * stride + layout.padded_starts[i];
+        for (int64_t c = 0; c < whole; c += kLanes) total += load(x + c) * load(y + c);
+        if (whole < b) total += only(first_lanes(b - whole), load(x + whole) * load(y + whole));
+      }
+      out[k * m + i] += sum(total);
+    }
+  }
+}
+
+// out (rows x bits) = sum over k of weights[k] deltas_k, deltas rows x padded_width.
+void weigh(const Layout& layout, const float* deltas, int64_t rows, const float* weights, float* out) {
+  const int64_t bits = layout.bits();
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t k = layout.m - 1; k >= 0; --k) {
+      const float* const x = deltas + r * layout.padded_width() + layout.padded_starts[k];
+      float* const y = out + r * bits;
+      const int64_t b = layout.lengths[k];
+      const V a = splat(weights[k]);
+      for (int64_t c = 0; c < b; c += kLanes) {
+        const V old = k == layout.m - 1 ? V{} : load_first(y + c, b - c);
+        store_first(y + c, old + a * load(x + c), b - c);
+      }
+    }
+}
+
+}  // namespace
+}  // namespace nhl::train
