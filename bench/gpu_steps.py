@@ -1,21 +1,34 @@
-"""The head step on a CUDA device: ours, the reference and the literal procedure; see gpu_check.py."""
+"""The head step on a CUDA device: ours, the reference and the literal procedure; see gpu_check.py, which runs this.
+
+One row a loss, size and contender (two where a CUDA graph is captured as well). Every contender's gradients are
+compared with those of the eager reference before it is timed.
+"""
 
 from __future__ import annotations
 
-import time
+import argparse
+import json
+import sys
+from functools import partial
+from pathlib import Path
 
-import floors
-import torch
-import torch.nn.functional as F
-from literal import LiteralStep
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-from nhl_fast import NestedHashLayer, NestedObjective, losses
+import floors  # noqa: E402
+import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
+from gpu_device import DEVICE, REHEARSAL, alive, captured, milliseconds, peak_mb, relative_error  # noqa: E402
+from gpu_jobs import work  # noqa: E402
+from literal import LiteralStep  # noqa: E402
 
-LENGTHS = (8, 16, 32, 64, 128)
-CLASSES, BANK = 100, 13_000
-SHAPES = ((64, 2048), (256, 2048), (4096, 768), (32768, 2048))
-GRAPHED = 256  # rows up to which a CUDA graph is captured on every side that can be
+from nhl_fast import NestedHashLayer, NestedObjective, losses  # noqa: E402
+
+LENGTHS = (4, 8, 16) if REHEARSAL else (8, 16, 32, 64, 128)
+CLASSES, BANK = (5, 60) if REHEARSAL else (100, 13_000)
+SHAPES = ((16, 300), (40, 12)) if REHEARSAL else ((64, 2048), (256, 2048), (4096, 768), (32768, 2048))
+SMALL = SHAPES[1][0]  # rows up to which every contender that can be is captured in a CUDA graph
 LITERAL_BYTES = 60e9
+OURS, REFERENCE, COMPILED, LITERAL = "nhl_fast triton", "reference", "reference, torch.compile", "literal"
 
 
 class Problem:
@@ -24,44 +37,47 @@ class Problem:
     def __init__(self, name, n, d, dtype=torch.float32, distill=1.0):
         torch.manual_seed(0)
         self.name, self.n, self.d, self.dtype, self.distill = name, n, d, dtype, distill
-        self.layer = NestedHashLayer(d, LENGTHS, device="cuda")
+        self.layer = NestedHashLayer(d, LENGTHS, device=DEVICE)
         train = max(BANK, n)
         options = {} if name == "mdsh" else {"num_train": train}
-        self.loss = losses.build(name, num_classes=CLASSES, code_lengths=LENGTHS, **options).cuda()
+        self.loss = losses.build(name, num_classes=CLASSES, code_lengths=LENGTHS, **options).to(DEVICE)
         bank = getattr(self.loss, "bank", None)
         if bank is not None:
-            labels = torch.randint(0, CLASSES, (train,), device="cuda")
-            bank.update(torch.arange(train, device="cuda"), torch.randn(train, 128, device="cuda"), labels)
+            labels = torch.randint(0, CLASSES, (train,), device=DEVICE)
+            bank.update(torch.arange(train, device=DEVICE), torch.randn(train, LENGTHS[-1], device=DEVICE), labels)
         self.bank = 0 if bank is None else train
-        self.features = torch.randn(n, d, device="cuda").to(dtype).requires_grad_()
-        self.labels = torch.randint(0, CLASSES, (n,), device="cuda")
-        self.index = torch.randperm(train, device="cuda")[:n]
-        self.multi_hot = F.one_hot(self.labels, CLASSES).float()
+        self.features = torch.randn(n, d, device=DEVICE).to(dtype).requires_grad_()
+        self.labels = torch.randint(0, CLASSES, (n,), device=DEVICE)
+        self.index = torch.randperm(train, device=DEVICE)[:n]
         self.parameters = (self.features, *self.layer.parameters())
 
-    def objective(self, backend):
-        return NestedObjective(self.layer, self.loss, distill_weight=self.distill, backend=backend)
-
-    def step(self, backend, compiled=False):
+    def step(self, contender):
         """A function that returns (total, gradients) and leaves none behind."""
-        objective = self.objective(backend)
-        forward = torch.compile(lambda x, y, i: objective(x, y, i).total) if compiled else None
+        if contender == LITERAL:
+            return self._literal()
+        backend = "triton" if contender == OURS else "reference"
+        objective = NestedObjective(self.layer, self.loss, distill_weight=self.distill, backend=backend)
+        forward = objective
+        if contender == COMPILED:
+            # The graphs of other sizes count against a limit, beyond which PyTorch runs eagerly and says nothing.
+            torch._dynamo.reset()
+            forward = torch.compile(objective, dynamic=False, backend="eager" if REHEARSAL else "inductor")
 
         def call():
-            arguments = (self.features, self.labels, self.index)
-            total = forward(*arguments) if compiled else objective(*arguments).total
+            total = forward(self.features, self.labels, self.index).total
             return total.detach(), *torch.autograd.grad(total, self.parameters)
 
         return call
 
-    def literal(self):
+    def _literal(self):
         linear = self.layer.hash_layer
         step = LiteralStep(self.name, linear.weight, linear.bias, LENGTHS, self.loss, self.distill)
+        multi_hot = F.one_hot(self.labels, CLASSES).float()
 
         def call():
             for p in self.parameters:
                 p.grad = None
-            total = step(self.features, self.multi_hot, self.index)
+            total = step(self.features, multi_hot, self.index)
             grads = [p.grad for p in self.parameters]
             for p in self.parameters:
                 p.grad = None
@@ -76,169 +92,149 @@ class Problem:
         return cube + 5 * 6 * pairs + 5 * 5 * self.n**2 * 4
 
 
-def error(found, expected) -> float:
-    """The largest relative difference of the gradients."""
-    pairs = zip(found[1:], expected[1:])
-    return max(((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-30)).item() for a, b in pairs)
+def expected_gradients(problem):
+    """The eager reference's, or None where they do not fit in the device's memory."""
+    try:
+        return problem.step(REFERENCE)()[1:]
+    except torch.cuda.OutOfMemoryError:
+        torch.cuda.empty_cache()
+        return None
 
 
-def captured(function):
-    """A replay of the function's CUDA graph."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            function()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
+def measure(name, n, d, contender, dtype=torch.float32, distill=1.0, tf32=False, rates=None):
+    """The rows of one contender."""
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        yield from _measure(Problem(name, n, d, dtype, distill), contender, tf32, rates or {})
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+        if DEVICE == "cuda":
+            torch.cuda.empty_cache()
 
 
-def peak_mb(function) -> float:
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    function()
-    torch.cuda.synchronize()
-    return round((torch.cuda.max_memory_allocated() - before) / 2**20, 1)
-
-
-def matrix_rate(report, problem) -> float | None:
-    tf32 = torch.backends.cuda.matmul.allow_tf32
-    kind = "bf16" if problem.dtype == torch.bfloat16 else "tf32" if tf32 else "fp32"
-    return report.head.get(f"matmul_{kind}_tflop_s")
-
-
-def measure(report, problem, contender, function, expected, tolerance, milliseconds) -> None:
-    """One row (two, with a CUDA graph) for a contender, or its failure."""
+def _measure(problem, contender, tf32, rates):
     base = {
         "part": "steps", "case": problem.name, "n": problem.n, "d": problem.d, "bank": problem.bank,
-        "dtype": str(problem.dtype).removeprefix("torch."), "tf32": torch.backends.cuda.matmul.allow_tf32,
-        "distill": problem.distill, "contender": contender,
+        "dtype": str(problem.dtype).removeprefix("torch."), "tf32": tf32, "distill": problem.distill,
+        "contender": contender,
     }  # fmt: skip
+    if contender == LITERAL and problem.literal_bytes() > LITERAL_BYTES:
+        yield {**base, "note": "not run: it would hold more than 60 GB"}
+        return
+    expected = expected_gradients(problem)
+    function = problem.step(contender)
     try:
-        found = function()
-        difference = error(found, expected) if expected is not None else None
-        del found
+        difference = relative_error(function()[1:], expected) if expected is not None else None
+        # Where full float32 is compared with tf32, or half-precision gradients with each other, they differ more.
+        tolerance = 3e-2 if tf32 or problem.dtype != torch.float32 else 1e-3
         if difference is not None and not difference <= tolerance:
-            report.add({**base, "error": difference, "note": "wrong gradients: not timed"})
+            yield {**base, "error": difference, "note": "wrong gradients: not timed"}
             return
+        del expected
         peak = peak_mb(function)
-        variants = {False: function}
-        if problem.n <= GRAPHED and contender != "literal":
-            try:
-                variants[True] = captured(function)
-            except Exception as failure:
-                report.add({**base, "graph": True, "note": f"not captured: {str(failure).splitlines()[0]}"})
-        for graphed, timed in variants.items():
-            ms, runs = milliseconds(timed)
-            element = problem.features.element_size()
-            moved, operations = floors.step(
-                problem.name, problem.n, problem.d, LENGTHS, element=element, bank=problem.bank, classes=CLASSES,
-                distill=problem.distill > 0,
-            )  # fmt: skip
-            row = {**base, "graph": graphed, "ms": ms, "runs": runs, "peak_mb": peak, "error": difference}
-            row |= {"gb_s": round(moved / ms / 1e6, 1), "tflop_s": round(operations / ms / 1e9, 2)}
-            if copy := report.head.get("copy_gb_s"):
-                row["of_copy"] = round(moved / ms / 1e6 / copy, 3)
-            if rate := matrix_rate(report, problem):
-                row["of_matmul"] = round(operations / ms / 1e9 / rate, 3)
-            report.add(row)
+        yield {**base, **timed(function, problem, rates), "graph": False, "peak_mb": peak, "error": difference}
     except torch.cuda.OutOfMemoryError:
-        report.add({**base, "note": "does not fit in the device's memory"})
-    except Exception as failure:
-        report.add(
-            {**base, "note": f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"}
-        )
-    finally:
-        torch.cuda.empty_cache()
+        yield {**base, "note": "does not fit in the device's memory"}
+        return
+    if contender == OURS or (problem.n <= SMALL and contender != LITERAL):
+        try:
+            replay = captured(function)
+        except Exception as failure:
+            yield {**base, "graph": True, "note": f"not captured: {type(failure).__name__}: {str(failure)[:160]}"}
+            return
+        yield {**base, **timed(replay, problem, rates), "graph": True, "peak_mb": peak, "error": difference}
 
 
-def compare(report, name, n, d, contenders, milliseconds, dtype=torch.float32, distill=1.0) -> None:
-    """Rows of one loss at one size; the eager reference's gradient is what the others are checked with."""
-    problem = Problem(name, n, d, dtype, distill)
-    reference, expected = problem.step("reference"), None
-    try:
-        expected = reference()
-    except torch.cuda.OutOfMemoryError:
-        torch.cuda.empty_cache()
-    # Where full float32 is compared with tf32, or half-precision gradients with each other, they may differ more.
-    loose = dtype != torch.float32 or torch.backends.cuda.matmul.allow_tf32
-    tolerance = 3e-2 if loose else 1e-3
-    for contender in contenders:
-        if contender == "literal":
-            if (
-                dtype != torch.float32
-                or problem.literal_bytes() > LITERAL_BYTES
-                or (name in ("dtsh", "shcir") and n > GRAPHED)
-            ):
-                continue
-            function = problem.literal()
-        else:
-            function = {
-                "nhl_fast triton": lambda: problem.step("triton"),
-                "reference": lambda: reference,
-                "reference, torch.compile": lambda: problem.step("reference", compiled=True),
-            }[contender]()
-        measure(report, problem, contender, function, expected, tolerance, milliseconds)
+def timed(function, problem, rates) -> dict:
+    """Milliseconds, and the rates that they mean for the bytes and operations of the step (floors.py)."""
+    ms, runs = milliseconds(function)
+    moved, operations = floors.step(
+        problem.name, problem.n, problem.d, LENGTHS, element=problem.features.element_size(), bank=problem.bank,
+        classes=CLASSES, distill=problem.distill > 0,
+    )  # fmt: skip
+    row = {"ms": ms, "runs": runs, "gb_s": round(moved / ms / 1e6, 1), "tflop_s": round(operations / ms / 1e9, 3)}
+    tf32 = torch.backends.cuda.matmul.allow_tf32
+    unit = "bf16" if problem.dtype == torch.bfloat16 else "tf32" if tf32 else "fp32"
+    for key, rate, achieved in (
+        ("of_copy", rates.get("copy_gb_s"), row["gb_s"]),
+        ("of_matmul", rates.get(f"matmul_{unit}_tflop_s"), row["tflop_s"]),
+    ):
+        if rate:
+            row[key] = round(achieved / rate, 4)
+    return row
 
 
-def summary(rows) -> str:
-    """How many times faster than each other contender ours is, and how much less memory it takes."""
-    lines = []
-    ours = [r for r in rows if r.get("contender") == "nhl_fast triton" and "ms" in r]
-    same = ("case", "n", "d", "dtype", "tf32", "distill")
-    for own in ours:
-        for other in rows:
-            if other is own or "ms" not in other or other.get("contender") in (None, "nhl_fast triton"):
-                continue
-            if any(own[key] != other.get(key) for key in same):
-                continue
-            # With graphs on both sides where the other has one; the literal procedure cannot be captured.
-            if own["graph"] != other["graph"] and not (own["graph"] and other["contender"] == "literal"):
-                continue
-            lines.append(
-                f"{own['case']:<6}{own['n']:>6} x {own['d']:<5}{own['dtype']:<9}graph={own['graph']!s:<6}"
-                f"{other['ms'] / own['ms']:>8.2f} times as fast as {other['contender']}, peak memory "
-                f"{other['peak_mb']} MB against {own['peak_mb']}"
-            )
-    return "\n".join(lines)
-
-
-def measure_steps(report, seconds: float, names, milliseconds) -> str:
-    """All steps, the most wanted first, until the time is over."""
-    ends = time.monotonic() + seconds
-    names = names or list(losses.REGISTRY)
-    eager, compiled = ["nhl_fast triton", "reference", "literal"], ["reference, torch.compile"]
+def wanted(names):
+    """(name, n, d, contender, options), the most wanted first; ValueError for an unknown loss."""
+    if unknown := sorted(set(names or ()) - set(losses.REGISTRY)):
+        raise ValueError(f"losses: unknown {', '.join(unknown)}; there are {', '.join(losses.REGISTRY)}")
+    names = list(names or losses.REGISTRY)
     centers = [name for name in names if name in ("csq", "dpn")]
     first, rest = SHAPES[0], SHAPES[1:]
-    jobs = [(name, *first, eager, {}) for name in names]
-    for shape in reversed(rest):
-        jobs += [(name, *shape, eager, {"distill": 0.0}) for name in centers]
-        jobs += [(name, *shape, eager, {"distill": 0.0, "dtype": torch.bfloat16}) for name in centers]
-    jobs += [(name, *SHAPES[-1], eager, {"distill": 0.0, "tf32": True}) for name in centers]
-    jobs += [(name, *first, compiled, {}) for name in names[:3]]
-    # All triplets of a batch this large are beyond any budget here.
-    jobs += [(name, *shape, eager, {}) for shape in rest for name in names if name != "dtsh" or shape[0] <= GRAPHED]
-    jobs += [(name, *first, compiled, {}) for name in names[3:]]
-    missed = []
-    for name, n, d, contenders, options in jobs:
+    found = [(name, *first, contender, {}) for name in names for contender in (OURS, REFERENCE, LITERAL)]
+    for options in ({"distill": 0.0}, {"distill": 0.0, "dtype": torch.bfloat16}):
+        for shape in reversed(rest):
+            found += [(name, *shape, c, options) for name in centers for c in (OURS, REFERENCE)]
+    found += [(name, *SHAPES[-1], c, {"distill": 0.0, "tf32": True}) for name in centers for c in (OURS, REFERENCE)]
+    found += [(name, *first, COMPILED, {}) for name in names]
+    for shape in rest:
+        for name in names:
+            # All triplets of a batch this large, and a Python loop over its rows, are beyond any budget here.
+            large = shape[0] > SMALL
+            contenders = () if large and name == "dtsh" else (OURS, REFERENCE, LITERAL)
+            contenders = [c for c in contenders if not (large and name == "shcir" and c == LITERAL)]
+            found += [(name, *shape, c, {}) for c in contenders]
+    found += [(name, *shape, COMPILED, {}) for shape in rest for name in names if shape[0] <= SMALL or name != "dtsh"]
+    return found
+
+
+def jobs(names, rates) -> dict:
+    found = {}
+    for name, n, d, contender, options in wanted(names):
+        told = " ".join(f"{key}={str(value).removeprefix('torch.')}" for key, value in options.items())
+        key = f"step {name} {n}x{d} {contender} {told}".strip()
+        found[key] = partial(measure, name, n, d, contender, rates=rates, **options)
+    return found
+
+
+def warm(name) -> None:
+    """Compile what the jobs of a loss need, so that the time is theirs: kernels are kept on the disk."""
+    seen = set()
+    for _, n, d, contender, options in wanted([name]):
+        key = (n, d, contender, *map(str, options.items()))
+        if contender not in (OURS, COMPILED) or key in seen or (contender == COMPILED and n > SMALL):
+            continue
+        seen.add(key)
         options = dict(options)
         torch.backends.cuda.matmul.allow_tf32 = options.pop("tf32", False)
-        if time.monotonic() > ends:
-            missed.append(f"{name} {n} x {d} {options or ''} {', '.join(contenders)}")
-            continue
         try:
-            compare(report, name, n, d, contenders, milliseconds, **options)
+            Problem(name, n, d, **options).step(contender)()
         except Exception as failure:
-            report.add({"part": "steps", "case": name, "n": n, "d": d, "note": repr(failure)[:300]})
-        finally:
-            torch.backends.cuda.matmul.allow_tf32 = False
-            torch.cuda.empty_cache()
-    wrong = [r for r in report.rows if r.get("note", "").startswith("wrong gradients")]
-    text = summary(report.rows) + ("\nnot reached in the time: " + "; ".join(missed) if missed else "")
-    if wrong:
-        raise RuntimeError(f"{len(wrong)} contenders gave wrong gradients\n{text}")
-    return text
+            print(f"{name} {n}x{d} {contender}: {type(failure).__name__}: {str(failure)[:300]}", flush=True)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=Path, help="file of JSON lines to go on with")
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--rates", default="{}", help="measured rates as JSON (copy_gb_s, matmul_fp32_tflop_s, ..)")
+    parser.add_argument("--losses", help="some losses only, separated by commas")
+    parser.add_argument("--warm", metavar="LOSS", help="compile what this loss needs, and time nothing")
+    options = parser.parse_args()
+    names = options.losses.split(",") if options.losses else None
+    try:
+        todo = jobs([options.warm] if options.warm else names, json.loads(options.rates))
+    except ValueError as error:
+        parser.error(str(error))
+    if not REHEARSAL and not torch.cuda.is_available():
+        parser.error("PyTorch sees no CUDA device (NHL_FAST_REHEARSAL=1 rehearses on a CPU)")
+    if options.warm:
+        warm(options.warm)
+        return 0
+    if options.rows is None:
+        parser.error("--rows: expected a file")
+    return work(options.rows, todo, options.seconds, alive)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -80,9 +80,9 @@ def load_tile(pointer, first, limit, columns, width, ROWS: tl.constexpr, STRIDE:
 
     0 outside rows < limit and columns < width.
     """
-    rows = first + tl.arange(0, ROWS)
-    mask = (rows[:, None] < limit) & (columns[None, :] < width)
-    tile = tl.load(pointer + rows[:, None] * STRIDE + columns[None, :], mask=mask, other=0.0)
+    rows = tl.arange(0, ROWS)  # within the tile: 32-bit arithmetic
+    mask = (rows < (limit - first).to(tl.int32))[:, None] & (columns < width)[None, :]
+    tile = tl.load(pointer + first * STRIDE + (rows[:, None] * STRIDE + columns[None, :]), mask=mask, other=0.0)
     if CLAMP:
         tile = clamp_unit(tile)
     return tile

@@ -62,7 +62,7 @@ def variants():
     for form, labels, bank_labels in (("ids", "*i64", "*i64"), ("multi-hot", "*fp32", "*u8")):
         signature = {
             "u": "*fp32", "labels": labels, "index": "*i64", "bank_u": "*fp32", "bank_labels": bank_labels,
-            "written": "*u8", "num_rows": "i32", "longest": "i32", "num_classes": "i32", "num_train": "i32",
+            "written": "*u8", "num_rows": "i32:16", "longest": "i32:16", "num_classes": "i32", "num_train": "i32",
         }  # fmt: skip
         constants = {"IDS": form == "ids", "BANK_IDS": form == "ids", "ROWS": ROWS, "COLUMNS": COLUMNS}
         options = {"num_warps": 4, "num_stages": 2, **launch_options("cuda")}

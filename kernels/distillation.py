@@ -13,8 +13,8 @@ import triton.language as tl
 from . import tiles
 from .arithmetic import load_tile
 
-NORMS = tiles.Tiles(rows=16, columns=32, bits=16, width=16, warps=4)
-GRADIENT = tiles.Tiles(rows=32, columns=32, bits=16, width=64, warps=4, stages=1, shared=False)
+NORMS = tiles.Tiles(rows=16, columns=64, bits=32, width=16, warps=8)
+GRADIENT = tiles.Tiles(rows=16, columns=32, bits=32, width=64, warps=4)
 EPSILON = tl.constexpr(1e-12)
 
 
@@ -172,24 +172,18 @@ def launch(u: torch.Tensor, lengths, weight: float, values: torch.Tensor, deltas
         return
     precision = tiles.dot_precision()
     norms, alongs = u.new_empty(n, m), u.new_empty(n, m)
-    row_tiles = triton.cdiv(n, NORMS.rows)
+    row_tiles = NORMS.row_tiles(n)
     partial = u.new_empty(row_tiles, m)
     statistics_kernel[(row_tiles, m - 1)](
         u, norms, alongs, partial, n, LENGTHS=lengths, PRECISION=precision, ROWS=NORMS.rows, COLUMNS=NORMS.columns,
         BITS=NORMS.bits, **NORMS.options(),
     )  # fmt: skip
-    entries = _entries(lengths)
-    gradient_kernel[(triton.cdiv(n, GRADIENT.rows), len(entries) // 4)](
-        u, norms, alongs, partial, values, deltas, n, row_tiles, float(weight), LENGTHS=lengths, JOBS=entries,
+    jobs = tiles.jobs(lengths[:-1], GRADIENT.width)
+    gradient_kernel[(GRADIENT.row_tiles(n), len(jobs) // 4)](
+        u, norms, alongs, partial, values, deltas, n, row_tiles, float(weight), LENGTHS=lengths, JOBS=jobs,
         T=sum(lengths), MP=tiles.power_of_two(m, 1), PRECISION=precision, ROWS=GRADIENT.rows,
         COLUMNS=GRADIENT.columns, BITS=GRADIENT.bits, **GRADIENT.options(),
     )  # fmt: skip
-
-
-def _entries(lengths: tuple[int, ...]) -> tuple[int, ...]:
-    """The jobs of all lengths but the longest, flat."""
-    jobs = tiles.jobs(lengths, GRADIENT.width, shared=False)
-    return tuple(x for job in jobs if job[0] < len(lengths) - 1 for x in job)
 
 
 def variants(lengths=(8, 16, 32, 64, 128)):
@@ -202,11 +196,11 @@ def variants(lengths=(8, 16, 32, 64, 128)):
             ("gradient", gradient_kernel, GRADIENT),
         ):
             constants = {
-                "LENGTHS": lengths, "JOBS": _entries(lengths), "T": sum(lengths),
+                "LENGTHS": lengths, "JOBS": tiles.jobs(lengths[:-1], GRADIENT.width), "T": sum(lengths),
                 "MP": tiles.power_of_two(len(lengths), 1), "PRECISION": precision, "ROWS": config.rows,
                 "COLUMNS": config.columns, "BITS": config.bits,
             }  # fmt: skip
-            signature = {**tensors, "num_rows": "i32", "row_tiles": "i32", "weight": "fp32"}
+            signature = {**tensors, "num_rows": "i32:16", "row_tiles": "i32", "weight": "fp32"}
             made.append((
                 f"{name}/{precision}",
                 kernel,

@@ -90,10 +90,11 @@ class PairLoss(NamedTuple):
     clamp: bool = False  # outputs and bank clamped to [-1, 1] first
     balanced: bool = False  # similar and dissimilar pairs weighed by how rare they are
     count_similar: bool = False  # the mean is over the similar pairs, in place of all that count
+    registers: int = 168  # a thread's at most: with 168, three programs of 4 warps share a multiprocessor
 
 
 PAIR_LOSSES = {
-    "dsh": PairLoss(contrastive, penalties.ABSOLUTE.value, squares=True),
+    "dsh": PairLoss(contrastive, penalties.ABSOLUTE.value, squares=True, registers=255),  # 168 would spill a few
     "dhn": PairLoss(likelihood, penalties.LOG_COSH.value),
     "dbdh": PairLoss(likelihood, penalties.BALANCE.value, clamp=True),
     "dbdh_unclamped": PairLoss(likelihood, penalties.BALANCE.value),

@@ -7,7 +7,7 @@ over rows, `slope` its derivative with respect to one output.
 import triton
 import triton.language as tl
 
-from .arithmetic import bit_sign, inverse_norm, log1p, sign, softplus
+from .arithmetic import bit_sign, inverse_norm, load_tile, log1p, sign, softplus
 
 NONE = tl.constexpr(0)
 ABSOLUTE = tl.constexpr(1)  # mean over bits of | |u| - 1 |
@@ -81,3 +81,20 @@ def slope(x, total, squares, b, c0, c1, KIND: tl.constexpr):
         return 2 * (tl.abs(x) - 1) * sign(x) / b
     else:
         return 2 * (x - bit_sign(x)) / b
+
+
+@triton.jit
+def row_sums(
+    u, first_row, num_rows, B: tl.constexpr, KIND: tl.constexpr, L: tl.constexpr, ROWS: tl.constexpr,
+    BITS: tl.constexpr, CLAMP: tl.constexpr,
+):  # fmt: skip
+    """Sums over the first B bits of a tile of rows of u (N, L): of the statistics, and of the squares."""
+    total = tl.zeros((ROWS, BITS), tl.float32)
+    squares = tl.zeros((ROWS, BITS), tl.float32)
+    for start in range(0, B, BITS):
+        bits = start + tl.arange(0, BITS)
+        x = load_tile(u, first_row, num_rows, bits, B, ROWS, L, CLAMP)
+        if KIND != 0:
+            total += tl.where(bits[None, :] < B, statistic(x, KIND), 0.0)
+        squares += x * x
+    return tl.sum(total, axis=1), tl.sum(squares, axis=1)

@@ -103,7 +103,7 @@ def tile_losses(
 
 @triton.jit
 def pointwise_kernel(
-    u, labels, centers, ties, values, deltas, N, L, C, T, label_row, label_column, parameter,
+    u, labels, centers, ties, values, deltas, N, L, C, T: tl.constexpr, label_row, label_column, parameter,
     LENGTHS: tl.constexpr, LOSS: tl.constexpr, MULTI_HOT: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
@@ -123,11 +123,13 @@ def tiles(num_rows: int, longest: int) -> dict[str, int]:
     """Block sizes of a launch, a plain function of the shape."""
     if num_rows <= 1024:
         return {"BLOCK_N": 16, "BLOCK_L": 32 if longest > 16 else 16}
-    return {"BLOCK_N": 32, "BLOCK_L": min(64, max(16, triton.next_power_of_2(longest)))}
+    return {"BLOCK_N": 16, "BLOCK_L": min(64, max(16, triton.next_power_of_2(longest)))}
 
 
-def warps(block: dict[str, int]) -> int:
-    return 8 if block["BLOCK_N"] * block["BLOCK_L"] > 1024 else 4
+def options(block: dict[str, int], device_type: str) -> dict:
+    """At most four elements a thread: five lengths of them are in flight at once."""
+    warps = 8 if block["BLOCK_N"] * block["BLOCK_L"] >= 1024 else 4
+    return {"num_warps": warps, "num_stages": 2, "maxnreg": 255, **launch_options(device_type)}
 
 
 def num_programs(num_rows: int, longest: int) -> int:
@@ -155,7 +157,7 @@ def pointwise(u, labels, centers, ties, values, deltas, code_lengths, kind: str,
         u, labels, centers, ties, values, deltas, n, longest, centers.shape[0], centers.shape[1],
         labels.stride(0), labels.stride(1) if labels.ndim == 2 else 1, parameter,
         LENGTHS=tuple(code_lengths), LOSS=LOSSES[kind], MULTI_HOT=labels.ndim == 2, **block, BLOCK_C=32,
-        num_warps=warps(block), num_stages=2, **launch_options(u.device.type),
+        **options(block, u.device.type),
     )  # fmt: skip
 
 
@@ -163,16 +165,16 @@ def variants():
     """What is compiled ahead of time: (name, kernel, signature, constants, options)."""
     signature = {
         "u": "*fp32", "labels": "*i64", "centers": "*fp32", "ties": "*fp32", "values": "*fp32", "deltas": "*fp32",
-        "N": "i32", "L": "i32", "C": "i32", "T": "i32", "label_row": "i32", "label_column": "i32",
-        "parameter": "fp32",
+        "N": "i32:16", "L": "i32:16", "C": "i32", "label_row": "i32", "parameter": "fp32",
     }  # fmt: skip
     found = []
     for kind, loss in LOSSES.items():
         for rows in (64, 32768):
             for multi_hot in (False, True):
-                constants = {"LENGTHS": (8, 16, 32, 64, 128), "LOSS": loss, "MULTI_HOT": multi_hot, "BLOCK_C": 32}
-                name = f"pointwise_{kind}_{'multi_hot' if multi_hot else 'ids'}_n{rows}"
+                constants = {"LENGTHS": (8, 16, 32, 64, 128), "T": 248, "LOSS": loss, "MULTI_HOT": multi_hot}
+                constants |= {"BLOCK_C": 32, "label_column": 1}
+                name = f"{kind}/{'multi-hot' if multi_hot else 'ids'}/n{rows}"
                 types = {**signature, "labels": "*fp32"} if multi_hot else signature
-                options = {"num_warps": warps(tiles(rows, 128)), "num_stages": 2, **launch_options("cuda")}
-                found.append((name, pointwise_kernel, types, {**constants, **tiles(rows, 128)}, options))
+                block = tiles(rows, 128)
+                found.append((name, pointwise_kernel, types, {**constants, **block}, options(block, "cuda")))
     return found

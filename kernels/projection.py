@@ -128,11 +128,11 @@ def project_kernel(
 @triton.jit
 def finish_kernel(
     partial, bias, u, gram, bits, labels, centers, ties, values, deltas,
-    splits, N, L, C, T, label_row, label_column, parameter,
+    splits, N, L, C, T: tl.constexpr, label_row, label_column, parameter,
     GRAM: tl.constexpr, PACK: tl.constexpr, LENGTHS: tl.constexpr, LOSS: tl.constexpr, MULTI_HOT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, SLICES: tl.constexpr,
 ):  # fmt: skip
-    """Add up the slices of a split product in their order; a point-wise loss is taken on the way."""
+    """Add up the slices of a split product in a fixed order; a point-wise loss is taken on the way."""
     rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
     tile = tl.program_id(1)
     weight_tiles = tl.cdiv(L, BLOCK_N)
@@ -143,11 +143,12 @@ def finish_kernel(
             origin, stop = L + (tile - weight_tiles) * BLOCK_N, width
     columns = origin + tl.arange(0, BLOCK_N)
     mask = (rows < N)[:, None] & (columns < stop)[None, :]
-    at = partial + rows[:, None] * width + columns[None, :]
+    at = rows[:, None] * width + columns[None, :]
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for _ in range(splits):
-        acc += tl.load(at, mask=mask, other=0.0)
-        at += tl.cast(N, tl.int64) * width
+    for first in range(0, splits, SLICES):
+        slices = first + tl.arange(0, SLICES)
+        here = partial + (slices.to(tl.int64) * N * width)[:, None, None] + at[None, :, :]
+        acc += tl.sum(tl.load(here, mask=(slices < splits)[:, None, None] & mask[None, :, :], other=0.0), 0)
     if tile < weight_tiles:
         acc = store_outputs(acc, rows, columns, bias, u, bits, N, L, PACK, BLOCK_M, BLOCK_N)
         if LOSS is not None:
@@ -173,7 +174,7 @@ MIN_SPLIT = 128  # columns of F that one program takes at least
 def plan(num_rows: int, d: int, longest: int, gram: bool, mode: str) -> dict[str, int]:
     """Block sizes and number of slices of d, a plain function of the shape and the precision."""
     if num_rows <= 1024:
-        block = {"BLOCK_M": 16 if num_rows <= 16 else 32 if num_rows <= 32 else 64, "BLOCK_N": 64, "BLOCK_K": 32}
+        block = {"BLOCK_M": 16 if num_rows <= 16 else 32 if num_rows <= 64 else 64, "BLOCK_N": 64, "BLOCK_K": 32}
         if mode == "ieee":
             block["BLOCK_K"] = 16
         columns = -(-longest // 64) + (-(-num_rows // 64) if gram else 0)
@@ -193,6 +194,7 @@ def warps(block: dict[str, int]) -> int:
 
 
 FINISH_TILE = {"BLOCK_M": 16, "BLOCK_N": 32}
+SLICES = 8  # loaded at once
 
 
 def finish_programs(num_rows: int, longest: int) -> int:
@@ -249,7 +251,7 @@ def project(x, w, bias, u=None, gram=None, bits=None, loss=None, partial=None) -
         }
     finish_kernel[grid(FINISH_TILE)](
         partial, bias, *outputs, *tensors, splits, n, longest, *shape, parameter,
-        GRAM=gram is not None, PACK=pack, **constants, **FINISH_TILE, BLOCK_C=32,
+        GRAM=gram is not None, PACK=pack, **constants, **FINISH_TILE, BLOCK_C=32, SLICES=SLICES,
         num_warps=4, num_stages=2, **(launch_options(x.device.type) if loss is not None else {}),
     )  # fmt: skip
 
@@ -260,8 +262,7 @@ LENGTHS = (8, 16, 32, 64, 128)
 def variants():
     """What is compiled ahead of time: (name, kernel, signature, constants, options)."""
     outputs = {"u": "*fp32", "gram": "*fp32", "bits": "*u8"}
-    numbers = {"N": "i32", "d": "i32", "L": "i32", "per_split": "i32", "x_row": "i32", "x_column": "constexpr"}
-    numbers |= {"w_row": "i32", "w_column": "constexpr"}
+    numbers = dict.fromkeys(("N", "d", "L", "per_split", "x_row", "w_row"), "i32:16")
     found = []
     for dtype, mode in (("fp32", "ieee"), ("fp32", "tf32"), ("bf16", "half"), ("fp16", "half")):
         for rows, gram, pack in ((64, True, False), (32768, False, False), (32768, False, True)):
@@ -277,11 +278,11 @@ def variants():
             options = {"num_warps": warps(block), "num_stages": 3}
             found.append((name, project_kernel, types, constants, options))
     types = {"partial": "*fp32", "bias": "*fp32", **outputs, "labels": "*i64", "centers": "*fp32", "ties": "*fp32"}
-    types |= {"values": "*fp32", "deltas": "*fp32", "splits": "i32", "N": "i32", "L": "i32", "C": "i32", "T": "i32"}
-    types |= {"label_row": "i32", "label_column": "i32", "parameter": "fp32"}
+    types |= {"values": "*fp32", "deltas": "*fp32", "splits": "i32:16", "N": "i32:16", "L": "i32:16"}
+    types |= {"C": "i32", "label_row": "i32", "parameter": "fp32"}
     for kind, loss in {"none": None, **LOSSES}.items():
         constants = {"GRAM": True, "PACK": False, "LENGTHS": LENGTHS, "LOSS": loss, "MULTI_HOT": False}
-        constants |= {**FINISH_TILE, "BLOCK_C": 32}
+        constants |= {"T": sum(LENGTHS), "label_column": 1, **FINISH_TILE, "BLOCK_C": 32, "SLICES": SLICES}
         options = {"num_warps": 4, "num_stages": 2, **(launch_options("cuda") if loss else {})}
         found.append((f"finish_{kind}", finish_kernel, types, constants, options))
     return found

@@ -1,4 +1,8 @@
-"""Which rows are similar: class ids compared, or multi-hot rows packed into 32-bit words that share a bit."""
+"""Which rows are similar: class ids compared, or multi-hot rows packed into 32-bit words that share a bit.
+
+Ids are compared and nothing else: no address is made of one, so that one out of range is a class of its own. The
+fused LCDSH, DCH and DTSH look no further on a CUDA device; what reads or writes by id asserts the range.
+"""
 
 import torch
 import triton
@@ -105,7 +109,7 @@ def count_similar(labels: torch.Tensor, words: int) -> torch.Tensor:
 
 def variants():
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
-    sizes = {"num_left": "i32", "num_right": "i32", "num_classes": "i32", "words": "i32"}
+    sizes = {"num_left": "i32:16", "num_right": "i32", "num_classes": "i32", "words": "i32"}
     packed = {"packed_left": "*i32", "packed_right": "*i32"}
     return [
         (
@@ -119,7 +123,7 @@ def variants():
             (
                 f"count/{form}",
                 count_kernel,
-                {"labels": pointer, "partial": "*i64", "num_rows": "i32", "words": "i32"},
+                {"labels": pointer, "partial": "*i64", "num_rows": "i32:16", "words": "i32"},
                 {"MULTI": multi, "TILE": COUNT_TILE},
                 {"num_warps": 4, "num_stages": 2, "maxnreg": 255},
             )

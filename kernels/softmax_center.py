@@ -15,7 +15,7 @@ from . import penalties, tiles
 from .arithmetic import inverse_norm, load_tile, log1m, log_add_exp, zeros
 from .pointwise import as_bytes, launch_options
 
-CONFIG = tiles.Tiles(rows=16, columns=32, bits=16, width=64, warps=4, stages=1, shared=False)
+CONFIG = tiles.Tiles(rows=16, columns=64, bits=32, width=128, warps=8, stages=1)
 SQUARE = tl.constexpr(penalties.SQUARE.value)
 LOWEST = tl.constexpr(-1e30)
 
@@ -57,14 +57,23 @@ def _present(
 
 
 @triton.jit
-def _terms(logits, y, classes, top, total, rest, negative_weight, num_classes):
-    """Per class: the weight of its log(1 - p), log p, p, log(1 - p), and whether it is the likeliest."""
+def _terms(
+    u, centers, labels, inverse, top, total, rest, first_row, start, num_rows, num_classes, negative_weight,
+    B: tl.constexpr, OFFSET: tl.constexpr, L: tl.constexpr, T: tl.constexpr, MULTI_HOT: tl.constexpr,
+    PRECISION: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, BITS: tl.constexpr,
+):  # fmt: skip
+    """Of a tile of rows and classes: logits, y, the weight of log(1 - p), log p, p, log(1 - p), whether likeliest."""
+    logits = _logits(
+        u, centers, inverse, first_row, start, num_rows, num_classes, B, OFFSET, L, T, PRECISION, ROWS, CLASSES, BITS
+    )
+    y = _present(labels, first_row, start, num_rows, num_classes, MULTI_HOT, ROWS, CLASSES)
+    classes = start + tl.arange(0, CLASSES)
     is_top = classes[None, :] == top[:, None]
     log_p = logits - total[:, None]
     p = tl.exp(log_p)
     log_rest = tl.where(is_top, (rest - total)[:, None], log1m(p))
     absent = tl.where(classes[None, :] < num_classes, negative_weight * (1 - y), 0.0)
-    return absent, log_p, p, log_rest, is_top
+    return logits, y, absent, log_p, p, log_rest, is_top
 
 
 @triton.jit
@@ -87,13 +96,7 @@ def _rows(
     first_row = tile * ROWS
     rows = first_row + tl.arange(0, ROWS)
     inside = rows < num_rows
-    squares = tl.zeros((ROWS,), tl.float32)
-    penalty = tl.zeros((ROWS,), tl.float32)
-    for first in range(0, B, BITS):
-        bits = first + tl.arange(0, BITS)
-        x = load_tile(u, first_row, num_rows, bits, B, ROWS, L, False)
-        squares += tl.sum(x * x, axis=1)
-        penalty += tl.sum(tl.where(bits[None, :] < B, penalties.statistic(x, SQUARE), 0.0), axis=1)
+    penalty, squares = penalties.row_sums(u, first_row, num_rows, B, SQUARE, L, ROWS, BITS, False)
     inverse = inverse_norm(squares)
 
     best = tl.full((ROWS,), LOWEST, tl.float32)
@@ -121,15 +124,9 @@ def _rows(
     highest = tl.zeros((ROWS,), tl.float32)
     number = tl.zeros((ROWS,), tl.float32)
     for begin in range(0, num_classes, CLASSES):
-        start = tile * 0 + begin
-        logits = _logits(
-            u, centers, inverse, first_row, start, num_rows, num_classes, B, OFFSET, L, T, PRECISION, ROWS, CLASSES,
-            BITS,
-        )  # fmt: skip
-        y = _present(labels, first_row, start, num_rows, num_classes, MULTI_HOT, ROWS, CLASSES)
-        classes = start + tl.arange(0, CLASSES)
-        absent, log_p, p, log_rest, is_top = _terms(
-            logits, y, classes, top, total, rest, negative_weight, num_classes
+        _, y, absent, log_p, p, log_rest, is_top = _terms(
+            u, centers, labels, inverse, top, total, rest, first_row, tile * 0 + begin, num_rows, num_classes,
+            negative_weight, B, OFFSET, L, T, MULTI_HOT, PRECISION, ROWS, CLASSES, BITS,
         )  # fmt: skip
         value -= tl.sum(y * tl.where(y > 0, log_p, 0.0) + absent * log_rest, axis=1)
         slope = _slope(y, absent, log_p, log_rest)
@@ -144,20 +141,16 @@ def _rows(
     columns = FIRST + tl.arange(0, WIDTH)
     for begin in range(0, num_classes, CLASSES):
         start = tile * 0 + begin
-        logits = _logits(
-            u, centers, inverse, first_row, start, num_rows, num_classes, B, OFFSET, L, T, PRECISION, ROWS, CLASSES,
-            BITS,
-        )  # fmt: skip
-        y = _present(labels, first_row, start, num_rows, num_classes, MULTI_HOT, ROWS, CLASSES)
-        classes = start + tl.arange(0, CLASSES)
-        absent, log_p, p, log_rest, is_top = _terms(
-            logits, y, classes, top, total, rest, negative_weight, num_classes
+        known = (start + tl.arange(0, CLASSES))[None, :] < num_classes
+        logits, y, absent, log_p, p, log_rest, is_top = _terms(
+            u, centers, labels, inverse, top, total, rest, first_row, start, num_rows, num_classes,
+            negative_weight, B, OFFSET, L, T, MULTI_HOT, PRECISION, ROWS, CLASSES, BITS,
         )  # fmt: skip
         # For the likeliest class the plain form, slope - p * sum(slopes), would cancel.
         own = absent * p - y * tl.exp(log_rest) - p * others[:, None]
         slope = tl.where(is_top, own, _slope(y, absent, log_p, log_rest) - p * (others + highest)[:, None])
-        slope = tl.where(classes[None, :] < num_classes, slope, 0.0)
-        along += tl.sum(tl.where(classes[None, :] < num_classes, slope * logits, 0.0), axis=1)
+        slope = tl.where(known, slope, 0.0)
+        along += tl.sum(tl.where(known, slope * logits, 0.0), axis=1)
         c = load_tile(centers + OFFSET, start, num_classes, columns, B, CLASSES, T, False)
         found = tl.dot(slope, c, found, input_precision=PRECISION)
 
@@ -188,15 +181,6 @@ def softmax_kernel(
             )  # fmt: skip
 
 
-def num_programs(num_rows: int) -> int:
-    """Rows of the partial sums that a launch gives."""
-    return triton.cdiv(num_rows, CONFIG.rows)
-
-
-def _entries(lengths):
-    return tuple(x for job in tiles.jobs(lengths, CONFIG.width, shared=False) for x in job)
-
-
 def launch(
     u: torch.Tensor,
     centers: torch.Tensor,
@@ -210,7 +194,7 @@ def launch(
     *,
     one_hot: bool = False,
 ) -> None:
-    """Fill `values` (num_programs(N), m), whose sum over the rows is the losses, and `deltas` (N, sum of lengths).
+    """Fill `values` (CONFIG.row_tiles(N), m), whose sum over the rows is the losses, and `deltas` (N, T).
 
     The loss is scale * sum of -[y log p + negative_weight (1 - y) log(1 - p)] + quantization * mean (|u| - 1)^2.
     u (N, L) and centers (C, sum of lengths) float32 contiguous; labels int64 ids or multi-hot rows; `one_hot`
@@ -218,10 +202,10 @@ def launch(
     """
     lengths, labels = tiles.check_lengths(lengths), labels.contiguous()
     n, total = u.shape[0], sum(lengths)
-    entries = _entries(lengths)
-    softmax_kernel[(num_programs(n), len(entries) // 4)](
+    jobs = tiles.jobs(lengths, CONFIG.width)
+    softmax_kernel[(CONFIG.row_tiles(n), len(jobs) // 4)](
         u, centers, as_bytes(labels), values, deltas, n,
-        centers.shape[0], float(negative_weight), float(scale), float(quantization), LENGTHS=lengths, JOBS=entries,
+        centers.shape[0], float(negative_weight), float(scale), float(quantization), LENGTHS=lengths, JOBS=jobs,
         T=total, MULTI_HOT=labels.ndim == 2, ONE_HOT=one_hot and labels.ndim == 2, PRECISION=tiles.dot_precision(),
         ROWS=CONFIG.rows, CLASSES=CONFIG.columns, BITS=CONFIG.bits,
         **CONFIG.options(), **launch_options(u.device.type),
@@ -236,12 +220,12 @@ def variants(lengths=(8, 16, 32, 64, 128)):
         for precision in ("ieee", "tf32"):
             signature = {
                 "u": "*fp32", "centers": "*fp32", "labels": labels, "values": "*fp32", "deltas": "*fp32",
-                "num_rows": "i32", "num_classes": "i32", **scalars,
+                "num_rows": "i32:16", "num_classes": "i32", **scalars,
             }  # fmt: skip
             constants = {
-                "LENGTHS": lengths, "JOBS": _entries(lengths), "T": sum(lengths), "MULTI_HOT": form != "ids",
-                "ONE_HOT": False, "PRECISION": precision, "ROWS": CONFIG.rows, "CLASSES": CONFIG.columns,
-                "BITS": CONFIG.bits,
+                "LENGTHS": lengths, "JOBS": tiles.jobs(lengths, CONFIG.width), "T": sum(lengths),
+                "MULTI_HOT": form != "ids", "ONE_HOT": False, "PRECISION": precision, "ROWS": CONFIG.rows,
+                "CLASSES": CONFIG.columns, "BITS": CONFIG.bits,
             }  # fmt: skip
             options = {**CONFIG.options(), **launch_options("cuda")}
             made.append((f"{form}/{precision}", softmax_kernel, signature, constants, options))

@@ -10,10 +10,7 @@ MAX_BITS = 1024
 
 
 class Tiles(NamedTuple):
-    """A program's tile: rows, columns, bits loaded at once, padded gradient columns it keeps (a power of two).
-
-    shared: several lengths may share a program (less work in all), else each has its own (fewer registers).
-    """
+    """A program's tile: rows, columns, bits loaded at once, padded gradient columns it keeps (a power of two)."""
 
     rows: int
     columns: int
@@ -21,11 +18,14 @@ class Tiles(NamedTuple):
     width: int
     warps: int
     stages: int = 2
-    shared: bool = True
 
     def options(self) -> dict:
         """Launch options. Asked for, all registers are used before any is spilled for the sake of occupancy."""
         return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": 255}
+
+    def row_tiles(self, num_rows: int) -> int:
+        """Programs that cover the rows."""
+        return -(-num_rows // self.rows)
 
 
 def power_of_two(n: int, minimum: int = 16) -> int:
@@ -50,24 +50,17 @@ def check_lengths(lengths) -> tuple[int, ...]:
 
 
 @cache
-def jobs(lengths: tuple[int, ...], width: int, shared: bool = True) -> tuple[tuple[int, ...], ...]:
-    """Who computes which gradients: each job a flat tuple of (k, first column, padded columns, offset), ascending.
+def jobs(lengths: tuple[int, ...], width: int) -> tuple[int, ...]:
+    """Who computes which gradients: four numbers a job, k, first column, padded columns and offset, job after job.
 
-    A job walks the bits once and keeps the gradients of all its entries, at most `width` padded columns in all.
-    Short lengths share a job (if `shared`); a length longer than `width` is cut into several, which compute its
-    pairs again.
-    Every length has one entry with first column 0: that one also gives its value.
+    A length longer than `width` is cut into several jobs, which compute its pairs again; the one whose first column
+    is 0 also gives its value. The longest come first: what starts last should be short.
     """
-    made, current, used = [], [], 0
-    for k, (b, offset) in enumerate(zip(lengths, offsets(lengths))):
+    made = []
+    for k, (b, offset) in reversed([*enumerate(zip(lengths, offsets(lengths)))]):
         for first in range(0, b, width):
-            padded = power_of_two(min(b - first, width))
-            if current and (used + padded > width or first or not shared):
-                made.append(tuple(current))
-                current, used = [], 0
-            current += [k, first, padded, offset]
-            used += padded
-    return (*made, tuple(current))
+            made += [k, first, power_of_two(min(b - first, width)), offset]
+    return tuple(made)
 
 
 @cache
@@ -77,8 +70,11 @@ def multiprocessors(device: torch.device) -> int:
 
 
 def splits(row_tiles: int, column_tiles: int, device: torch.device) -> int:
-    """Into how many parts the columns are split, so that every multiprocessor has about two programs."""
-    wanted = -(-2 * multiprocessors(device) // row_tiles)
+    """Into how many parts the columns are split, so that every multiprocessor has about three programs.
+
+    row_tiles: programs that share the columns (of all jobs together).
+    """
+    wanted = -(-3 * multiprocessors(device) // row_tiles)
     per_part = -(-column_tiles // max(1, min(wanted, column_tiles)))
     return -(-column_tiles // per_part)
 

@@ -16,7 +16,7 @@ from .arithmetic import load_tile, sigmoid, softplus, zeros
 from .similarity import comparable
 
 ANCHOR_TILE, ANCHOR_BITS, ANCHOR_WARPS = 64, 32, 8
-CONFIG = tiles.Tiles(rows=16, columns=32, bits=16, width=64, warps=4, stages=1, shared=False)
+CONFIG = tiles.Tiles(rows=16, columns=32, bits=16, width=64, warps=4, stages=1)
 SIGN_GAP = tl.constexpr(penalties.SIGN_GAP.value)
 
 
@@ -133,11 +133,7 @@ def _gradient(
     mask = inside[:, None] & (bits[None, :] < B)
     tl.store(deltas + rows[:, None] * T + OFFSET + bits[None, :], found, mask=mask)
     if FIRST == 0:
-        penalty = tl.zeros((ROWS,), tl.float32)
-        for start in range(0, B, BITS):
-            part = start + tl.arange(0, BITS)
-            own = load_tile(u, first_row, num_rows, part, B, ROWS, L, False)
-            penalty += tl.sum(tl.where(part[None, :] < B, penalties.statistic(own, SIGN_GAP), 0.0), axis=1)
+        penalty, _ = penalties.row_sums(u, first_row, num_rows, B, SIGN_GAP, L, ROWS, BITS, False)
         value = tl.zeros((ROWS,), tl.float32)
         for t in range(anchor_tiles):
             value += tl.load(values + (rows * anchor_tiles + t) * M + K, mask=inside, other=0.0)
@@ -160,15 +156,6 @@ def gradient_kernel(
             )  # fmt: skip
 
 
-def num_programs(num_rows: int) -> int:
-    """Rows of the partial sums that a launch gives."""
-    return triton.cdiv(num_rows, CONFIG.rows)
-
-
-def _entries(lengths):
-    return tuple(x for job in tiles.jobs(lengths, CONFIG.width, shared=False) for x in job)
-
-
 def launch(
     u: torch.Tensor,
     labels: torch.Tensor,
@@ -180,7 +167,7 @@ def launch(
     values: torch.Tensor,
     deltas: torch.Tensor,
 ) -> None:
-    """Fill `values` (num_programs(N), m), whose sum over the rows is the losses, and `deltas` (N, sum of lengths).
+    """Fill `values` (CONFIG.row_tiles(N), m), whose sum over the rows is the losses, and `deltas` (N, T).
 
     u (N, L) float32 contiguous, labels ids or multi-hot rows; t is clamped to [low, high]. Takes 4 m N^2 bytes.
     """
@@ -194,9 +181,9 @@ def launch(
         u, labels, slopes, sums, usable, n, words, float(margin), float(low), float(high), LENGTHS=lengths,
         MULTI=words > 0, TILE=ANCHOR_TILE, BITS=ANCHOR_BITS, num_warps=ANCHOR_WARPS, num_stages=2,
     )  # fmt: skip
-    entries = _entries(lengths)
-    gradient_kernel[(num_programs(n), len(entries) // 4)](
-        u, slopes, sums, usable, values, deltas, n, anchor_tiles, float(quantization), LENGTHS=lengths, JOBS=entries,
+    jobs = tiles.jobs(lengths, CONFIG.width)
+    gradient_kernel[(CONFIG.row_tiles(n), len(jobs) // 4)](
+        u, slopes, sums, usable, values, deltas, n, anchor_tiles, float(quantization), LENGTHS=lengths, JOBS=jobs,
         T=total, PRECISION=tiles.dot_precision(), ROWS=CONFIG.rows, COLUMNS=CONFIG.columns, BITS=CONFIG.bits,
         **CONFIG.options(),
     )  # fmt: skip
@@ -208,7 +195,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     made = []
     for form, labels in (("ids", "*i64"), ("multi-hot", "*i32")):
         signature = {
-            **tensors, "labels": labels, "usable": "*i32", "num_rows": "i32", "words": "i32", "margin": "fp32",
+            **tensors, "labels": labels, "usable": "*i32", "num_rows": "i32:16", "words": "i32", "margin": "fp32",
             "low": "fp32", "high": "fp32",
         }  # fmt: skip
         constants = {"LENGTHS": lengths, "MULTI": form != "ids", "TILE": ANCHOR_TILE, "BITS": ANCHOR_BITS}
@@ -217,11 +204,11 @@ def variants(lengths=(8, 16, 32, 64, 128)):
         )
     for precision in ("ieee", "tf32"):
         signature = {
-            **tensors, "usable": "*i32", "out_values": "*fp32", "deltas": "*fp32", "num_rows": "i32",
+            **tensors, "usable": "*i32", "out_values": "*fp32", "deltas": "*fp32", "num_rows": "i32:16",
             "anchor_tiles": "i32", "quantization": "fp32",
         }  # fmt: skip
         constants = {
-            "LENGTHS": lengths, "JOBS": _entries(lengths), "T": sum(lengths), "PRECISION": precision,
+            "LENGTHS": lengths, "JOBS": tiles.jobs(lengths, CONFIG.width), "T": sum(lengths), "PRECISION": precision,
             "ROWS": CONFIG.rows, "COLUMNS": CONFIG.columns, "BITS": CONFIG.bits,
         }  # fmt: skip
         options = CONFIG.options()

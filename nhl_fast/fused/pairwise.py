@@ -12,73 +12,51 @@ from nhl_fast.kernels import pairwise as kernels
 from ..labels import to_multi_hot
 from ..losses.bank_pairs import DBDH, DHN, DSH
 from ..losses.batch_pairs import DCH, LCDSH
-from .registry import check_form, fuses
+from .registry import check_form, fuses, outputs, prepare_labels
+
+PROBLEM = (
+    "Tensor u, Tensor others, Tensor labels, Tensor other_labels, Tensor? written, int[] code_lengths, str kind, "
+    "float c0, float c1, float penalty"
+)
 
 
-def _outputs(u, code_lengths):
-    return (
-        torch.empty(len(code_lengths), device=u.device, dtype=torch.float32),
-        torch.empty(u.shape[0], sum(code_lengths), device=u.device, dtype=torch.float32),
-    )
+def _launch(values, deltas, u, others, labels, other_labels, written, code_lengths, kind, c0, c1, penalty, add):
+    with torch.cuda.device_of(u):
+        kernels.launch(
+            kind, u.contiguous(), others.contiguous(), labels, other_labels, written, code_lengths, c0, c1, penalty,
+            values, deltas, add=add,
+        )  # fmt: skip
 
 
-@torch.library.custom_op("nhl_fast::pairwise", mutates_args=())
-def pairwise(
-    u: torch.Tensor,
-    others: torch.Tensor,
-    labels: torch.Tensor,
-    other_labels: torch.Tensor,
-    written: torch.Tensor | None,
-    code_lengths: list[int],
-    kind: str,
-    c0: float,
-    c1: float,
-    penalty: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
+@torch.library.custom_op("nhl_fast::pairwise", mutates_args=(), schema=f"({PROBLEM}) -> (Tensor, Tensor)")
+def pairwise(u, others, labels, other_labels, written, code_lengths, *loss):
     """(values (m,), deltas (N, T)) of the pairwise loss `kind` (see `kernels.pair_losses`) plus its penalty.
 
     u (N, L) and others (M, L) float32; labels and other_labels ids or multi-hot rows; written (M,) bool, rows that
     count, or None for all; c0 and c1 are the loss's constants, penalty the weight of its penalty.
     """
-    values, deltas = _outputs(u, code_lengths)
-    with torch.cuda.device_of(u):
-        kernels.launch(
-            kind, u.contiguous(), others.contiguous(), labels, other_labels, written, code_lengths, c0, c1, penalty,
-            values, deltas,
-        )  # fmt: skip
-    return values, deltas
+    found = outputs(u, code_lengths)
+    _launch(*found, u, others, labels, other_labels, written, code_lengths, *loss, add=False)
+    return found
 
 
 @pairwise.register_fake
-def _(u, others, labels, other_labels, written, code_lengths, kind, c0, c1, penalty):
-    return _outputs(u, code_lengths)
+def _(u, others, labels, other_labels, written, code_lengths, *loss):
+    return outputs(u, code_lengths)
 
 
-@torch.library.custom_op("nhl_fast::add_pairwise", mutates_args=("values", "deltas"))
-def add_pairwise(
-    values: torch.Tensor,
-    deltas: torch.Tensor,
-    u: torch.Tensor,
-    others: torch.Tensor,
-    labels: torch.Tensor,
-    other_labels: torch.Tensor,
-    written: torch.Tensor | None,
-    code_lengths: list[int],
-    kind: str,
-    c0: float,
-    c1: float,
-    penalty: float,
-) -> None:
+@torch.library.custom_op(
+    "nhl_fast::add_pairwise",
+    mutates_args=("values", "deltas"),
+    schema=f"(Tensor(a0!) values, Tensor(a1!) deltas, {PROBLEM}) -> ()",
+)
+def add_pairwise(values, deltas, *problem):
     """`pairwise` added to `values` (m, or (P, m): to the first row) and `deltas` (N, T), in place."""
-    with torch.cuda.device_of(u):
-        kernels.launch(
-            kind, u.contiguous(), others.contiguous(), labels, other_labels, written, code_lengths, c0, c1, penalty,
-            values, deltas, add=True,
-        )  # fmt: skip
+    _launch(values, deltas, *problem, add=True)
 
 
 @add_pairwise.register_fake
-def _(values, deltas, u, others, labels, other_labels, written, code_lengths, kind, c0, c1, penalty):
+def _(values, deltas, *problem):
     return None
 
 
@@ -149,16 +127,12 @@ def _batch(loss, u, labels, kind, c0, c1, penalty):
     return pairwise(u, u, labels, labels, None, list(loss.code_lengths), kind, float(c0), float(c1), float(penalty))
 
 
-def prepare_batch(loss, u, labels, index):
-    return check_form(loss, u, labels)
-
-
-@fuses(LCDSH, prepare=prepare_batch)
+@fuses(LCDSH, prepare=prepare_labels)
 def fused_lcdsh(loss, u, labels):
     return _batch(loss, u, labels, "lcdsh", loss.eta, 50.0 if loss.clamp else math.inf, 0.0)
 
 
-@fuses(DCH, prepare=prepare_batch)
+@fuses(DCH, prepare=prepare_labels)
 def fused_dch(loss, u, labels):
     cap = math.inf if loss.max_cosine is None else loss.max_cosine
     return _batch(loss, u, labels, "dch", loss.gamma, cap, loss.quantization)

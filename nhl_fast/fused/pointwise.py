@@ -8,7 +8,7 @@ from nhl_fast.kernels import pointwise as kernels
 from nhl_fast.kernels import projection
 
 from ..losses.pointwise import CSQ, DPN
-from .registry import check_form, fuses
+from .registry import fuses, outputs, prepare_labels
 
 
 @torch.library.custom_op("nhl_fast::pointwise", mutates_args=())
@@ -23,22 +23,15 @@ def pointwise(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(partial sums (P, m), deltas (N, T)) of the loss `kind` of u (N, L); centers (C, T) and ties (T,) of +-1."""
     u = u.contiguous()
-    values, deltas = _outputs(u, code_lengths, kernels.num_programs(*u.shape))
+    values, deltas = outputs(u, code_lengths, kernels.num_programs(*u.shape))
     with torch.cuda.device_of(u):
         kernels.pointwise(u, labels, centers.contiguous(), ties, values, deltas, code_lengths, kind, parameter)
     return values, deltas
 
 
-def _outputs(u, code_lengths, programs):
-    return (
-        torch.empty(programs, len(code_lengths), device=u.device, dtype=torch.float32),
-        torch.empty(u.shape[0], sum(code_lengths), device=u.device, dtype=torch.float32),
-    )
-
-
 @pointwise.register_fake
 def _(u, labels, centers, ties, code_lengths, kind, parameter):
-    return _outputs(u, code_lengths, kernels.num_programs(*u.shape))
+    return outputs(u, code_lengths, kernels.num_programs(*u.shape))
 
 
 @torch.library.custom_op("nhl_fast::project_pointwise", mutates_args=())
@@ -78,7 +71,7 @@ def _together(features, weight, code_lengths, gram):
     programs = projection.finish_programs(n, longest) if split else kernels.num_programs(n, longest)
     u = features.new_empty(n, longest, dtype=torch.float32)
     matrix = features.new_empty(n if gram else 0, n if gram else 0, dtype=torch.float32)
-    return u, matrix, *_outputs(u, code_lengths, programs)
+    return u, matrix, *outputs(u, code_lengths, programs)
 
 
 @project_pointwise.register_fake
@@ -98,11 +91,7 @@ def tensors(loss) -> tuple[torch.Tensor, torch.Tensor]:
     return loss._centers, loss._tie_centers
 
 
-def _prepare(loss, u, labels, index):
-    return check_form(loss, u, labels)
-
-
-@fuses(CSQ, DPN, prepare=_prepare)
+@fuses(CSQ, DPN, prepare=prepare_labels)
 def fused(loss, u, labels):
     """Values and deltas of a CSQ or DPN loss; labels out of range are a device-side assertion."""
     return pointwise(u, labels, *tensors(loss), list(loss.code_lengths), *options(loss))

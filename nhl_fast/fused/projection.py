@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from nhl_fast.kernels import backward, dots
 from nhl_fast.kernels import projection as kernels
-from nhl_fast.kernels import weighting
 
 
 @torch.library.custom_op("nhl_fast::project", mutates_args=())
@@ -53,8 +53,8 @@ def gradients(scale, du, features, weight, dw, db, need_features: bool, need_wei
         if need_weight and dw is not None:
             product, sums = dw[None], db[None]
         elif need_weight and du.shape[0] > 1024:
-            product, sums = weighting.transposed_product(du, features)
-        weighting.backward(
+            product, sums = dots.transposed_product(du, features)
+        backward.backward(
             scale, du, features, weight, product, sums,
             df=df if need_features else None,
             dw=out_w if need_weight else None,

@@ -59,3 +59,21 @@ def check_form(loss, u: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     if labels.device != u.device:
         raise ValueError(f"labels: expected them on {u.device} like u, got {labels.device}")
     return labels.long() if labels.ndim == 1 else labels
+
+
+def prepare_labels(loss, u: torch.Tensor, labels, index) -> torch.Tensor:
+    """`prepare` of a loss without a bank: `check_form` alone.
+
+    On a CUDA device ids out of range are an assertion of the kernels that look a class up; LCDSH, DCH and DTSH only
+    compare ids, where one out of range is a class of its own (`nhl_fast.kernels.similarity`).
+    """
+    return check_form(loss, u, labels)
+
+
+def outputs(u: torch.Tensor, code_lengths, programs: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Empty (values, deltas) of a fused form; values (m,), or partial sums (programs, m)."""
+    m = len(code_lengths)
+    return (
+        torch.empty(m if programs is None else (programs, m), device=u.device, dtype=torch.float32),
+        torch.empty(u.shape[0], sum(code_lengths), device=u.device, dtype=torch.float32),
+    )

@@ -7,15 +7,12 @@ import torch
 from nhl_fast.kernels import softmax_center as kernels
 
 from ..losses.softmax import MDSH, SHCIR
-from .pairwise import add_pairwise, prepare, prepare_batch, refuses
-from .registry import fuses
+from .pairwise import add_pairwise, prepare, refuses
+from .registry import fuses, outputs, prepare_labels
 
 
 def _outputs(u, code_lengths):
-    return (
-        torch.empty(kernels.num_programs(u.shape[0]), len(code_lengths), device=u.device, dtype=torch.float32),
-        torch.empty(u.shape[0], sum(code_lengths), device=u.device, dtype=torch.float32),
-    )
+    return outputs(u, code_lengths, kernels.CONFIG.row_tiles(u.shape[0]))
 
 
 @torch.library.custom_op("nhl_fast::softmax_center", mutates_args=())
@@ -64,6 +61,6 @@ def fused_mdsh(loss, u, labels):
     return values, deltas
 
 
-@fuses(SHCIR, prepare=prepare_batch)
+@fuses(SHCIR, prepare=prepare_labels)
 def fused_shcir(loss, u, labels):
     return _likelihood(loss, u, labels, 1 / (loss.num_classes - 1), 1 / u.shape[0], True)

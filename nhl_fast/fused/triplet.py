@@ -9,14 +9,11 @@ import torch
 from nhl_fast.kernels import triplet as kernels
 
 from ..losses.triplet import DTSH
-from .registry import check_form, fuses
+from .registry import fuses, outputs, prepare_labels
 
 
 def _outputs(u, code_lengths):
-    return (
-        torch.empty(kernels.num_programs(u.shape[0]), len(code_lengths), device=u.device, dtype=torch.float32),
-        torch.empty(u.shape[0], sum(code_lengths), device=u.device, dtype=torch.float32),
-    )
+    return outputs(u, code_lengths, kernels.CONFIG.row_tiles(u.shape[0]))
 
 
 @torch.library.custom_op("nhl_fast::triplet", mutates_args=())
@@ -41,7 +38,7 @@ def _(u, labels, code_lengths, margin, low, high, quantization):
     return _outputs(u, code_lengths)
 
 
-@fuses(DTSH, prepare=lambda loss, u, labels, index: check_form(loss, u, labels))
+@fuses(DTSH, prepare=prepare_labels)
 def fused(loss, u, labels):
     """Values and deltas of a DTSH loss."""
     low, high = (-100.0, 50.0) if loss.clamp else (-math.inf, math.inf)

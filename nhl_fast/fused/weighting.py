@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from nhl_fast.kernels import dots as dots_kernels
 from nhl_fast.kernels import weighting as kernels
 
 from .projection import gradient_shapes, gradients
@@ -48,10 +49,10 @@ def combine(
         partial = product = sums = None
         if fixed_weights is None:
             if gram.numel():
-                partial = kernels.gram_dots(gram, deltas, code_lengths)
+                partial = dots_kernels.gram_dots(gram, deltas, code_lengths)
             else:
-                slices, sums = kernels.transposed_product(deltas, features)
-                product, partial = kernels.product_dots(slices, code_lengths)
+                slices, sums = dots_kernels.transposed_product(deltas, features)
+                product, partial = dots_kernels.product_dots(slices, code_lengths)
         kernels.combine(
             deltas, u, code_lengths, dots=partial, fixed=fixed_weights, losses=losses, distill=distill,
             distill_scale=distill_weight, gradients=product, sums=sums,

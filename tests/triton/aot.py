@@ -2,8 +2,11 @@
 
     python tests/triton/aot.py [--arch 80 90 100] [--match TEXT] [--write FILE.csv]
 
-Run it in a process without TRITON_INTERPRET. It prints one line a kernel: registers a thread, static and dynamic
-shared memory, stack (spills), tensor-core instructions, float multiply-adds.
+Run it in a process without TRITON_INTERPRET. It prints one line a kernel: registers a thread, shared memory, stack,
+spills, tensor-core instructions, float multiply-adds, and how many loads from global memory are 16 bytes wide.
+
+As in a launch, pointers are taken to be divisible by 16, and so are integers that a variant's signature writes
+"i32:16". --ones compiles what a launch does where every integer is 1, which Triton makes a constant.
 """
 
 from __future__ import annotations
@@ -22,16 +25,18 @@ import warnings
 from pathlib import Path
 
 ARCHITECTURES = (80, 90, 100)
-FIELDS = ("kernel", "arch", "warps", "registers", "shared_bytes", "stack_bytes", "spill_bytes", "tensor_core", "fma")
+FIELDS = (
+    "kernel", "arch", "warps", "registers", "shared_bytes", "stack_bytes", "spill_bytes", "tensor_core", "fma",
+    "loads", "wide_loads",
+)  # fmt: skip
 TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA|UTCOMMA|TCGEN\w*)\b")
 
 
 def kernel_variants():
     """(name, function, signature, constants, options) of every kernel module that has `variants`."""
-    import nhl_fast.kernels as package
-
     import nhl_fast.fused  # noqa: F401  (makes nhl_fast.kernels importable in a checkout)
 
+    package = importlib.import_module("nhl_fast.kernels")
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
         loaded = importlib.import_module(f"{package.__name__}.{module.name}")
         for name, *rest in getattr(loaded, "variants", list)():
@@ -44,14 +49,26 @@ def _cuobjdump() -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
 
 
-def measure(name, function, signature, constants, options, arch: int) -> dict:
+def specialized(function, signature, constants, ones: bool):
+    """(signature, constants, attributes) as a launch gives them; `ones`: all integers are 1."""
+    types, constants, attributes = {}, dict(constants), {}
+    for place, name in enumerate(function.arg_names):
+        kind, _, divisor = signature.get(name, "constexpr").partition(":")
+        if ones and kind == "i32":
+            kind, constants[name] = "constexpr", 1
+        elif divisor or kind.startswith("*"):
+            attributes[(place,)] = [["tt.divisibility", 16]]
+        types[name] = kind
+    return types, constants, attributes
+
+
+def measure(name, function, signature, constants, options, arch: int, ones: bool = False) -> dict:
     """Compile one variant for sm_<arch> and read its resources."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    signature = {a: signature.get(a, "constexpr") for a in function.arg_names}
-    source = ASTSource(function, signature, dict(constants))
+    source = ASTSource(function, *specialized(function, signature, constants, ones))
     compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(options))
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
@@ -61,6 +78,7 @@ def measure(name, function, signature, constants, options, arch: int) -> dict:
             for flag in ("--dump-resource-usage", "--dump-sass")
         )
     found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK|LOCAL|SHARED):(\d+)", usage)}
+    loads = re.findall(r"\b(?:LDGSTS|LDG)\b((?:\.\w+)*)", sass)
     return {
         "kernel": name,
         "arch": f"sm_{arch}",
@@ -71,25 +89,30 @@ def measure(name, function, signature, constants, options, arch: int) -> dict:
         "spill_bytes": 4 * len(re.findall(r"\bSTL\b", sass)),
         "tensor_core": len(TENSOR_CORE.findall(sass)),
         "fma": len(re.findall(r"\bFFMA2?\b", sass)),
+        "loads": len(loads),
+        "wide_loads": sum("128" in kind for kind in loads),
     }
 
 
-def table(architectures=ARCHITECTURES, match: str = "") -> list[dict]:
-    """Resources of every shipped variant whose name contains `match`, on every architecture."""
+def table(architectures=ARCHITECTURES, match: str = "", ones: bool = False, report=None) -> list[dict]:
+    """Resources of every shipped variant whose name contains `match`; `report` is called with each row."""
     warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
     rows = []
     for name, *variant in kernel_variants():
-        if match in name:
-            rows += [measure(name, *variant, arch) for arch in architectures]
+        for arch in architectures if match in name else ():
+            rows.append(measure(name, *variant, arch, ones))
+            if report:
+                report(rows[-1])
     return rows
 
 
-def subprocess_table(architectures=ARCHITECTURES, match: str = "") -> list[dict]:
+def subprocess_table(architectures=ARCHITECTURES, match: str = "", ones: bool = False) -> list[dict]:
     """`table` in a fresh process without the interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     root = str(Path(__file__).resolve().parents[2])
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
     command = [sys.executable, __file__, "--json", "--match", match, "--arch", *map(str, architectures)]
+    command += ["--ones"] if ones else []
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     if done.returncode:
         raise RuntimeError(f"ahead-of-time compilation failed:\n{done.stderr[-4000:]}")
@@ -100,17 +123,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
     parser.add_argument("--match", default="", help="only kernels whose name contains this")
+    parser.add_argument("--ones", action="store_true", help="compile what a launch does where every integer is 1")
     parser.add_argument("--write", metavar="FILE.csv", help="write the table there")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET"):
         parser.error("unset TRITON_INTERPRET: the interpreter compiles nothing")
-    rows = table(options.arch, options.match)
+
+    def show(row):
+        print("  ".join(f"{row[field]!s:>{44 if field == 'kernel' else 12}}" for field in FIELDS), flush=True)
+
+    if not options.json:
+        show(dict(zip(FIELDS, FIELDS)))
+    rows = table(options.arch, options.match, options.ones, None if options.json else show)
     if options.json:
         print(json.dumps(rows))
-        return
-    for row in rows:
-        print("  ".join(f"{row[field]!s:>{60 if field == 'kernel' else 12}}" for field in FIELDS))
     if options.write:
         with tempfile.NamedTemporaryFile("w", newline="", dir=Path(options.write).parent, delete=False) as file:
             writer = csv.DictWriter(file, FIELDS)

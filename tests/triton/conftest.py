@@ -13,12 +13,14 @@ import torch
 ALONE = any("triton" in argument for argument in sys.argv[1:] if not argument.startswith("-"))
 if ALONE and not torch.cuda.is_available() and "triton" not in sys.modules:
     os.environ["TRITON_INTERPRET"] = "1"
+RUNS = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
+if RUNS:
+    import nhl_fast.fused  # noqa: F401  (nhl_fast.kernels, also in a checkout that is not installed)
 
 
 def pytest_ignore_collect(collection_path, config):
-    runs = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
     alone = all("triton" in str(argument) for argument in config.args)
-    return None if runs and alone else True
+    return None if RUNS and alone else True
 
 
 @pytest.fixture

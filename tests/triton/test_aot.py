@@ -5,7 +5,7 @@ from functools import cache
 import aot
 import pytest
 
-QUICK = ("bank", "similarity", "distillation", "pairwise/pairs/dsh", "pairwise/finish/dch")
+QUICK = ("bank", "similarity", "distillation", "pairwise/pairs/dsh", "pair_sums/dch")
 
 
 @cache

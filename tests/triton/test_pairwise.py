@@ -65,11 +65,11 @@ def test_a_larger_bank(name, device):
 
 
 @pytest.mark.parametrize("name", BANK + BATCH)
-@pytest.mark.parametrize("config", [kernels.FEW_ROWS, kernels.MANY_ROWS], ids=str)
+@pytest.mark.parametrize("config", [(16, 64, 32, 128, 4), (64, 16, 16, 32, 8)], ids=str)
 def test_tiles_give_the_same(name, config, device, monkeypatch):
     loss, u = make(name, (8, 70), device, m=40), torch.randn(40, 70, device=device)
     labels = draw_labels(40, 4, False, device)
-    monkeypatch.setattr(kernels, "configuration", lambda n, device: config)
+    monkeypatch.setattr(kernels, "CONFIG", tiles.Tiles(*config))
     check(loss, u, labels)
 
 
@@ -97,8 +97,7 @@ def test_options(name, options, device):
 @pytest.mark.parametrize("name", BANK + BATCH)
 def test_golden(golden, name, device, monkeypatch):
     if device.type == "cpu":  # large tiles are quicker in the interpreter
-        large = tiles.Tiles(rows=64, columns=128, bits=64, width=256, warps=4)
-        monkeypatch.setattr(kernels, "configuration", lambda n, device: large)
+        monkeypatch.setattr(kernels, "CONFIG", tiles.Tiles(rows=64, columns=128, bits=64, width=256, warps=4))
     num_classes = golden["labels"].shape[1]
     loss = make(name, GOLDEN, device, m=len(golden["bank_u"]), classes=num_classes, unwritten=len(golden["bank_u"]))
     labels = torch.from_numpy(golden["labels"]).to(device)
@@ -213,6 +212,16 @@ def test_packed_labels_share_bits_where_rows_are_similar(classes, dtype, device)
     assert torch.equal((a[:, None] & b[None] != 0).any(2), reference_similarity(left, ids))
 
 
+@pytest.mark.parametrize("name", [*BATCH, "dtsh"])
+def test_ids_are_only_compared(name, device):
+    """One out of range is a class of its own, and no address is made of it."""
+    loss, u = make(name, (8, 24), device), torch.randn(9, 24, device=device)
+    labels = torch.tensor([0, 1, 2, 3, 3, 2, 1, 0, 0], device=device)
+    far = torch.tensor([2**62, -1, 7, -(2**63)], device=device)[labels]
+    for ours, expected in zip(fused(loss, u, far), fused(loss, u, labels)):
+        assert torch.equal(ours, expected)
+
+
 def test_count_of_similar_pairs(device):
     for labels in (draw_labels(130, 7, False, device), draw_labels(70, 40, True, device)):
         packed, _, words = similarity.comparable(labels, labels)
@@ -276,25 +285,19 @@ def test_more_lengths_than_the_kernels_take_are_refused(device):
 
 
 class TestJobs:
-    @pytest.mark.parametrize("shared", [True, False])
     @pytest.mark.parametrize("width", [32, 64, 128])
     @pytest.mark.parametrize("lengths", [(1,), (5, 12, 48, 100), LENGTHS, (8, 1024), (16, 17, 18)], ids=str)
-    def test_every_gradient_column_belongs_to_one_entry(self, lengths, width, shared):
-        owners, starts = {}, []
-        for job in tiles.jobs(lengths, width, shared):
-            entries = [job[i : i + 4] for i in range(0, len(job), 4)]
-            assert sum(e[2] for e in entries) <= width
-            assert [e[0] for e in entries] == sorted({e[0] for e in entries})
-            assert shared or len(entries) == 1
-            for k, first, padded, offset in entries:
-                assert offset == sum(lengths[:k])
-                assert padded >= 16
-                assert padded & (padded - 1) == 0
-                starts += [k] if first == 0 else []
-                for column in range(first, min(first + padded, lengths[k])):
-                    assert owners.setdefault(offset + column, job) is job
-        assert sorted(starts) == list(range(len(lengths)))
-        assert sorted(owners) == list(range(sum(lengths)))
+    def test_every_gradient_column_belongs_to_one_job(self, lengths, width):
+        owned, starts = [], []
+        jobs = tiles.jobs(lengths, width)
+        for k, first, padded, offset in zip(*[iter(jobs)] * 4):
+            assert offset == sum(lengths[:k])
+            assert 16 <= padded <= width
+            assert padded & (padded - 1) == 0
+            starts += [k] if first == 0 else []
+            owned += [offset + column for column in range(first, min(first + padded, lengths[k]))]
+        assert starts == list(reversed(range(len(lengths))))  # the longest first
+        assert sorted(owned) == list(range(sum(lengths)))
 
     def test_splits_cover_the_columns(self):
         device = torch.device("cpu")

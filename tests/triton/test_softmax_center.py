@@ -79,6 +79,21 @@ def test_certain_probabilities(name, b, device):
     assert torch.isfinite(deltas).all()
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("bits", [128, 256, pytest.param(1024, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("classes", [2, 3, 40])
+def test_gradient_of_a_certain_mistake(name, bits, classes, device):
+    """Where p rounds to 1, its own gradient p / (1 - p) * (1 - p) must not cancel: compare with float64."""
+    loss = make(name, (bits,), device, classes, centers="nested")
+    center = loss.centers[0]
+    noise = torch.randn(2, classes, bits, device=device)
+    u = torch.cat([center + 0.1 * noise[0], 2 * center + 0.5 * noise[1]])
+    labels = (torch.arange(classes, device=device) + 1).remainder(classes).repeat(2)
+    _, deltas = fused(loss, u, labels)
+    truth = reference(loss, u, labels, torch.float64)[1]
+    assert (deltas - truth).norm() <= 1e-4 * truth.norm()
+
+
 def test_equal_logits(device):
     """The largest logit is not unique: every class's p is the same, and the likelihood's gradient cancels to 0."""
     loss = make("mdsh", (8,), device, 2, centers=[torch.ones(2, 8)])

@@ -5,7 +5,7 @@ import torch
 from launches import launches
 
 import nhl_fast.fused.weighting as fused
-from nhl_fast.fused.weighting import kernels
+from nhl_fast.fused.weighting import dots_kernels, kernels
 from nhl_fast.prefixes import pad, weighted_sum
 from nhl_fast.weighting import dominance_dots, dominance_weights
 
@@ -28,7 +28,7 @@ def combined(deltas, x, w, b, lengths, fixed=None, distill=True, check=False):
     losses = torch.arange(3.0 * m, device=x.device).view(3, m)
     cascade = torch.ones(2, m, device=x.device) if distill else None
     gram = x.detach().float() @ x.detach().float().T
-    if fixed is not None or not kernels.uses_gram(n, x.shape[1], lengths):
+    if fixed is not None or not dots_kernels.uses_gram(n, x.shape[1], lengths):
         gram = x.new_empty(0, 0, dtype=torch.float32)
     u = torch.zeros(n, lengths[-1], device=x.device)
     return fused.combine(x, w, b, u, deltas, gram, losses, cascade, 0.25, fixed, list(lengths), check)
@@ -114,7 +114,7 @@ def test_launches(d, device):
     lengths = (5, 12, 48)
     deltas, x, w, b = problem(20, d, lengths, device)
     inputs = [t.requires_grad_() for t in (x, w, b)]
-    gram = x.detach() @ x.detach().T if kernels.uses_gram(20, d, lengths) else x.new_empty(0, 0)
+    gram = x.detach() @ x.detach().T if dots_kernels.uses_gram(20, d, lengths) else x.new_empty(0, 0)
     assert bool(gram.numel()) == (d == 300)
     u, losses = torch.zeros(20, 48, device=device), torch.ones(1, 3, device=device)
     kept = []
@@ -134,7 +134,7 @@ def test_launches(d, device):
 def test_a_long_batch_is_taken_in_slices(device):
     lengths, n, d = (4, 12), 1500, 9
     deltas, x, w, b = problem(n, d, lengths, device)
-    slices, sums = kernels.transposed_product(deltas, x)
+    slices, sums = dots_kernels.transposed_product(deltas, x)
     assert slices.shape[0] > 1
     torch.testing.assert_close(slices.sum(0), deltas.T @ x, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(sums.sum(0), deltas.sum(0), rtol=1e-4, atol=1e-5)
@@ -153,7 +153,7 @@ def test_opcheck(shape, device):
     lengths = (5, 12)
     for fixed in (None, torch.tensor([0.5, 2.0], device=device)):
         deltas, x, w, b = problem(*shape, lengths, device)
-        gram = x @ x.T if fixed is None and kernels.uses_gram(*shape, lengths) else x.new_empty(0, 0)
+        gram = x @ x.T if fixed is None and dots_kernels.uses_gram(*shape, lengths) else x.new_empty(0, 0)
         u, losses = torch.zeros(shape[0], 12, device=device), torch.ones(1, 2, device=device)
         arguments = (u, deltas, gram, losses, None, 0.5, fixed, list(lengths), False)
         inputs = [t.requires_grad_() for t in (x, w, b)]

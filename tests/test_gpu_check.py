@@ -1,0 +1,263 @@
+"""bench/gpu_check.py without a GPU: what it refuses, how it goes on after a crash, a hang or the end of its time."""
+
+import importlib
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+import torch
+
+BENCH = Path(__file__).resolve().parents[1] / "bench"
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    """Imports a module of bench/."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    return importlib.import_module
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_no_device(bench, capsys, tmp_path):
+    assert bench("gpu_check").main(["--state", str(tmp_path / "a"), "--out", str(tmp_path / "b")]) == 2
+    assert "no CUDA device" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--parts", "build,fly"], "unknown fly"),
+        (["--losses", "csq,cross-entropy"], "unknown cross-entropy"),
+        (["--budget", "-1"], "positive number of seconds"),
+        (["--budget", "long"], "invalid float"),
+    ],
+)
+def test_bad_arguments(arguments, message, bench, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        bench("gpu_check").main(arguments)
+    assert stopped.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+WORKER = """
+import os, sys, time
+sys.path.insert(0, {bench!r})
+from pathlib import Path
+from gpu_jobs import work
+
+def good(x):
+    yield {{"case": x, "ms": 1.0}}
+
+def bad():
+    yield {{"case": "bad", "ms": 1.0}}
+    raise ValueError("boom\\nand more")
+
+def crash():
+    yield {{"case": "crash", "ms": 1.0}}
+    os._exit(9)
+
+def hang():
+    yield from ()
+    time.sleep(60)
+
+def slow():
+    time.sleep(0.6)
+    yield {{"case": "slow", "ms": 2.0}}
+
+jobs = {{"first": lambda: good("first"), "bad": bad, "crash": crash, "hang": hang, "slow": slow,
+        "last": lambda: good("last")}}
+lost = Path({folder!r}) / "lost"
+
+def alive():
+    if lost.exists():
+        return True
+    lost.touch()
+    return False
+
+options = dict(zip(sys.argv[1::2], sys.argv[2::2]))
+print("worker", flush=True)
+sys.exit(work(Path(options["--rows"]), jobs, float(options["--seconds"]), alive))
+"""
+
+
+def test_jobs_go_on_after_a_failure_a_lost_device_a_crash_and_a_hang(bench, tmp_path):
+    jobs, script, path, log = bench("gpu_jobs"), tmp_path / "worker.py", tmp_path / "rows.jsonl", tmp_path / "log"
+    script.write_text(WORKER.format(bench=str(BENCH), folder=str(tmp_path)))
+    command = [sys.executable, str(script)]
+    assert jobs.supervise(path, command, 60, log, patience=2.5) is True
+    notes = {row["case"]: row.get("note") for row in jobs.rows(path)}
+    assert notes == {
+        "first": None, "bad": "ValueError: boom", "crash": "the process ended with code 9",
+        "hang": "gave up after 2 s", "slow": None, "last": None,
+    }  # fmt: skip
+    # Once more after the lost device, the crash and the hang; every job ran once.
+    assert log.read_text().count("worker") == 4
+    assert [r["case"] for r in jobs.rows(path)].count("first") == 1
+    assert jobs.supervise(path, command, 20, log) is True
+    assert len(jobs.rows(path)) == 8
+
+
+def test_jobs_stop_with_the_time_and_give_their_rows_once(bench, tmp_path):
+    jobs, path = bench("gpu_jobs"), tmp_path / "rows.jsonl"
+
+    def two():
+        yield {"case": "a"}
+        yield {"case": "b"}
+
+    assert jobs.work(path, {"x": two}, -1) == jobs.OUT_OF_TIME
+    assert jobs.rows(path) == []
+    for record in ({"started": "x"}, {"row": {"case": "a"}}):  # a worker that was ended in the middle of a job
+        jobs.append(path, record)
+    with open(path, "a") as file:
+        file.write('{"row": {"ca')
+        file.write("\n")
+    assert jobs.under_way(path) == "x"
+    assert jobs.rows(path) == []
+    assert jobs.work(path, {"x": two}, 10) == 0
+    assert [r["case"] for r in jobs.rows(path)] == ["a", "b"]
+    assert jobs.work(path, {"x": two}, 10) == 0
+    assert len(jobs.rows(path)) == 2
+
+
+def test_a_worker_that_cannot_begin_is_told(bench, tmp_path):
+    jobs = bench("gpu_jobs")
+    command = [sys.executable, "-c", "raise SystemExit('no such device')"]
+    with pytest.raises(RuntimeError, match="no such device"):
+        jobs.supervise(tmp_path / "rows", command, 20, tmp_path / "log")
+
+
+def options(**given):
+    return types.SimpleNamespace(budget=20, losses="", **given)
+
+
+def test_parts_that_are_done_are_not_run_again(bench, tmp_path, monkeypatch, capsys):
+    check, parts, report = bench("gpu_check"), bench("gpu_parts"), bench("gpu_report")
+    runs, broken = [], [True]
+
+    def build(report, seconds, options):
+        runs.append(("build", seconds))
+        report.add({"part": "ceilings", "case": "x", "ms": 1.0})
+        return "built"
+
+    def steps(report, seconds, options):
+        runs.append(("steps", seconds))
+        if broken:
+            raise parts.Incomplete("3 jobs done")
+        return "all"
+
+    def hamming(report, seconds, options):
+        runs.append(("hamming", seconds))
+        if broken:
+            raise ValueError("odd")
+        return ""
+
+    monkeypatch.setattr(check, "PARTS", {"build": build, "steps": steps, "hamming": hamming})
+    made = report.Report(tmp_path / "state", tmp_path / "out")
+    assert not check.check(made, ["build", "steps", "hamming"], options())
+    assert {name: part["state"] for name, part in made.parts.items()} == {
+        "build": "done", "steps": "incomplete", "hamming": "failed",
+    }  # fmt: skip
+    assert "ValueError: odd" in made.parts["hamming"]["note"]
+    assert sum(seconds for _, seconds in runs) > 20  # time that was not used goes to the parts after
+    broken.clear()
+    again = report.Report(tmp_path / "state", tmp_path / "out")
+    assert check.check(again, ["build", "steps", "hamming"], options())
+    assert [name for name, _ in runs] == ["build", "steps", "hamming", "steps", "hamming"]
+    assert "build: done before" in capsys.readouterr().out
+    written = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
+    assert written["rows"] == [{"part": "ceilings", "case": "x", "ms": 1.0}]
+    assert (tmp_path / "out" / "gpu_check.csv").read_text().splitlines() == ["part,case,ms", "ceilings,x,1.0"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "gpu_check.csv",
+        "gpu_check.json",
+        "gpu_check.log",
+    ]
+
+
+def test_other_sources_are_not_gone_on_with(bench, tmp_path, monkeypatch):
+    report = bench("gpu_report")
+    first = report.Report(tmp_path / "state", tmp_path / "out")
+    first.add({"part": "ceilings", "ms": 1.0})
+    bench("gpu_jobs").append(first.jobs("steps"), {"finished": "x"})
+    assert report.Report(tmp_path / "state", tmp_path / "out").own == first.own
+    for change in ({"fresh": True}, {}):
+        if not change:
+            monkeypatch.setattr(report, "fingerprint", lambda: "another")
+        second = report.Report(tmp_path / "state", tmp_path / "out", **change)
+        assert (second.own, second.parts) == ([], {})
+        assert not second.jobs("steps").exists()
+        second.add({"part": "ceilings", "ms": 1.0})
+
+
+def test_the_steps_cover_what_was_asked(bench):
+    steps, losses = bench("gpu_steps"), importlib.import_module("nhl_fast.losses")
+    wanted = steps.wanted(None)
+    full = {(name, n, d, contender) for name, n, d, contender, options in wanted if not options}
+    for n, d in ((64, 2048), (256, 2048), (4096, 768), (32768, 2048)):
+        for name in losses.REGISTRY:
+            if name == "dtsh" and n > 256:
+                continue
+            contenders = [steps.OURS, steps.REFERENCE, steps.COMPILED]
+            contenders += [] if n > 256 and name == "shcir" else [steps.LITERAL]
+            assert {(name, n, d, contender) for contender in contenders} <= full
+    keys = list(steps.jobs(None, {}))
+    assert len(keys) == len(set(keys)) == len(wanted)
+    assert steps.BANK == 13_000
+    with pytest.raises(ValueError, match="unknown triplet"):
+        steps.wanted(["csq", "triplet"])
+
+
+def test_summary_compares_like_with_like(bench):
+    base = {"part": "steps", "case": "csq", "n": 64, "d": 9, "dtype": "float32", "tf32": False, "distill": 1.0}
+    ours, reference, literal = "nhl_fast triton", "reference", "literal"
+    rows = [
+        {**base, "contender": ours, "graph": False, "ms": 2.0, "peak_mb": 1},
+        {**base, "contender": ours, "graph": True, "ms": 1.0, "peak_mb": 1},
+        {**base, "contender": reference, "graph": False, "ms": 8.0, "peak_mb": 3},
+        {**base, "contender": reference, "graph": True, "ms": 3.0, "peak_mb": 3},
+        {**base, "contender": literal, "graph": False, "ms": 20.0, "peak_mb": 4},
+        {**base, "contender": reference, "note": "does not fit"},
+        {**base, "n": 128, "contender": reference, "graph": False, "ms": 9.0, "peak_mb": 3},
+    ]
+    found = [line.split("graph=")[1].split()[:2] for line in bench("gpu_parts").summary(rows).splitlines()]
+    assert found == [["False", "4.00"], ["False", "10.00"], ["True", "3.00"], ["True", "20.00"]]
+
+
+def test_floors_of_a_step_hold_its_parts(bench):
+    floors, lengths = bench("floors"), (8, 16, 32, 64, 128)
+    for name in importlib.import_module("nhl_fast.losses").REGISTRY:
+        bank = 13_000 if name in floors.WITH_BANK else 0
+        for n, d in ((64, 2048), (32768, 768)):
+            moved, operations = floors.step(name, n, d, lengths, bank=bank)
+            own = floors.loss(name, n, lengths, bank)[1]
+            assert operations > own + floors.distillation(n, lengths)[1] + 6 * n * d * 128
+            assert moved >= 8 * n * d
+            assert floors.step(name, n, d, lengths, bank=bank, distill=False)[1] < operations
+    assert floors.projection(2, 3, 5) == (4 * (6 + 15 + 10), 60)
+    assert floors.weights(4, 100, (2, 4), gram=True)[1] == 2 * 16 * 6 + 2 * 4 * 6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_rehearsal(tmp_path):
+    """All parts at tiny sizes on the CPU, the kernels interpreted."""
+    pytest.importorskip("triton")
+    import os
+    import subprocess
+
+    command = [sys.executable, str(BENCH / "gpu_check.py"), "--losses", "dpn", "--budget", "1200"]
+    command += ["--parts", "ceilings,warm,steps,tests_kernels,kernels", "--state", str(tmp_path / "state")]
+    environment = {**os.environ, "NHL_FAST_REHEARSAL": "1", "OUT": str(tmp_path / "out")}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    document = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
+    assert "rehearsal" in document["environment"]
+    rows = document["rows"]
+    assert not [r for r in rows if "note" in r]
+    assert {r["contender"] for r in rows if r["part"] == "steps"} == {
+        "nhl_fast triton", "reference", "reference, torch.compile", "literal",
+    }  # fmt: skip
+    assert {r["case"] for r in rows if r["part"] == "kernels"} >= {"projection", "dsh", "distillation", "tiles"}
