@@ -109,7 +109,9 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--loss", choices=tuple(REGISTRY))
     group.add_argument("--loss-option", dest="loss_options", type=option, action="append", metavar="NAME=VALUE")
-    group.add_argument("--centers", choices=("nested", "hadamard", "balanced", "random"), help="hash centres")
+    group.add_argument(
+        "--centers", choices=("nested", "aligned", "hadamard", "balanced", "random"), help="hash centres"
+    )
     group.add_argument(
         "--lengths", dest="code_lengths", type=lengths, metavar="8,16,...", help="code lengths in bits"
     )
@@ -258,6 +260,20 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", metavar="DIR", help="write compare.json and compare.csv there")
     add_training(sub)
     add_data(sub)
+
+    sub = command(
+        "report",
+        cli_actions.report,
+        "one HTML page about runs, and tables for papers",
+        "Write one HTML page that needs no other file, or a table of methods x code lengths, or both.\n"
+        "Runs that differ in the seed alone are one method: mean and standard deviation. The runs are only read.\n\n"
+        "  nhl-fast report runs/csq-0 runs/csq-1 runs/dch-0 -o report.html\n"
+        "  nhl-fast report runs/* --table table.tex",
+    )
+    sub.add_argument("runs", nargs="+", metavar="RUN", help="evaluated run folders, folders or files of compare")
+    sub.add_argument("-o", "--output", metavar="HTML", help="the page to write")
+    sub.add_argument("--table", metavar="FILE", help="the table to write: .tex (booktabs), .md or .csv")
+    sub.add_argument("--title", help="heading of the page")
 
     sub = command(
         "advise",

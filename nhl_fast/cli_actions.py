@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import zipfile
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from . import _check
@@ -15,17 +13,20 @@ from . import compare as comparing
 from .backend import backends as list_backends
 from .codes import mask_tail, num_bytes
 from .data import load_dataset
-from .files import existing_file, read_json, write_json
+from .environment import environment
+from .files import read_json, write_json
 from .hamming import search as hamming_search
 from .labels import similarity
 from .metrics import evaluate_retrieval
 from .model import encode_split
+from .report import write_report
 from .run import (
     Evaluation,
     Run,
     best_per_length_map,
     evaluate_model,
     label_text,
+    load_array,
     metric_rows,
     save_array,
     save_csv,
@@ -47,20 +48,6 @@ def moved_data(args) -> dict:
 
 def open_run(args) -> Run:
     return Run.open(args.run, moved_data(args), args.device)
-
-
-def load_array(path: str, name: str) -> np.ndarray:
-    """An .npy file; a clear error where it is none."""
-    try:
-        array = np.load(existing_file(path, name), allow_pickle=False)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{name}: {path} is no readable .npy file ({error})") from error
-    if not isinstance(array, np.ndarray):
-        array.close()
-        raise ValueError(f"{name}: expected one array in an .npy file, but {path} is an archive of several")
-    if array.ndim == 0:
-        raise ValueError(f"{name}: expected an array of rows, got {_check.describe(array)} in {path}")
-    return array
 
 
 def train(args) -> None:
@@ -213,6 +200,8 @@ def compare(args) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     first = args.config.seed
     result = comparing.compare(data, args.config, range(first, first + args.seeds), progress=not args.json)
+    result |= {"split": data.summary(), "data_spec": args.data_spec, "data_fingerprint": data.run_fingerprint}
+    result["environment"] = environment(args.config.device)
     if args.out is not None:
         write_json(folder / "compare.json", result)
         save_csv(folder / "compare.csv", result["summary"])
@@ -228,6 +217,28 @@ def compare(args) -> None:
     if args.seeds < 3:
         lines.append("one or two seeds: run-to-run noise is about 0.02 mAP; use --seeds 3 for a claim")
     emit(args, result, "\n".join(lines))
+
+
+def report(args) -> None:
+    if args.output is None and args.table is None:
+        raise ValueError("give -o PAGE.html, --table FILE (.tex, .md or .csv), or both")
+    said = write_report(args.runs, args.output, args.table, title=args.title)
+    lines = []
+    for section in said["sections"]:
+        lines.append(section["title"])
+        bits = sorted({b for m in section["methods"] for b in m["mAP"]})
+        lines.append(
+            format_table(
+                [
+                    {"method": m["method"], "seeds": len(m["seeds"])}
+                    | {str(b): m["mAP"][b]["mean"] if b in m["mAP"] else None for b in bits}
+                    for m in section["methods"]
+                ]
+            )
+        )
+        lines.append("")
+    lines += [f"{name}: {said[name]}" for name in ("page", "table") if said[name]]
+    emit(args, said, "\n".join(lines))
 
 
 def advise(args) -> None:

@@ -21,7 +21,7 @@ __all__ = ["plot_gallery", "plot_history", "plot_map_vs_bits", "plot_pr_curves"]
 
 
 def plot_map_vs_bits(
-    curves: Mapping[str, Mapping[int, float]],
+    curves: Mapping[str, Mapping[int, float] | Sequence[Mapping[int, float]]],
     path,
     *,
     marked_lengths: Sequence[int] = (),
@@ -30,7 +30,8 @@ def plot_map_vs_bits(
     """Mean average precision against the number of bits, one curve a method.
 
     Args:
-        curves: {name: {bits: mAP}}; a curve of at most 12 points shows each of them.
+        curves: {name: {bits: mAP}}; a curve of at most 12 points shows each of them. A sequence of curves over
+            the same bits (one a seed) is drawn as thin lines below their mean.
         path: the .png, .pdf or .svg to write.
         marked_lengths: lengths (the trained ones) marked on the axis and on the curves that reach them.
         title: replaces the default title.
@@ -39,10 +40,8 @@ def plot_map_vs_bits(
         TypeError, ValueError: no curve, an empty one, or a value that is not a number from 0 to 1.
         ImportError: matplotlib is missing.
     """
-    curves = _named(curves, "curves")
-    for name, curve in curves.items():
-        _unit_interval(list(_named(curve, f"curves[{name!r}]").values()), f"curves[{name!r}]")
-    curves = {n: {_check.positive_int(b, "bits"): v for b, v in sorted(c.items())} for n, c in curves.items()}
+    seeds = {n: _seed_curves(c, f"curves[{n!r}]") for n, c in _named(curves, "curves").items()}
+    curves = {n: {b: float(np.mean([c[b] for c in several])) for b in several[0]} for n, several in seeds.items()}
     marked = sorted({_check.positive_int(b, "marked_lengths") for b in marked_lengths})
     low = min(min(c) for c in curves.values())
     high = max(max(c) for c in curves.values())
@@ -65,6 +64,8 @@ def plot_map_vs_bits(
                 markeredgewidth=0.8,
                 markersize=7,
             )
+            for thin in seeds[name] if len(seeds[name]) > 1 else ():
+                axes.plot(*zip(*thin.items()), color=COLORS[i % len(COLORS)], linewidth=0.7, alpha=0.5, zorder=1.5)
         ticks = _bit_ticks(low, high, marked)
         axes.set_xscale("log", base=2)
         axes.set_xticks(ticks, [str(b) for b in ticks])
@@ -242,6 +243,19 @@ def _named(value, name: str) -> dict:
     if not value:
         raise ValueError(f"{name}: expected at least one entry, got none")
     return dict(value)
+
+
+def _seed_curves(value, name: str) -> list[dict[int, float]]:
+    """One curve, or several over the same bits, sorted by bits."""
+    several = [value] if isinstance(value, Mapping) or not isinstance(value, Sequence) else list(value)
+    if not several:
+        raise ValueError(f"{name}: expected at least one curve, got none")
+    curves = [{_check.positive_int(b, "bits"): v for b, v in sorted(_named(c, name).items())} for c in several]
+    for curve in curves:
+        _unit_interval(list(curve.values()), name)
+        if curve.keys() != curves[0].keys():
+            raise ValueError(f"{name}: expected curves over the same bits, got {list(curves[0])} and {list(curve)}")
+    return curves
 
 
 def _unit_interval(values, name: str) -> np.ndarray:

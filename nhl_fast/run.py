@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from . import _check
 from .data import RetrievalData, load_dataset
-from .files import as_path, atomic_write, write_json
+from .files import as_path, atomic_write, existing_file, write_json
 from .hamming import search
 from .labels import similarity
 from .metrics import RetrievalResult, evaluate_retrieval
 from .model import HashModel, encode_split
-from .train import load_model, read_config, resolve_device
+from .train import load_model, read_config, resolve_device, weights_file
 
 SPLIT = "split.json"
 CURVE_POINTS = 200
@@ -104,6 +107,20 @@ def prefix_map(q_codes, db_codes, q_labels, db_labels, longest: int, topk: int |
     return dict(enumerate((total / len(q_codes)).tolist(), 1))
 
 
+def load_array(path, name: str) -> np.ndarray:
+    """An .npy file; a clear error where it is none."""
+    try:
+        array = np.load(existing_file(path, name), allow_pickle=False)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{name}: {path} is no readable .npy file ({error})") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise ValueError(f"{name}: expected one array in an .npy file, but {path} is an archive of several")
+    if array.ndim == 0:
+        raise ValueError(f"{name}: expected an array of rows, got {_check.describe(array)} in {path}")
+    return array
+
+
 def save_array(path: Path, array) -> None:
     """An .npy file, written whole or not at all."""
     with atomic_write(path) as handle:
@@ -156,10 +173,17 @@ def write_evaluation(path: Path, evaluation: Evaluation, data: RetrievalData) ->
         "ties": result.ties,
         "lengths": rows,
         "prefix_map": {str(b): v for b, v in evaluation.prefix_map.items()},
+        "weights_sha256": weights_sha256(path),
     }
     write_json(path / "metrics.json", metrics)
     save_csv(path / "metrics.csv", rows)
     return metrics
+
+
+def weights_sha256(path: Path) -> str | None:
+    """SHA-256 of a run folder's shared weights, None where they are gone: tells whether an evaluation is theirs."""
+    file = path / weights_file()
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
 def write_pictures(

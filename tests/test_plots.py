@@ -161,6 +161,19 @@ def test_map_odd_lengths_one_point_and_many_methods(tmp_path, figures):
     assert len(styles) == 10
 
 
+def test_map_of_several_seeds_is_their_mean_over_thin_lines(tmp_path, figures):
+    seeds = [{8: 0.2, 16: 0.4}, {16: 0.6, 8: 0.3}]
+    plot_map_vs_bits({"a": seeds, "b": {8: 0.1}, "c": [{8: 0.7}]}, tmp_path / "p.png")
+    lines = figures[0].axes[0].lines
+    assert [list(line.get_ydata()) for line in lines] == [[0.25, 0.5], [0.2, 0.4], [0.3, 0.6], [0.1], [0.7]]
+    assert len({line.get_color() for line in lines[:3]}) == 1
+    assert lines[1].get_linewidth() < lines[0].get_linewidth()
+    assert [t.get_text() for t in figures[0].axes[0].get_legend().get_texts()] == ["a", "b", "c"]
+    for bad, message in (([], "at least one curve"), ([{8: 0.1}, {16: 0.1}], "same bits"), ([{8: 2}], "0 to 1")):
+        with pytest.raises(ValueError, match=message):
+            plot_map_vs_bits({"a": bad}, tmp_path / "bad.png")
+
+
 def test_pr_curve_of_a_long_ranking_is_thinned_but_true(tmp_path, figures):
     curves = pr_curves(50_000)
     plot_pr_curves(curves, tmp_path / "p.png")

@@ -1,0 +1,97 @@
+"""What a report measures anew from a run's packed codes: precision-recall curves and the quality of the codes."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from .code_quality import code_quality
+from .metrics import evaluate_retrieval
+from .report_files import naming
+from .report_groups import Method
+from .report_runs import Record
+from .run import CURVE_POINTS, load_array
+
+_FILES = ("query", "database", "query_labels", "database_labels")
+
+
+@dataclass
+class Measured:
+    """From one run's codes.
+
+    Attributes:
+        curves: {bits: (precision, recall)} at the same ranks for every run of a section.
+        quality: rows of `code_quality` of the database's codes.
+    """
+
+    curves: dict[int, tuple[np.ndarray, np.ndarray]]
+    quality: list[dict]
+
+
+def measure_codes(record: Record) -> Measured:
+    """Evaluate a run's stored codes again.
+
+    Raises:
+        FileNotFoundError: the run's codes are gone.
+        ValueError: they are damaged, or are not those that its metrics were measured on.
+    """
+    q_codes, db_codes, q_labels, db_labels = (_array(record.path, name) for name in _FILES)
+    lengths = sorted(record.map)
+    with naming(record.path, "codes"):
+        found = evaluate_retrieval(
+            q_codes,
+            db_codes,
+            q_labels,
+            db_labels,
+            lengths=lengths,
+            topk=record.conditions.topk,
+            ties=record.conditions.ties,
+        )
+        for b, value in found.mean_average_precision.items():
+            if abs(value - record.map[b]) > 1e-6:
+                raise ValueError(
+                    f"they give mAP {value:.6f} at {b} bits, but metrics.json says {record.map[b]:.6f}; "
+                    f"run 'nhl-fast evaluate {record.path}' again"
+                )
+        curves = {b: found.pr_curve(b, points=CURVE_POINTS) for b in lengths}
+        return Measured(curves, code_quality(db_codes, lengths))
+
+
+def common(several: list[dict]) -> list[dict]:
+    """The dicts with only the keys that all have, ascending: seeds may have been evaluated at different lengths."""
+    keys = sorted(set.intersection(*map(set, several)))
+    return [{key: one[key] for key in keys} for one in several]
+
+
+def mean_curves(several: list[Measured]) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Mean precision and recall over seeds, rank by rank, at the lengths that all have."""
+    curves = common([m.curves for m in several])
+    return {b: tuple(np.mean([c[b][i] for c in curves], 0) for i in (0, 1)) for b in curves[0]}
+
+
+def mean_quality(several: list[Measured]) -> list[dict]:
+    """Rows of `code_quality`, means over seeds at the lengths that all have; None where no seed has a value."""
+    rows, seeds = [], common([{row["bits"]: row for row in m.quality} for m in several])
+    for same in zip(*(found.values() for found in seeds)):
+        values = {name: [row[name] for row in same if row[name] is not None] for name in same[0]}
+        rows.append({name: statistics.fmean(v) if v else None for name, v in values.items()})
+    return rows
+
+
+def mean_conflicts(method: Method) -> list[list[float]] | None:
+    """(m, m) share of steps in which the gradients of two lengths conflict, over all epochs and seeds; or None."""
+    tables = [(r["steps"], r["conflicts"]) for record in method.records for r in record.history if r.get("conflicts")]
+    if not tables:
+        return None
+    weights = [steps for steps, _ in tables]
+    return np.average([table for _, table in tables], axis=0, weights=weights).tolist()
+
+
+def _array(path: Path, name: str) -> np.ndarray:
+    file = path / "codes" / f"{name}.npy"
+    if not file.is_file():
+        raise FileNotFoundError(f"run: {path} holds no codes/{name}.npy; run 'nhl-fast evaluate {path}' to write it")
+    return load_array(file, "run")

@@ -1,0 +1,133 @@
+"""The files of a run folder, read and checked: every error names the folder and the file."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+from . import _check
+from .data import splits
+from .files import read_json
+from .metrics import TIES
+from .train import LOG
+
+METRICS, SPLIT = "metrics.json", "split.json"
+
+
+@contextlib.contextmanager
+def naming(path: Path, name: str) -> Iterator[None]:
+    """Errors of the block, with the folder and the file in front."""
+    where = f"run: {path / name}"
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
+        if str(error).startswith("run: ") or str(path / name) in str(error):
+            raise
+        missing = "lacks " if isinstance(error, KeyError) else ""
+        raise ValueError(f"{where}: {missing}{error}") from error
+
+
+def read_metrics(path: Path, longest: int) -> tuple[dict, dict, dict]:
+    """metrics.json as {metric: {bits: value}}, mAP of the prefixes, and the rest; codes have `longest` bits."""
+    content = read_object(path, METRICS)
+    with naming(path, METRICS):
+        for name, kind in (("data", str), ("protocol", str), ("lengths", list), ("prefix_map", dict)):
+            if not isinstance(content[name], kind):
+                raise ValueError(f"{name}: expected {kind.__name__}, got {_check.describe(content[name])}")
+        for name in ("num_queries", "num_database"):
+            _check.positive_int(content[name], name)
+        if content["topk"] is not None:
+            content["topk"] = _check.positive_int(content["topk"], "topk")
+            if content["topk"] >= content["num_database"]:  # the whole ranking
+                content["topk"] = None
+        _check.one_of(content["ties"], "ties", TIES)
+        found: dict[str, dict[int, float]] = {}
+        for row in content["lengths"]:
+            bits = _check.positive_int(row["bits"], "bits")
+            for name, value in row.items():
+                if name != "bits":
+                    found.setdefault(name, {})[bits] = share(value, f"{name} at {bits} bits")
+        _check.code_lengths(found["mAP"], "lengths")
+        prefixes = {
+            _check.positive_int(int(b), "prefix_map"): share(v, f"prefix_map[{b}]")
+            for b, v in content["prefix_map"].items()
+        }
+        if max([*found["mAP"], *prefixes]) > longest:
+            raise ValueError(f"holds lengths beyond the {longest} bits of the run's codes")
+    return found, prefixes, content
+
+
+def read_split(path: Path, head: dict) -> tuple[splits.Indices, dict]:
+    content = read_object(path, SPLIT)
+    with naming(path, SPLIT):
+        num_rows = _check.positive_int(content["num_rows"], "num_rows")
+        if not isinstance(content["fingerprint"], str):
+            raise ValueError(f"fingerprint: expected text, got {_check.describe(content['fingerprint'])}")
+        indices, header = splits.load(path / SPLIT, {"dataset": head["data"], "protocol": head["protocol"]}, num_rows)
+        sizes = header["sizes"]
+        if (sizes["query"], sizes["database"]) != (head["num_queries"], head["num_database"]):
+            raise ValueError(f"its sizes are not those of {METRICS}; run 'nhl-fast evaluate {path}' again")
+        facts = {
+            "num_classes": header["num_classes"],
+            "split_seed": header["seed"],
+            **{name: sizes[name] for name in splits.NAMES},
+            "labels_sha256": header["fingerprint"],
+        }
+    return indices, facts
+
+
+def read_history(path: Path, lengths: list[int]) -> list[dict]:
+    log = path / LOG
+    if not log.is_file():
+        raise FileNotFoundError(f"run: {path} holds no {LOG}, the training log")
+    history = []
+    with naming(path, LOG):
+        for i, line in enumerate(log.read_text(encoding="utf-8").splitlines(), 1):
+            try:
+                record = json.loads(line)
+                for name in ("losses", "weights", "distill"):
+                    if [isinstance(v, (int, float)) for v in record[name]] != [True] * len(lengths):
+                        raise ValueError(f"{name}: expected {len(lengths)} numbers")
+                if record["epoch"] != i:
+                    raise ValueError(f"epoch: expected {i}, got {_check.describe(record['epoch'])}")
+                _check.number(_check.positive_int(record["steps"], "steps"), "steps")
+                _check.number(record["seconds"], "seconds")
+                for b, value in (record["validation"] or {}).items():
+                    share(value, f"validation[{int(b)}]")
+                _check_conflicts(record.get("conflicts"), len(lengths))
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise ValueError(f"line {i} is not the record of an epoch ({error})") from None
+            history.append(record)
+        if not history:
+            raise ValueError("holds no epoch")
+    return history
+
+
+def _check_conflicts(table, m: int) -> None:
+    if table is None:
+        return
+    if len(table) != m or any(len(row) != m for row in table):
+        raise ValueError(f"conflicts: expected {m} x {m} shares")
+    for row in table:
+        for value in row:
+            share(value, "conflicts")
+
+
+def read_object(path: Path, name: str) -> dict:
+    """The object in a JSON file of a folder."""
+    if not (path / name).is_file():
+        raise FileNotFoundError(f"run: {path} holds no {name}")
+    with naming(path, name):
+        content = read_json(path / name)
+    if not isinstance(content, dict):
+        raise ValueError(f"run: {path / name} holds no object, but {_check.describe(content)[:60]}")
+    return content
+
+
+def share(value, name: str) -> float:
+    value = _check.number(value, name)
+    if value > 1 + 1e-9:
+        raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
+    return value
