@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 LOG := .setup.log
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slow test-triton sanitize lint bench clean
+.PHONY: setup demo test test-slow test-triton sanitize lint bench experiments clean
 
 setup: $(VENV)/.ready
 
@@ -48,6 +48,10 @@ bench: setup
 	@$(BIN)/python bench/bench_head_step.py --write
 	@$(BIN)/python bench/bench_hamming.py
 	@$(BIN)/python bench/plot_hamming.py
+
+# All of them; EXPERIMENTS="--quick" for a taste, EXPERIMENTS="centers weighting --write" for some, with their tables.
+experiments: setup
+	@$(BIN)/python -m bench.experiments $(EXPERIMENTS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info runs $(LOG)

@@ -5,8 +5,10 @@ losses, dominance-aware weights and self-distillation; Hamming evaluation and se
 """
 
 from . import losses
+from .aligned_centers import class_similarity
 from .backend import backends
 from .centers import make_centers, min_distances
+from .code_quality import code_quality
 from .codes import pack_codes, unpack_codes
 from .distillation import distillation_losses
 from .hamming import hamming_distances, radius_search, search
@@ -24,6 +26,8 @@ __all__ = [
     "ObjectiveResult",
     "RetrievalResult",
     "backends",
+    "class_similarity",
+    "code_quality",
     "distillation_losses",
     "dominance_weights",
     "evaluate_retrieval",

@@ -11,12 +11,16 @@ import numpy as np
 import torch
 
 from . import _check
+from .aligned_centers import arrange, check_similarity
+from .balanced_centers import MAX_CLASSES, search_balanced
 from .nested_centers import hadamard_matrix, search_nested
 
 KINDS = ("hadamard", "balanced", "random", "nested")
 
 
-def make_centers(num_classes: int, code_lengths: Sequence[int], kind, *, seed: int = 0) -> list[torch.Tensor]:
+def make_centers(
+    num_classes: int, code_lengths: Sequence[int], kind, *, seed: int = 0, similarity=None
+) -> list[torch.Tensor]:
     """Hash centres of every class at every length.
 
     Args:
@@ -33,11 +37,15 @@ def make_centers(num_classes: int, code_lengths: Sequence[int], kind, *, seed: i
               distinct while distinct ones last and then shared evenly.
             - "random": every bit a fair coin.
             - "nested": each length's centre is the prefix of the next one's, searched so that the minimum
-              distance at every length is large. Two runs with the same arguments give the same centres.
+              distance at every length is large and, up to 12 classes, every bit has as many classes on either side.
+              Two runs with the same arguments give the same centres.
             - a sequence of m tensors or arrays (C, b_k) of +-1, or one (C, b_m) whose prefixes serve.
 
             Lengths are independent of each other for "hadamard", "balanced" and "random".
         seed: fixes the random choices; a non-negative integer.
+        similarity: (C, C) symmetric, larger where two classes are more alike (see `class_similarity`); for "nested"
+            only. Up to 12 classes, bits that keep similar classes together are favoured; beyond, the same centres
+            are given to the classes in another order.
 
     Returns:
         m float32 tensors (C, b_k) of -1 and +1, which share no memory with each other or with `kind`.
@@ -49,12 +57,20 @@ def make_centers(num_classes: int, code_lengths: Sequence[int], kind, *, seed: i
     num_classes = _check.positive_int(num_classes, "num_classes")
     lengths = _check.code_lengths(code_lengths)
     seed = _check.positive_int(seed, "seed", minimum=0)
+    if similarity is not None:
+        if not isinstance(kind, str) or kind != "nested":
+            raise ValueError(f"similarity: serves centres of kind 'nested' only, got kind {kind!r}"[:200])
+        similarity = check_similarity(similarity, num_classes)
     if not isinstance(kind, str):
         return _given(kind, num_classes, lengths)
     kind = _check.one_of(kind, "kind", KINDS)
     if kind == "nested":
-        bounds = [distance_bound(num_classes, b) for b in lengths]
-        longest = search_nested(num_classes, lengths, bounds, seed)
+        if 2 <= num_classes <= MAX_CLASSES:
+            longest = search_balanced(num_classes, lengths, seed, similarity)
+        else:
+            bounds = [distance_bound(num_classes, b) for b in lengths]
+            longest = search_nested(num_classes, lengths, bounds, seed)
+            longest = longest if similarity is None else arrange(longest, lengths, similarity)
         rows = [longest[:, :b] for b in lengths]
     else:
         make = {"hadamard": _hadamard, "balanced": _balanced, "random": _random}[kind]

@@ -6,7 +6,12 @@ import dataclasses
 import math
 from dataclasses import dataclass, field
 
+import torch
+
 from . import _check, backbones, losses
+from .aligned_centers import MAX_ROWS, class_similarity
+from .centers import make_centers
+from .distillation import TEACHERS
 
 PRESETS: dict[str, dict] = {
     "default": {},
@@ -32,10 +37,12 @@ class TrainConfig:
     Attributes:
         loss: one of the ten losses of `nhl_fast.losses`.
         loss_options: further arguments of that loss.
-        centers: hash centres of the losses that have them (csq, dpn, mdsh, shcir), see `losses.CSQ`.
+        centers: hash centres of the losses that have them (csq, dpn, mdsh, shcir), see `losses.CSQ`; or "aligned",
+            nested centres by the similarity of the classes in the training rows (see `class_similarity`).
         code_lengths: the code lengths in bits.
         distill_weight: weight of the self-distillation.
-        weighting: "dominance", "uniform", or one number a length.
+        teacher: whose similarities a length learns: "next" (the next longer length), "longest" or "longer" (all).
+        weighting: "dominance", "uniform", one number a length, or "custom" where the trainer is given a callable.
         backbone: one of `backbones.NAMES`, or "custom" where a module is given to the trainer.
         hidden, dropout, weights: see `backbones.build_backbone`.
         epochs: number of epochs.
@@ -61,6 +68,7 @@ class TrainConfig:
     centers: str = "nested"
     code_lengths: tuple[int, ...] = _check.DEFAULT_CODE_LENGTHS
     distill_weight: float = 1.0
+    teacher: str = "next"
     weighting: str | tuple[float, ...] = "dominance"
     backbone: str = "mlp"
     hidden: tuple[int, ...] = (512,)
@@ -91,7 +99,10 @@ class TrainConfig:
         _check.one_of(self.optimizer, "optimizer", ("adam", "adamw", "sgd"))
         _check.one_of(self.schedule, "schedule", ("constant", "cosine"))
         _check.one_of(self.amp, "amp", (None, "bf16", "fp16"))
-        if not isinstance(self.weighting, str):
+        _check.one_of(self.teacher, "teacher", TEACHERS)
+        if isinstance(self.weighting, str):
+            _check.one_of(self.weighting, "weighting", ("dominance", "uniform", "custom"))
+        else:
             self.weighting = tuple(float(w) for w in self.weighting)
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             setattr(self, name, _check.positive_int(getattr(self, name), name))
@@ -129,13 +140,22 @@ class TrainConfig:
             for k, v in vars(self).items()
         }
 
-    def build_loss(self, num_classes: int, num_train: int) -> losses.NestedLoss:
-        """The loss of this run."""
+    def build_loss(self, num_classes: int, num_train: int, train=None) -> losses.NestedLoss:
+        """The loss of this run; `train` is the training split, which aligned centres need."""
         options = dict(self.loss_options)
         if self.loss in _CENTER_LOSSES:
             options = {"centers": self.centers, "seed": self.seed, **options}
+        if isinstance(options.get("centers"), str) and options["centers"] == "aligned":
+            options["centers"] = self._aligned_centers(num_classes, train)
         if self.loss == "mdsh":
             options = {"external_bank": True, **options}
         return losses.build(
             self.loss, num_classes=num_classes, code_lengths=self.code_lengths, num_train=num_train, **options
         )
+
+    def _aligned_centers(self, num_classes: int, train) -> list:
+        if train is None or not train.in_memory:
+            raise ValueError("centers: 'aligned' needs training rows in memory; take 'nested', or give the centres")
+        picked = torch.linspace(0, len(train) - 1, min(len(train), MAX_ROWS)).long()
+        alike = class_similarity(*train.batch(picked), num_classes)
+        return make_centers(num_classes, self.code_lengths, "nested", seed=self.seed, similarity=alike)

@@ -18,6 +18,7 @@ from .backbones import build_backbone
 from .checkpoint import load_state, load_weights, save_state, save_weights, write_lines
 from .config import TrainConfig
 from .data import RetrievalData
+from .environment import continued, environment
 from .files import as_path, read_json, write_json
 from .losses import MDSH
 from .metrics import evaluate_retrieval
@@ -79,6 +80,8 @@ class Trainer:
         config: the settings.
         run_dir: folder for config, log, checkpoint and weights; None keeps everything in memory.
         backbone: a module to use in place of the one that `config.backbone` names (set that to "custom").
+        weighting: a callable as `NestedObjective` takes it, with `config.weighting` set to "custom". Its state is
+            not in the checkpoints: such a run cannot be resumed.
         progress: show a progress bar (only on a terminal).
         data_spec: how to load `data` again (name and options), written to the run's config.
         on_epoch: called with each epoch's record.
@@ -91,6 +94,7 @@ class Trainer:
         run_dir=None,
         *,
         backbone: nn.Module | None = None,
+        weighting: Callable | None = None,
         progress: bool = True,
         data_spec: dict | None = None,
         on_epoch: Callable[[dict], None] | None = None,
@@ -101,6 +105,8 @@ class Trainer:
             raise ValueError("data: the training split is empty")
         if (backbone is not None) != (config.backbone == "custom"):
             raise ValueError("backbone: give a module together with config.backbone='custom', and only then")
+        if (weighting is not None) != (config.weighting == "custom"):
+            raise ValueError("weighting: give a callable together with config.weighting='custom', and only then")
         if len(data.validation) == 0 and (config.patience or config.best_per_length):
             setting = "patience" if config.patience else "best_per_length"
             raise ValueError(f"{setting}: needs validation rows, but the data set has none")
@@ -125,10 +131,15 @@ class Trainer:
                     weights=config.weights,
                 )
             self.model = HashModel(backbone, config.code_lengths).to(self.device)
-        loss = config.build_loss(data.num_classes, len(data.train)).to(self.device)
+        loss = config.build_loss(data.num_classes, len(data.train), data.train).to(self.device)
         # With fp16 an overflow is the scaler's to handle: it skips the step and lowers the scale.
         self.objective = NestedObjective(
-            self.model.layer, loss, config.distill_weight, config.weighting, check_finite=config.amp != "fp16"
+            self.model.layer,
+            loss,
+            config.distill_weight,
+            config.weighting if weighting is None else weighting,
+            teacher=config.teacher,
+            check_finite=config.amp != "fp16",
         ).to(self.device)
         self.backbone = torch.compile(self.model.backbone) if config.compile else self.model.backbone
         self.optimizer = self._optimizer()
@@ -341,10 +352,10 @@ class Trainer:
         }
         for stray in self.run_dir.glob(".*.tmp"):  # a write that a kill cut short
             stray.unlink()
-        checkpoint = self.run_dir / CHECKPOINT
+        checkpoint, now = self.run_dir / CHECKPOINT, environment(self.device)
         if not checkpoint.exists():  # a run that failed or was killed in its first epoch left nothing to go on with
             self.run_dir.mkdir(parents=True, exist_ok=True)
-            write_json(self.run_dir / CONFIG, described)
+            write_json(self.run_dir / CONFIG, {**described, "environments": continued([], now, 1)})
             self.data.save_split(self.run_dir / "split.json")
             write_lines(self.run_dir / LOG, [])
             return 1
@@ -352,7 +363,10 @@ class Trainer:
             raise FileExistsError(
                 f"run_dir: {self.run_dir} already holds a run; resume it (resume=True, --resume) or take another"
             )
-        self._check_same_run(read_config(self.run_dir), described)
+        if self.config.weighting == "custom":
+            raise ValueError("weighting: a run whose weights come from a callable cannot be resumed")
+        stored = read_config(self.run_dir)
+        self._check_same_run(stored, described)
         state = load_state(checkpoint)
         self.model.load_state_dict(state["model"])
         self.objective.loss.load_state_dict(state["loss"])
@@ -363,7 +377,8 @@ class Trainer:
         if self.momentum_model is not None:
             self.momentum_model.load_state_dict(state["momentum_model"])
         self.history, self.best = state["history"], state["best"]
-        write_json(self.run_dir / CONFIG, described)
+        machines = continued(stored.get("environments", []), now, state["epoch"] + 1)
+        write_json(self.run_dir / CONFIG, {**described, "environments": machines})
         write_lines(self.run_dir / LOG, self.history)
         for length in self._best_now():  # a kill may have come between the checkpoint and the weights
             self._keep_weights(length)
@@ -411,7 +426,11 @@ def train(
 
 
 def read_config(run_dir) -> dict:
-    """config.json of a run folder: {"config", "data", "data_fingerprint"}; a clear error where it is none."""
+    """config.json of a run folder: {"config", "data", "data_fingerprint"} and, from newer runs, "environments".
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, or one of something else.
+    """
     path = as_path(run_dir, "run") / CONFIG
     if not path.is_file():
         raise FileNotFoundError(f"run: {run_dir} holds no {CONFIG}; is it the folder of a training run?")
@@ -419,6 +438,9 @@ def read_config(run_dir) -> dict:
     keys = {"config": dict, "data": dict, "data_fingerprint": str}
     if not isinstance(stored, dict) or not all(isinstance(stored.get(k), t) for k, t in keys.items()):
         raise ValueError(f"run: {path} is not the settings of a training run")
+    machines = stored.get("environments", [])
+    if not isinstance(machines, list) or not all(isinstance(m, dict) for m in machines):
+        raise ValueError(f"run: {path} is damaged: its environments are no list of entries")
     return stored
 
 

@@ -7,6 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nhl_fast.aligned_centers import arrange, class_similarity
+from nhl_fast.balanced_centers import balanced_columns
 from nhl_fast.centers import KINDS, distance_bound, make_centers, min_distances, tie_centers
 
 LENGTHS = (8, 16, 32, 64, 128)
@@ -312,3 +314,111 @@ def test_distance_bound_falls_with_classes_and_rises_with_length():
     for num_classes in (2, 10, 100, 1000):
         bounds = [distance_bound(num_classes, b) for b in range(1, 140)]
         assert bounds == sorted(bounds)
+
+
+@pytest.mark.parametrize("num_classes", range(2, 13))
+def test_few_classes_have_balanced_and_varied_columns(num_classes):
+    longest = make_centers(num_classes, LENGTHS, "nested", seed=1)[-1]
+    assert int(longest.sum(0).abs().max()) == num_classes % 2
+    # No split of the classes (a column, up to its sign) comes back while another is left.
+    splits = len(balanced_columns(num_classes))
+    columns = longest * longest[0]
+    used = len(torch.unique(columns[:, :32], dim=1)[0])
+    assert used >= min(splits, 32) - 3
+    assert len({tuple(c) for c in balanced_columns(num_classes).tolist()}) == splits
+
+
+def test_ten_classes_reach_the_bound_of_every_length_alone():
+    assert nested_minima(10, LENGTHS, 0) == [distance_bound(10, b) for b in LENGTHS]
+
+
+def alike(num_classes, seed=0):
+    rng = np.random.default_rng(seed)
+    points = rng.normal(size=(num_classes, 3))
+    return points @ points.T
+
+
+@pytest.mark.parametrize("num_classes", [4, 10, 12, 13, 40])
+def test_similarity_brings_similar_classes_together(num_classes):
+    s = alike(num_classes)
+    upper = np.triu_indices(num_classes, 1)
+
+    def agreement(centers):
+        return [np.corrcoef((c @ c.T).numpy()[upper], s[upper])[0, 1] for c in centers[:2]]
+
+    plain = make_centers(num_classes, (8, 16, 64), "nested", seed=3)
+    aligned = make_centers(num_classes, (8, 16, 64), "nested", seed=3, similarity=s)
+    assert all(a > p + 0.1 for a, p in zip(agreement(aligned), agreement(plain)))
+    for c, b in zip(aligned, (8, 16, 64)):
+        assert torch.equal(c, aligned[-1][:, :b])
+    again = make_centers(num_classes, (8, 16, 64), "nested", seed=3, similarity=torch.tensor(s))
+    assert torch.equal(again[-1], aligned[-1])
+    if num_classes > 12:  # the same rows, given to other classes
+        assert min_distances(aligned, (8, 16, 64)) == min_distances(plain, (8, 16, 64))
+
+
+def test_no_similarity_is_an_equal_similarity():
+    plain = make_centers(10, (8, 32), "nested", seed=5)
+    flat = make_centers(10, (8, 32), "nested", seed=5, similarity=np.zeros((10, 10)))
+    assert torch.equal(plain[-1], flat[-1])
+
+
+@pytest.mark.parametrize(
+    ("kind", "similarity", "message"),
+    [
+        ("hadamard", np.eye(4), "similarity: serves centres of kind 'nested' only"),
+        ("nested", np.eye(3), r"similarity: expected numbers of shape \(4, 4\)"),
+        ("nested", np.triu(np.ones((4, 4))), "similarity: expected a symmetric matrix"),
+        ("nested", np.full((4, 4), np.nan), "similarity: expected a symmetric matrix"),
+    ],
+)
+def test_bad_similarity(kind, similarity, message):
+    with pytest.raises(ValueError, match=message):
+        make_centers(4, (8,), kind, similarity=similarity)
+
+
+def test_swaps_agree_with_recomputed_objective():
+    s, rows = alike(20), make_centers(20, (8, 24), "balanced", seed=1)[-1].double().numpy()
+
+    def objective(r):
+        return sum((s * (r[:, :b] @ r[:, :b].T / b))[np.triu_indices(20, 1)].sum() for b in (8, 24))
+
+    better = arrange(rows, (8, 24), s)
+    assert objective(better) > objective(rows)
+    assert sorted(map(tuple, better)) == sorted(map(tuple, rows))
+    for i in range(20):  # no swap is left that improves
+        for j in range(i):
+            order = np.arange(20)
+            order[[i, j]] = order[[j, i]]
+            assert objective(better[order]) <= objective(better) + 1e-6
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_class_similarity_finds_pairs_of_classes(wide):
+    generator = torch.Generator().manual_seed(0)
+    means = torch.randn(3, 400 if wide else 20, generator=generator).repeat_interleave(2, 0)
+    labels = torch.arange(6).repeat(40)
+    x = means[labels] + 0.7 * torch.randn(240, means.shape[1], generator=generator)
+    s = class_similarity(x, labels, 7)
+    assert torch.equal(s, s.T)
+    assert s.dtype == torch.float64
+    assert not s[6].any()
+    for c in range(6):
+        others = s[c, :6].clone()
+        others[c] = -9
+        assert others.argmax() == c ^ 1
+    multi_hot = torch.nn.functional.one_hot(labels, 7)
+    assert torch.allclose(class_similarity(x, multi_hot, 7), s)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (torch.zeros(0, 4), "features: expected shape"),
+        (torch.zeros(4), "features: expected shape"),
+        (torch.full((4, 2), torch.inf), "features: expected finite numbers"),
+    ],
+)
+def test_class_similarity_bad_input(features, message):
+    with pytest.raises(ValueError, match=message):
+        class_similarity(features, torch.zeros(len(features), dtype=torch.long), 2)

@@ -1,0 +1,152 @@
+"""The data of the experiments: real features or digits, whole or spoilt (label noise, few labels, long tails)."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nhl_fast.data import RetrievalData, load_dataset
+
+# Unsupervised 256-d k-means features of CIFAR-10 (JPEG copy); any .npz with `features` and `labels` will do.
+FEATURES = Path(
+    os.environ.get("NHL_FAST_FEATURES", Path(__file__).parents[3] / "shared" / "data" / "cifar10_kmeans256.npz")
+)
+
+
+def default_name() -> str:
+    """ "features" where the file is there, else the digits that scikit-learn carries."""
+    return "features" if FEATURES.is_file() else "digits"
+
+
+@functools.lru_cache(maxsize=2)
+def _read(path: str):
+    with np.load(path, allow_pickle=False) as file:
+        return torch.from_numpy(file["features"].astype(np.float32)), torch.from_numpy(
+            file["labels"].astype(np.int64)
+        )
+
+
+@functools.lru_cache(maxsize=1)
+def _pseudo_labels(path: str) -> torch.Tensor:
+    """100 classes from 10: each class's rows in halves along their first principal component, then in fifths."""
+    features, labels = _read(path)
+    features = (features - features.mean(0)) / features.std(0).clamp(min=1e-6)
+    fine = torch.zeros_like(labels)
+    for c in range(int(labels.max()) + 1):
+        halves = _cut(features, (labels == c).nonzero().flatten(), 2)
+        for i, rows in enumerate(part for half in halves for part in _cut(features, half, 5)):
+            fine[rows] = 10 * c + i
+    return fine
+
+
+def _cut(features: torch.Tensor, rows: torch.Tensor, parts: int) -> list[torch.Tensor]:
+    """Rows in equal parts along their first principal component."""
+    x = features[rows] - features[rows].mean(0)
+    component = torch.linalg.eigh(x.T @ x).eigenvectors[:, -1]
+    component = component * component[component.abs().argmax()].sign()
+    order = (x @ component).argsort(stable=True)
+    return list(rows[order].tensor_split(parts))
+
+
+def _spoil(labels: torch.Tensor, train: np.ndarray, spec: dict, seed: int) -> tuple[torch.Tensor, np.ndarray]:
+    """Labels and training rows after `noise`, `per_class` or `imbalance`; queries and database keep theirs."""
+    rng = np.random.default_rng([seed, 77])
+    classes = int(labels.max()) + 1
+    owner = labels.numpy()[train]
+    if "per_class" in spec:
+        train = np.concatenate([rng.permutation(train[owner == c])[: spec["per_class"]] for c in range(classes)])
+    if "imbalance" in spec:
+        sizes = [(owner == c).sum() * spec["imbalance"] ** (-i / (classes - 1)) for i, c in enumerate(range(classes))]
+        parts = [rng.permutation(train[owner == c])[: max(2, round(n))] for c, n in enumerate(sizes)]
+        train = np.concatenate(parts)
+    if "noise" in spec:
+        wrong = rng.permutation(train)[: round(spec["noise"] * len(train))]
+        labels = labels.clone()
+        shift = torch.from_numpy(rng.integers(1, classes, len(wrong)))
+        labels[wrong] = (labels[wrong] + shift) % classes
+    return labels, np.sort(train)
+
+
+def build(spec: dict, seed: int) -> RetrievalData:
+    """The data set of one run.
+
+    Args:
+        spec: "name" ("features", "pseudo100" or "digits"), "queries_per_class", "train_per_class", "validation",
+            and at most one of "noise" (share of wrong training labels), "per_class" (training rows a class) and
+            "imbalance" (largest over smallest class).
+        seed: of the split and of what is spoilt.
+    """
+    name, validation = spec["name"], spec.get("validation", 0.0)
+    if name == "digits":
+        inputs, labels = _digits()
+    elif FEATURES.is_file():
+        inputs, labels = _read(str(FEATURES))
+        if name == "pseudo100":
+            labels = _pseudo_labels(str(FEATURES))
+    else:
+        raise FileNotFoundError(f"features: {FEATURES} is not there; set NHL_FAST_FEATURES, or take --data digits")
+    plain = RetrievalData.from_tensors(
+        *(inputs, labels), **_rows(labels, spec, seed), validation=0.0, name=name, seed=seed
+    )
+    train = plain.train.indices.numpy()
+    noisy, train = _spoil(labels, train, spec, seed)
+    rows = torch.from_numpy(train)
+    mean, std = inputs[rows].mean(0), inputs[rows].std(0).clamp(min=1e-6)
+    data = RetrievalData.from_tensors(
+        (inputs - mean) / std,
+        noisy,
+        train=train,
+        query=plain.query.indices.numpy(),
+        database=plain.database.indices.numpy(),
+        validation=validation,
+        num_classes=int(labels.max()) + 1,
+        name=name,
+        seed=seed,
+    )
+    return data
+
+
+def _rows(labels: torch.Tensor, spec: dict, seed: int) -> dict:
+    """Queries and training rows, so many of every class; the database is what is left (the paper's protocol)."""
+    rng = np.random.default_rng([seed, 55])
+    query, train = [], []
+    q, t = spec["queries_per_class"], spec["train_per_class"]
+    for c in range(int(labels.max()) + 1):
+        rows = rng.permutation((labels == c).nonzero().flatten().numpy())
+        if len(rows) < q + t + 1:
+            raise ValueError(f"train_per_class: class {c} has {len(rows)} rows, fewer than {q + t + 1}")
+        query.append(rows[:q])
+        train.append(rows[q : q + t])
+    query, train = np.concatenate(query), np.concatenate(train)
+    taken = np.concatenate([query, train])
+    return {"query": query, "train": train, "database": np.setdiff1d(np.arange(len(labels)), taken)}
+
+
+@functools.lru_cache(maxsize=1)
+def _digits():
+    from sklearn.datasets import load_digits
+
+    x, y = load_digits(return_X_y=True)
+    return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
+
+
+def images(root, rows: int) -> RetrievalData:
+    """`rows` training pictures of CIFAR-10 and few others: enough to measure a step of a convolutional net."""
+    whole = load_dataset(
+        "cifar10",
+        root=root,
+        protocol="paper",
+        queries_per_class=1,
+        train_per_class=(rows + 200) // 10,
+        validation=0.0,
+    )
+    inputs, labels = whole.train.batch(slice(None))
+    order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(0))
+    train, query, database = order.split([rows, 100, len(order) - rows - 100])
+    return RetrievalData.from_tensors(
+        inputs, labels, train=train, query=query, database=database, validation=0.0, name="cifar10 pictures"
+    )

@@ -1,0 +1,117 @@
+"""One training run of an experiment: what it is (a `Job`), and what is kept of it (a JSON record)."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import statistics
+import tempfile
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from nhl_fast.checkpoint import load_weights
+from nhl_fast.config import TrainConfig
+from nhl_fast.metrics import evaluate_retrieval
+from nhl_fast.model import encode_split
+from nhl_fast.train import Trainer, weights_file
+
+from . import datasets, measures, weightings
+
+FORMAT = 1
+SPLIT_SEED = 10
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+        labels: which cell of its experiment it fills, as {"loss": "csq", "arm": "nested", ...}.
+        seed: of weights and batches; the split's is SPLIT_SEED more.
+        data: see `datasets.build`.
+        config: changes to `TrainConfig`.
+        rule: name of a weighting of `weightings`, or None.
+        measures: names of what to measure besides mAP (see `measures.after`, and "backbone").
+    """
+
+    labels: dict
+    seed: int
+    data: dict
+    config: dict
+    rule: str | None = None
+    measures: tuple[str, ...] = field(default=())
+
+    def key(self) -> str:
+        """Equal runs of different experiments have equal keys; a record that measured more also serves."""
+        same = [FORMAT, self.seed, self.data, self.config, self.rule, sorted(self.measures)]
+        return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:20]
+
+
+def run(job: Job) -> dict:
+    """Train, evaluate on the held-out queries (ties: expected), measure; the record."""
+    data = datasets.build(job.data, SPLIT_SEED + job.seed)
+    config = TrainConfig.from_dict({**job.config, "seed": job.seed})
+    rule = hook = None
+    if job.rule is not None:
+        rule = weightings.build(job.rule, len(config.code_lengths), job.seed)
+        config = dataclasses.replace(config, weighting="custom")
+    if "backbone" in job.measures:
+        hook = measures.BackboneConflicts()
+    own = {}
+    with tempfile.TemporaryDirectory() as folder:
+        keep = "best_per_length" in job.measures
+        config = dataclasses.replace(config, best_per_length=keep)
+        trainer = Trainer(data, config, folder if keep else None, weighting=rule, on_epoch=hook, progress=False)
+        if hook is not None:
+            hook.trainer = trainer
+        started = time.perf_counter()
+        result = trainer.fit()
+        seconds = time.perf_counter() - started
+        codes, scores = _evaluate(result.model, data, config.code_lengths)
+        if keep:
+            shared = {k: v.clone() for k, v in result.model.state_dict().items()}
+            for b in config.code_lengths:
+                load_weights(f"{folder}/{weights_file(b)}", result.model)
+                own[b] = _evaluate(result.model, data, (b,))[1][b]
+            result.model.load_state_dict(shared)
+    history = result.history
+    record = {
+        "map": {str(b): v for b, v in scores.items()},
+        "seconds": seconds,
+        "seconds_per_step": statistics.median(r["seconds"] / r["steps"] for r in history),
+        "epochs": len(history),
+        "threads": torch.get_num_threads(),
+        "weights": [r["weights"] for r in history][-1],
+        "conflicts": _mean_conflicts(history),
+        **measures.after(job.measures, result.model, data, *codes, config.code_lengths),
+    }
+    if own:
+        record["best_per_length"] = [
+            {"bits": b, "shared": scores[b], "own": value, "epoch": result.best_per_length[b]}
+            for b, value in own.items()
+        ]
+        record["best_epoch"] = result.best_epoch
+    if isinstance(rule, weightings.Recorder):
+        record["recorded"] = {
+            "steps": rule.steps,
+            "conflicts": (rule.conflicts / rule.steps).tolist(),
+            "broken_uniform": (rule.broken[0] / rule.steps).tolist(),
+            "broken_dominance": (rule.broken[1] / rule.steps).tolist(),
+        }
+    if hook is not None:
+        record["backbone"] = hook.rows()
+    return record
+
+
+def _evaluate(model, data, lengths):
+    codes = encode_split(model, data.query), encode_split(model, data.database)
+    scores = evaluate_retrieval(*codes, data.query.labels, data.database.labels, lengths=lengths, ties="expected")
+    return codes, scores.mean_average_precision
+
+
+def _mean_conflicts(history: list[dict]):
+    found = [r["conflicts"] for r in history if r["conflicts"] is not None]
+    return torch.tensor(found).mean(0).tolist() if found else None

@@ -1,0 +1,146 @@
+"""What a run measures besides mAP: every prefix, code quality, asymmetric search, conflicts in the backbone."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+import nhl_fast as nhl
+from nhl_fast.advise import advise
+from nhl_fast.code_quality import code_quality
+from nhl_fast.data import RetrievalData
+from nhl_fast.metrics import evaluate_retrieval
+from nhl_fast.model import HashModel, batches, encode_split
+from nhl_fast.run import prefix_map
+
+SHORTLIST = 1000
+
+
+@torch.no_grad()
+def outputs(model: HashModel, split, batch_size: int = 1024) -> torch.Tensor:
+    """Raw outputs (N, L) of every row of a split."""
+    model.eval()
+    return torch.cat([model(x) for x, _, _ in batches(split, batch_size)])
+
+
+def mean_ap(scores: torch.Tensor, relevant: torch.Tensor) -> float:
+    """mAP over the whole ranking by real-valued scores (Q, n), the highest first; ties by id."""
+    hits = relevant.gather(1, scores.argsort(dim=1, descending=True, stable=True)).double()
+    ranks = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64)
+    precision = (hits * hits.cumsum(1) / ranks).sum(1) / hits.sum(1).clamp(min=1)
+    return float(precision.mean())
+
+
+def asymmetric(model: HashModel, data: RetrievalData, lengths, queries: int = 100) -> list[dict]:
+    """Queries that say more than the short database codes that they search.
+
+    One row a length b, over the first `queries` queries: "codes" is b-bit against b-bit codes; "outputs" the
+    query's first b raw outputs against b-bit codes (by product); "long_query" its longest code, mapped to b numbers
+    by least squares on the training codes, against b-bit codes; "reranked" the nearest SHORTLIST at b bits, put in
+    order by the longest codes (the rest keeps its order).
+    """
+    picked = torch.randperm(len(data.query), generator=torch.Generator().manual_seed(0))[:queries]
+    q, db, train = (outputs(model, s) for s in (data.query, data.database, data.train))
+    q = q[picked]
+    q_sign, db_sign, train_sign = ((t > 0).float() * 2 - 1 for t in (q, db, train))
+    relevant = data.query.labels[picked][:, None] == data.database.labels[None]
+    packed_q, packed_db = nhl.pack_codes(q), nhl.pack_codes(db)
+    longest, rows = lengths[-1], []
+    gram = train_sign.T @ train_sign + 1e-3 * len(train) * torch.eye(longest)
+    far = nhl.hamming_distances(packed_q, packed_db, lengths=(longest,))[0].float()
+    for b in lengths:
+        mapped = q_sign @ torch.linalg.solve(gram, train_sign.T @ train_sign[:, :b])
+        near = nhl.hamming_distances(packed_q, packed_db, lengths=(b,))[0].float()
+        shortlist = near.argsort(dim=1, stable=True)[:, :SHORTLIST]
+        reranked = -(near + longest + 1)
+        reranked.scatter_(1, shortlist, -far.gather(1, shortlist))
+        rows.append(
+            {
+                "bits": b,
+                "codes": mean_ap(-near, relevant),
+                "outputs": mean_ap(q[:, :b] @ db_sign[:, :b].T, relevant),
+                "long_query": mean_ap(mapped @ db_sign[:, :b].T, relevant),
+                "reranked": mean_ap(reranked, relevant),
+            }
+        )
+    return rows
+
+
+def advice(model: HashModel, data: RetrievalData, q_codes, db_codes, lengths) -> list[dict]:
+    """What different ways to choose a length give on the queries; all of them look at the validation rows alone.
+
+    "best" and "95%" ask `advise` for the shortest prefix within 0.005 of the best, and with 95% of the best mAP;
+    "longest" and "64 by habit" take a fixed length, "trained, 95%" the shortest trained length with 95%. "oracle" is
+    the shortest prefix within 0.005 of the best on the queries themselves.
+    """
+    items, longest = len(data.database), lengths[-1]
+    seen = prefix_map(
+        encode_split(model, data.validation),
+        encode_split(model, data.validation_database),
+        data.validation.labels,
+        data.validation_database.labels,
+        longest,
+    )
+    real = prefix_map(q_codes, db_codes, data.query.labels, data.database.labels, longest)
+    enough = 0.95 * max(seen.values())
+    chosen = {
+        "best": advise(seen, items).bits,
+        "95%": advise(seen, items, min_map=enough).bits,
+        "longest": longest,
+        "64 by habit": min(64, longest),
+        "trained, 95%": next(b for b in (*lengths, longest) if seen[b] >= enough or b == longest),
+        "oracle": advise(real, items).bits,
+    }
+    return [{"rule": rule, "bits": bits, "mAP": real[bits]} for rule, bits in chosen.items()]
+
+
+class BackboneConflicts:
+    """Cosines between the lengths' gradients in the backbone, on a few batches after some epochs."""
+
+    def __init__(self, every: int = 5, batches_each: int = 4):
+        self.every, self.batches_each, self.cosines, self.trainer = every, batches_each, [], None
+
+    def __call__(self, record: dict) -> None:
+        if record["epoch"] % self.every:
+            return
+        trainer = self.trainer
+        # A copy, since a bank takes in what it is shown.
+        loss = copy.deepcopy(trainer.objective.loss)
+        parameters = [p for p in trainer.model.backbone.parameters() if p.requires_grad]
+        size = trainer.config.batch_size
+        order = torch.randperm(len(trainer.data.train), generator=torch.Generator().manual_seed(record["epoch"]))
+        for rows in order.split(size)[: self.batches_each]:
+            x, labels = trainer.data.train.batch(rows)
+            values = loss(trainer.model(x), labels, rows)
+            grads = [torch.autograd.grad(v, parameters, retain_graph=True) for v in values]
+            flat = torch.stack([torch.cat([g.flatten() for g in grad]) for grad in grads])
+            flat = torch.nn.functional.normalize(flat, dim=1)
+            self.cosines.append(flat @ flat.T)
+
+    def rows(self) -> dict:
+        cosines = torch.stack(self.cosines)
+        return {"cosine": cosines.mean(0).tolist(), "negative": (cosines < 0).float().mean(0).tolist()}
+
+
+def after(names, model: HashModel, data: RetrievalData, q_codes, db_codes, lengths) -> dict:
+    """The measures `names` of a trained model, JSON-ready."""
+    found, labels = {}, (data.query.labels, data.database.labels)
+    if "prefixes" in names:
+        found["prefix_map"] = list(prefix_map(q_codes, db_codes, *labels, lengths[-1]).values())
+    if "quality" in names:
+        found["quality"] = code_quality(db_codes, lengths)
+    if "asymmetric" in names:
+        found["asymmetric"] = asymmetric(model, data, lengths)
+    if "advice" in names:
+        found["advice"] = advice(model, data, q_codes, db_codes, lengths)
+    if "ties" in names:
+        found["ties"] = {
+            rule: list(
+                evaluate_retrieval(
+                    q_codes, db_codes, *labels, lengths=lengths, ties=rule
+                ).mean_average_precision.values()
+            )
+            for rule in ("best", "worst", "id")
+        }
+    return found
