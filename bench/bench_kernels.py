@@ -5,8 +5,8 @@
 On a CUDA device at the sizes of use, synchronized after every call (so a small kernel's time is mostly its launch;
 gpu_check.py replays CUDA graphs instead). Without one in Triton's interpreter at a tiny size, which shows that the
 benchmark works and nothing else: its tables say so. Every result is checked before it is timed. The extra_info of a
-row holds the kernel's floor (see floors.py), the bytes it must move and the operations it must do, and `gap`: what
-stands between the two.
+row holds the kernel's floor (see floors.py): the bytes it must move and the operations it must do, on a CUDA device
+also in milliseconds at its measured rates, and `gap`, the place for what stands between the two.
 """
 
 import os
@@ -22,14 +22,21 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 from floors import GAPS  # noqa: E402
 from gpu_device import DEVICE, relative_error, synchronize  # noqa: E402
+from gpu_kernels import against_floor  # noqa: E402
+from gpu_parts import measured_rates  # noqa: E402
 from kernel_cases import CASES, wanted  # noqa: E402
 
 GROUP = "{}" if DEVICE == "cuda" else "{} (interpreted on a CPU: no result)"
 
 
+@pytest.fixture(scope="module")
+def rates():
+    return {key: rate for key, rate, *_ in measured_rates()} if DEVICE == "cuda" else {}
+
+
 @pytest.mark.parametrize("which", ["triton", "torch"])
 @pytest.mark.parametrize("case", wanted(), ids=lambda c: f"{c[0]}-{c[1]}x{c[2]}-{str(c[3])[6:]}")
-def test_kernel(benchmark, case, which):
+def test_kernel(benchmark, case, which, rates):
     name, *size = case
     made = CASES[name](*size)
     error = relative_error(made.fused(), made.plain())
@@ -42,8 +49,9 @@ def test_kernel(benchmark, case, which):
 
     benchmark.group = GROUP.format(name)
     benchmark.extra_info.update(
-        bytes=made.floor[0], operations=made.floor[1], gap=GAPS[name], device=DEVICE, implementation=which
-    )
+        bytes=made.floor[0], operations=made.floor[1], gap=GAPS[name], device=DEVICE, implementation=which,
+        **against_floor(made.floor, made.unit, rates),
+    )  # fmt: skip
     benchmark(call)
 
 

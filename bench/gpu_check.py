@@ -75,10 +75,8 @@ def main(arguments=None) -> int:
     parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
     parser.add_argument("--budget", type=float, default=540, help="seconds in all")
     parser.add_argument("--losses", default="", help="for the part steps; all ten if empty")
-    parser.add_argument("--out", type=Path, default=HERE / "results", help="where results go unless $OUT is set")
-    parser.add_argument(
-        "--state", type=Path, default=HERE.parent / "build" / "gpu_check", help="what is gone on with"
-    )
+    parser.add_argument("--out", type=Path, default=OUT, help="where results go unless $OUT is set")
+    parser.add_argument("--state", type=Path, default=STATE, help="the folder of what is gone on with")
     parser.add_argument("--fresh", action="store_true", help="forget what was done before")
     options = parser.parse_args(arguments)
     from nhl_fast.losses import REGISTRY

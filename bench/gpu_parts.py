@@ -72,23 +72,25 @@ def build(report, seconds: float, options) -> str:
     return tail(run(report, "backends", [sys.executable, "-m", "nhl_fast.native"], 60)[1], 6)
 
 
-def ceilings(report, seconds: float, options) -> str:
-    """What the card can do at most: bytes copied, and products of large matrices."""
-    sizes = (1 << 16, 64) if REHEARSAL else (1 << 28, 8192)
-    report.head["copy_gb_s"], ms, runs = copy_gb_s(DEVICE, sizes[0])
-    row = {"part": "ceilings", "case": "copy, bytes read and written", "ms": ms, "runs": runs}
-    report.add(row | {"gb_s": report.head["copy_gb_s"]})
-    n, before = sizes[1], torch.backends.cuda.matmul.allow_tf32
-    for name, dtype, tf32 in (
-        ("fp32", torch.float32, False), ("tf32", torch.float32, True), ("bf16", torch.bfloat16, False),
-    ):  # fmt: skip
-        torch.backends.cuda.matmul.allow_tf32 = tf32
+def measured_rates():
+    """(name, rate, case, milliseconds, runs) of what the card can do at most: bytes copied, large matrix products."""
+    elements, n = (1 << 16, 64) if REHEARSAL else (1 << 28, 8192)
+    rate, ms, runs = copy_gb_s(DEVICE, elements)
+    yield "copy_gb_s", rate, "copy, bytes read and written", ms, runs
+    before = torch.backends.cuda.matmul.allow_tf32
+    for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
+        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
         ms, runs = milliseconds(partial(torch.matmul, a, b))
-        rate = report.head[f"matmul_{name}_tflop_s"] = round(2 * n**3 / ms / 1e9, 3)
-        row = {"part": "ceilings", "case": f"matrix product {name}, {n}", "ms": ms, "runs": runs}
-        report.add(row | {"tflop_s": rate})
-    torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cuda.matmul.allow_tf32 = before
+        yield f"matmul_{name}_tflop_s", round(2 * n**3 / ms / 1e9, 3), f"matrix product {name}, {n}", ms, runs
+
+
+def ceilings(report, seconds: float, options) -> str:
+    for name, rate, case, ms, runs in measured_rates():
+        report.head[name] = rate
+        unit = "gb_s" if name == "copy_gb_s" else "tflop_s"
+        report.add({"part": "ceilings", "case": case, "ms": ms, "runs": runs, unit: rate})
     return ""
 
 

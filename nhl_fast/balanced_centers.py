@@ -2,7 +2,7 @@
 
 A column of the centres is a split of the classes in two. A half-and-half split adds the most to the mean distance
 (C^2 / 4 pairs), and gives each bit as many examples of either value; columns that are all different do not repeat one
-another's errors. So every column is balanced, no column comes back while others are left, and coordinate descent over
+another's errors. So every column is balanced, a column that is there already costs more, and coordinate descent over
 all balanced columns makes the minimum distance at every length large. A beam keeps several prefixes, since the best
 short code need not have the best continuation.
 

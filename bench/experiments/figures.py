@@ -23,7 +23,7 @@ def panels(document: dict, path) -> None:
     """mAP against bits: a panel for each value of the first axis, a line for each combination of the others."""
     grouped: dict[str, list] = {}
     for labels, rows in _cells(document["rows"]).items():
-        *methods, arm = (v for _, v in labels[1:])
+        *methods, arm = [v for _, v in labels[1:]] or [labels[0][1]]
         grouped.setdefault(labels[0][1], []).append((", ".join(methods), arm, rows))
     names = list(dict.fromkeys(name for lines in grouped.values() for name, *_ in lines))
     arms = list(dict.fromkeys(arm for lines in grouped.values() for _, arm, _ in lines))

@@ -5,12 +5,12 @@ from functools import cache
 import aot
 import pytest
 
-QUICK = ("bank", "similarity", "distillation", "pairwise/pairs/dsh", "pair_sums/dch")
+QUICK = ("bank", "similarity", "distillation", "pairwise/pairs/dsh", "pair_sums/dch", "dots/transposed")
 
 
 @cache
-def rows(arch: int, match: str = "") -> list[dict]:
-    return aot.subprocess_table((arch,), match)
+def rows(arch: int, match: str = "", ones: bool = False) -> list[dict]:
+    return aot.subprocess_table((arch,), match, ones)
 
 
 def assert_sound(table):
@@ -31,6 +31,21 @@ def test_tensor_cores_where_tf32_is_allowed(match):
     for row in rows(90, match):
         assert (row["tensor_core"] > 0) == row["kernel"].endswith("tf32"), row
         assert row["tensor_core"] > 0 or row["fma"] > 100, row
+
+
+def test_features_are_read_16_bytes_at_a_time():
+    (row,) = (row for row in rows(90, "dots/transposed") if row["kernel"].endswith("fp32_ieee"))
+    assert row["wide_loads"] == row["loads"] > 0, row
+
+
+def test_integers_of_one_are_constants():
+    """Triton compiles a launch anew where an integer is 1, and then takes it as a constant."""
+    assert_sound(rows(90, "pair_sums/dch", ones=True))
+
+
+@pytest.mark.slow
+def test_every_kernel_with_integers_of_one():
+    assert rows(90, ones=True)
 
 
 @pytest.mark.slow
