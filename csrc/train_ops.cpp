@@ -52,13 +52,14 @@ const T* column(const Tensor& t, int64_t size, ScalarType type, const char* name
   return static_cast<const T*>(t.const_data_ptr());
 }
 
-Batch batch_of(const Tensor& u, const Ints& lengths) {
+Batch batch_of(const Tensor& u, const Ints& lengths, double reference_bits = 0) {
   STD_TORCH_CHECK(!lengths.empty() && lengths[0] >= 1, "lengths: expected at least one, all positive");
   for (size_t k = 1; k < lengths.size(); ++k)
     STD_TORCH_CHECK(lengths[k - 1] < lengths[k], "lengths: expected increasing lengths");
   const float* const data = matrix(u, -1, lengths.back(), "u");
   STD_TORCH_CHECK(u.size(0) >= 1, "u: expected at least one row");
-  return {data, u.size(0), lengths};
+  STD_TORCH_CHECK(reference_bits >= 0, "reference_bits: expected a number of at least 0, got ", reference_bits);
+  return {data, u.size(0), lengths, static_cast<float>(reference_bits)};
 }
 
 Labels labels_of(const Tensor& labels, int64_t rows, const char* name) {
@@ -179,36 +180,36 @@ Pair dpn_cpu(const Tensor& u, const Tensor& centers, const std::optional<Tensor>
 }
 
 Pair dsh_cpu(const Tensor& u, const Tensor& labels, const Tensor& bank, const Tensor& bank_labels,
-             const Tensor& written, Ints lengths, double alpha, double margin) {
+             const Tensor& written, Ints lengths, double alpha, double margin, bool balance) {
   const Batch batch = batch_of(u, lengths);
   const Labels own = labels_of(labels, batch.n, "labels");
   const Made made(batch);
-  dsh(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), number(margin), made.loss,
+  dsh(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), number(margin), balance, made.loss,
       executor());
   return made.result();
 }
 
 Pair dhn_cpu(const Tensor& u, const Tensor& labels, const Tensor& bank, const Tensor& bank_labels,
-             const Tensor& written, Ints lengths, double alpha) {
-  const Batch batch = batch_of(u, lengths);
+             const Tensor& written, Ints lengths, double alpha, double reference_bits, bool balance) {
+  const Batch batch = batch_of(u, lengths, reference_bits);
   const Labels own = labels_of(labels, batch.n, "labels");
   const Made made(batch);
-  dhn(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), made.loss, executor());
+  dhn(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), balance, made.loss, executor());
   return made.result();
 }
 
 Pair dbdh_cpu(const Tensor& u, const Tensor& labels, const Tensor& bank, const Tensor& bank_labels,
-              const Tensor& written, Ints lengths, double alpha, double clamp) {
-  const Batch batch = batch_of(u, lengths);
+              const Tensor& written, Ints lengths, double alpha, double clamp, double reference_bits, bool balance) {
+  const Batch batch = batch_of(u, lengths, reference_bits);
   const Labels own = labels_of(labels, batch.n, "labels");
   const Made made(batch);
-  dbdh(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), number(clamp), made.loss,
-       executor());
+  dbdh(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), number(clamp), balance,
+       made.loss, executor());
   return made.result();
 }
 
-Pair lcdsh_cpu(const Tensor& u, const Tensor& labels, Ints lengths, double eta, double clamp) {
-  const Batch batch = batch_of(u, lengths);
+Pair lcdsh_cpu(const Tensor& u, const Tensor& labels, Ints lengths, double eta, double clamp, double reference_bits) {
+  const Batch batch = batch_of(u, lengths, reference_bits);
   const Made made(batch);
   lcdsh(batch, labels_of(labels, batch.n, "labels"), number(eta), number(clamp), made.loss, executor());
   return made.result();
@@ -224,8 +225,8 @@ Pair dch_cpu(const Tensor& u, const Tensor& labels, Ints lengths, double gamma, 
 }
 
 Pair dtsh_cpu(const Tensor& u, const Tensor& labels, Ints lengths, double margin, double quantization, double low,
-              double high) {
-  const Batch batch = batch_of(u, lengths);
+              double high, double reference_bits) {
+  const Batch batch = batch_of(u, lengths, reference_bits);
   const Made made(batch);
   dtsh(batch, labels_of(labels, batch.n, "labels"), number(margin), number(quantization), number(low), number(high),
        made.loss, executor());
@@ -233,9 +234,10 @@ Pair dtsh_cpu(const Tensor& u, const Tensor& labels, Ints lengths, double margin
 }
 
 Pair center_softmax_cpu(const Tensor& u, const Tensor& labels, const Tensor& centers, Ints lengths, double scale,
-                        double negative_weight, double quantization, const std::optional<Tensor>& bank,
-                        const std::optional<Tensor>& bank_labels, const std::optional<Tensor>& written) {
-  const Batch batch = batch_of(u, lengths);
+                        double negative_weight, double quantization, double reference_bits,
+                        const std::optional<Tensor>& bank, const std::optional<Tensor>& bank_labels,
+                        const std::optional<Tensor>& written) {
+  const Batch batch = batch_of(u, lengths, reference_bits);
   const Labels own = labels_of(labels, batch.n, "labels");
   const Made made(batch);
   const float* const c = matrix(centers, -1, made.deltas.size(1), "centers");
@@ -269,23 +271,25 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nhl_fast, m) {
       " -> (Tensor, Tensor)");
   m.def(
       "step_dsh(Tensor u, Tensor labels, Tensor bank, Tensor bank_labels, Tensor written, int[] lengths,"
-      " float alpha, float margin) -> (Tensor, Tensor)");
+      " float alpha, float margin, bool balance) -> (Tensor, Tensor)");
   m.def(
       "step_dhn(Tensor u, Tensor labels, Tensor bank, Tensor bank_labels, Tensor written, int[] lengths,"
-      " float alpha) -> (Tensor, Tensor)");
+      " float alpha, float reference_bits, bool balance) -> (Tensor, Tensor)");
   m.def(
       "step_dbdh(Tensor u, Tensor labels, Tensor bank, Tensor bank_labels, Tensor written, int[] lengths,"
-      " float alpha, float clamp) -> (Tensor, Tensor)");
-  m.def("step_lcdsh(Tensor u, Tensor labels, int[] lengths, float eta, float clamp) -> (Tensor, Tensor)");
+      " float alpha, float clamp, float reference_bits, bool balance) -> (Tensor, Tensor)");
+  m.def(
+      "step_lcdsh(Tensor u, Tensor labels, int[] lengths, float eta, float clamp, float reference_bits)"
+      " -> (Tensor, Tensor)");
   m.def(
       "step_dch(Tensor u, Tensor labels, int[] lengths, float gamma, float quantization, float max_cosine)"
       " -> (Tensor, Tensor)");
   m.def(
-      "step_dtsh(Tensor u, Tensor labels, int[] lengths, float margin, float quantization, float low, float high)"
-      " -> (Tensor, Tensor)");
+      "step_dtsh(Tensor u, Tensor labels, int[] lengths, float margin, float quantization, float low, float high,"
+      " float reference_bits) -> (Tensor, Tensor)");
   m.def(
       "step_center_softmax(Tensor u, Tensor labels, Tensor centers, int[] lengths, float scale,"
-      " float negative_weight, float quantization, Tensor? bank=None, Tensor? bank_labels=None,"
+      " float negative_weight, float quantization, float reference_bits, Tensor? bank=None, Tensor? bank_labels=None,"
       " Tensor? written=None) -> (Tensor, Tensor)");
 }
 

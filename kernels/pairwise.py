@@ -11,6 +11,8 @@ Multiply-adds per pair: the length of every job for the inner products, its colu
 8 to 128 bits). Bytes: the bank once a row tile and job, from L2.
 """
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
@@ -19,8 +21,9 @@ from . import penalties, tiles
 from .arithmetic import bit_sign, load_tile, zeros
 from .pair_losses import PAIR_LOSSES
 from .pair_sums import add_up
-from .similarity import comparable, count_similar, similar_tile
+from .similarity import comparable, count_pairs, similar_tile
 
+BALANCING = ("dsh", "dhn", "dbdh", "dbdh_unclamped")  # the losses with the option `balance`
 CONFIG = tiles.Tiles(rows=32, columns=16, bits=16, width=64, warps=4, stages=1)
 
 
@@ -49,29 +52,34 @@ def _products(
 
 
 @triton.jit
-def _pair_weights(positives, num_rows, num_columns, num_positive_parts):
-    """Weights of similar and of other pairs: how rare they are; 1 where there is only one kind."""
+def _pair_weights(number, num_parts, share):
+    """Weights of similar and of other pairs: `share` times how rare they are; 1 where there is only one kind.
+
+    number (num_parts, 2): similar pairs and all pairs, to be added up.
+    """
     similar_pairs = tl.sum(tl.zeros((32,), tl.int64))
-    for start in range(0, num_positive_parts, 32):
+    all_pairs = tl.sum(tl.zeros((32,), tl.int64))
+    for start in range(0, num_parts, 32):
         at = start + tl.arange(0, 32)
-        similar_pairs += tl.sum(tl.load(positives + at, mask=at < num_positive_parts, other=0))
-    all_pairs = (num_rows * 1.0) * num_columns
-    other_pairs = tl.cast(num_rows, tl.int64) * num_columns - similar_pairs
+        similar_pairs += tl.sum(tl.load(number + 2 * at, mask=at < num_parts, other=0))
+        all_pairs += tl.sum(tl.load(number + 2 * at + 1, mask=at < num_parts, other=0))
+    other_pairs = all_pairs - similar_pairs
     both = (similar_pairs > 0) & (other_pairs > 0)
-    weight_similar = tl.where(both, all_pairs / tl.maximum(similar_pairs, 1).to(tl.float32), 1.0)
-    weight_other = tl.where(both, all_pairs / tl.maximum(other_pairs, 1).to(tl.float32), 1.0)
+    amount = share * all_pairs.to(tl.float32)
+    weight_similar = tl.where(both, amount / tl.maximum(similar_pairs, 1).to(tl.float32), 1.0)
+    weight_other = tl.where(both, amount / tl.maximum(other_pairs, 1).to(tl.float32), 1.0)
     return weight_similar, weight_other
 
 
 @triton.jit
 def _job(
-    u, others, row_labels, column_labels, written, positives, gradients, values, counts, statistics, squares,
-    penalty_values, num_rows, num_columns, words, tiles_per_part, num_positive_parts, c0, c1,
+    u, others, row_labels, column_labels, written, number, gradients, values, counts, statistics, squares,
+    penalty_values, num_rows, num_columns, words, tiles_per_part, num_number_parts, share, reference, c0, c1,
     FUNCTION: tl.constexpr, PENALTY: tl.constexpr, K: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr,
     OFFSET: tl.constexpr, LENGTHS: tl.constexpr, T: tl.constexpr, COUNTS: tl.constexpr, MULTI: tl.constexpr,
     MASKED: tl.constexpr, SQUARES: tl.constexpr, SIGNS: tl.constexpr, CLAMP: tl.constexpr, BALANCED: tl.constexpr,
-    COUNT_SIMILAR: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    BITS: tl.constexpr,
+    SCALES: tl.constexpr, COUNT_SIMILAR: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     M: tl.constexpr = len(LENGTHS)
     L: tl.constexpr = LENGTHS[M - 1]
@@ -84,7 +92,8 @@ def _job(
     weight_similar = 1.0
     weight_other = 1.0
     if BALANCED:
-        weight_similar, weight_other = _pair_weights(positives, num_rows, num_columns, num_positive_parts)
+        weight_similar, weight_other = _pair_weights(number, num_number_parts, share)
+    ratio = tl.where(reference > 0, reference / B, 1.0)
     own = tl.zeros((ROWS,), tl.float32)
     if SQUARES:
         _, own = penalties.row_sums(u, first_row, num_rows, B, 0, L, ROWS, BITS, CLAMP)
@@ -105,12 +114,17 @@ def _job(
             inside = inside & (tl.load(written + columns, mask=columns < num_columns, other=0)[None, :] != 0)
         if COUNTS:
             count += ((inside & similar) if COUNT_SIMILAR else inside).to(tl.int32)
+        if SCALES:
+            inner *= ratio
+            coded *= ratio
         loss, pull, kept = FUNCTION(inner, coded, own[:, None], other[None, :], similar, B * 1.0, c0, c1)
         if BALANCED:
             weights = tl.where(similar, weight_similar, weight_other)
             loss *= weights
             pull *= weights
             kept *= weights
+        if SCALES:
+            pull *= ratio
         value += tl.where(inside, loss, 0.0)
         if SQUARES:
             keep += tl.where(inside, kept, 0.0)
@@ -136,22 +150,22 @@ def _job(
 
 @triton.jit
 def pair_kernel(
-    u, others, row_labels, column_labels, written, positives, gradients, values, counts, statistics, squares,
-    penalty_values, num_rows, num_columns, words, tiles_per_part, num_positive_parts, c0, c1,
+    u, others, row_labels, column_labels, written, number, gradients, values, counts, statistics, squares,
+    penalty_values, num_rows, num_columns, words, tiles_per_part, num_number_parts, share, reference, c0, c1,
     FUNCTION: tl.constexpr, PENALTY: tl.constexpr, LENGTHS: tl.constexpr, JOBS: tl.constexpr, T: tl.constexpr,
     MULTI: tl.constexpr, MASKED: tl.constexpr, SQUARES: tl.constexpr, SIGNS: tl.constexpr, CLAMP: tl.constexpr,
-    BALANCED: tl.constexpr, COUNT_SIMILAR: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, BITS: tl.constexpr,
+    BALANCED: tl.constexpr, SCALES: tl.constexpr, COUNT_SIMILAR: tl.constexpr, PRECISION: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """Grid (row tiles, parts, jobs)."""
     for j in tl.static_range(len(JOBS) // 4):
         if tl.program_id(2) == j:
             _job(
-                u, others, row_labels, column_labels, written, positives, gradients, values, counts, statistics,
-                squares, penalty_values, num_rows, num_columns, words, tiles_per_part, num_positive_parts, c0, c1,
-                FUNCTION, PENALTY, JOBS[4 * j], JOBS[4 * j + 1], JOBS[4 * j + 2], JOBS[4 * j + 3], LENGTHS, T,
-                j == len(JOBS) // 4 - 1, MULTI, MASKED, SQUARES, SIGNS, CLAMP, BALANCED, COUNT_SIMILAR, PRECISION,
-                ROWS, COLUMNS, BITS,
+                u, others, row_labels, column_labels, written, number, gradients, values, counts, statistics,
+                squares, penalty_values, num_rows, num_columns, words, tiles_per_part, num_number_parts, share,
+                reference, c0, c1, FUNCTION, PENALTY, JOBS[4 * j], JOBS[4 * j + 1], JOBS[4 * j + 2], JOBS[4 * j + 3],
+                LENGTHS, T, j == len(JOBS) // 4 - 1, MULTI, MASKED, SQUARES, SIGNS, CLAMP, BALANCED, SCALES,
+                COUNT_SIMILAR, PRECISION, ROWS, COLUMNS, BITS,
             )  # fmt: skip
 
 
@@ -160,9 +174,9 @@ def precision(loss) -> str:
     return "ieee" if loss.signs else tiles.dot_precision()
 
 
-def options(loss, kind: str) -> dict:
-    """Launch options of a loss at a precision of its products."""
-    return CONFIG.options() | {"maxnreg": loss.registers if kind == "ieee" else 255}
+def options(loss, kind: str, balance: bool) -> dict:
+    """Launch options of a loss at a precision of its products; balanced likelihoods would spill at 168 registers."""
+    return CONFIG.options() | {"maxnreg": loss.registers if kind == "ieee" and not balance else 255}
 
 
 def launch(
@@ -179,11 +193,15 @@ def launch(
     values: torch.Tensor,
     deltas: torch.Tensor,
     *,
+    reference: float = 0.0,
+    balance: bool = False,
     add: bool = False,
 ) -> None:
     """Fill (or, with `add`, add to) `values` (m,) and `deltas` (N, sum of the lengths).
 
     u (N, L) and others (M, L) float32 contiguous, labels as ids or multi-hot rows, written (M,) bool or None.
+    reference: inner products of b bits count reference / b times (0: as they are); balance: similar and other pairs
+    weigh half each.
     """
     loss, lengths = PAIR_LOSSES[kind], tiles.check_lengths(lengths)
     n, m, num_lengths, total = u.shape[0], others.shape[0], len(lengths), sum(lengths)
@@ -191,7 +209,8 @@ def launch(
     jobs = tiles.jobs(lengths, CONFIG.width)
     parts = tiles.splits(row_tiles * len(jobs) // 4, column_tiles, u.device)
     labels, other_labels, words = comparable(labels, other_labels)
-    positives = count_similar(labels, words) if loss.balanced else u
+    balanced = loss.balanced or balance
+    number = count_pairs(labels, other_labels, written, words) if balanced else u
     gradients = u.new_empty(parts, n, total)
     sums = u.new_empty(row_tiles * parts, num_lengths)
     counts = u.new_empty(row_tiles * parts, dtype=torch.int64)
@@ -201,13 +220,13 @@ def launch(
         else (u, u, u)
     )
     pair_kernel[(row_tiles, parts, len(jobs) // 4)](
-        u, others, labels, other_labels, u if written is None else written.view(torch.uint8), positives, gradients,
+        u, others, labels, other_labels, u if written is None else written.view(torch.uint8), number, gradients,
         sums, counts, statistics, squares, penalty_values, n, m, words, triton.cdiv(column_tiles, parts),
-        len(positives) if loss.balanced else 0, float(c0), float(c1),
+        len(number) if balanced else 0, 1.0 if loss.balanced else 0.5, float(reference), float(c0), float(c1),
         FUNCTION=loss.function, PENALTY=loss.penalty, LENGTHS=lengths, JOBS=jobs, T=total, MULTI=words > 0,
         MASKED=written is not None, SQUARES=loss.squares, SIGNS=loss.signs, CLAMP=loss.clamp,
-        BALANCED=loss.balanced, COUNT_SIMILAR=loss.count_similar, PRECISION=precision(loss), ROWS=CONFIG.rows,
-        COLUMNS=CONFIG.columns, BITS=CONFIG.bits, **options(loss, precision(loss)),
+        BALANCED=balanced, SCALES=loss.scales, COUNT_SIMILAR=loss.count_similar, PRECISION=precision(loss),
+        ROWS=CONFIG.rows, COLUMNS=CONFIG.columns, BITS=CONFIG.bits, **options(loss, precision(loss), balance),
     )  # fmt: skip
     add_up(
         loss, u, gradients, sums, counts, statistics, squares, penalty_values, lengths, c0, c1, penalty_weight,
@@ -222,16 +241,22 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     for name, loss in PAIR_LOSSES.items():
         signature = {
             **dict.fromkeys(names, "*fp32"), "row_labels": "*i64", "column_labels": "*i64", "written": "*u8",
-            "positives": "*i64", "counts": "*i64", "num_rows": "i32:16", "num_columns": "i32", "words": "i32",
-            "tiles_per_part": "i32", "num_positive_parts": "i32", "c0": "fp32", "c1": "fp32",
+            "number": "*i64", "counts": "*i64", "num_rows": "i32:16", "num_columns": "i32", "words": "i32",
+            "tiles_per_part": "i32", "num_number_parts": "i32",
+            **dict.fromkeys(("share", "reference", "c0", "c1"), "fp32"),
         }  # fmt: skip
-        for kind in ("ieee",) if loss.signs else ("ieee", "tf32"):
+        weighed = (False, True) if name in BALANCING else (loss.balanced,)
+        for kind, balanced in itertools.product(("ieee",) if loss.signs else ("ieee", "tf32"), weighed):
             constants = {
                 "FUNCTION": loss.function, "PENALTY": loss.penalty, "LENGTHS": lengths,
                 "JOBS": tiles.jobs(lengths, CONFIG.width), "T": sum(lengths), "MULTI": False,
                 "MASKED": name not in ("dch", "lcdsh"), "SQUARES": loss.squares, "SIGNS": loss.signs,
-                "CLAMP": loss.clamp, "BALANCED": loss.balanced, "COUNT_SIMILAR": loss.count_similar,
-                "PRECISION": kind, "ROWS": CONFIG.rows, "COLUMNS": CONFIG.columns, "BITS": CONFIG.bits,
+                "CLAMP": loss.clamp, "BALANCED": balanced, "SCALES": loss.scales,
+                "COUNT_SIMILAR": loss.count_similar, "PRECISION": kind, "ROWS": CONFIG.rows,
+                "COLUMNS": CONFIG.columns, "BITS": CONFIG.bits,
             }  # fmt: skip
-            made.append((f"pairs/{name}/{kind}", pair_kernel, signature, constants, options(loss, kind)))
+            form = f"pairs/{name}/{kind}" + ("/balanced" if balanced and not loss.balanced else "")
+            made.append(
+                (form, pair_kernel, signature, constants, options(loss, kind, balanced and not loss.balanced))
+            )
     return made

@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from . import tiles
 from .pointwise import as_bytes, launch_options
 
 PACK_ROWS = 32
@@ -56,24 +57,36 @@ def pack_kernel(
     LEFT_IDS: tl.constexpr, RIGHT_IDS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     tile = tl.program_id(0)
-    tiles = tl.cdiv(num_left, ROWS)
-    if tile < tiles:
+    left_tiles = tl.cdiv(num_left, ROWS)
+    if tile < left_tiles:
         _pack_rows(left, packed_left, tile, num_left, num_classes, words, LEFT_IDS, ROWS)
     else:
-        _pack_rows(right, packed_right, tile - tiles, num_right, num_classes, words, RIGHT_IDS, ROWS)
+        _pack_rows(right, packed_right, tile - left_tiles, num_right, num_classes, words, RIGHT_IDS, ROWS)
 
 
 @triton.jit
-def count_kernel(labels, partial, num_rows, words, MULTI: tl.constexpr, TILE: tl.constexpr):
-    """partial[tile] (int64): number of similar pairs in the tile's rows, within the batch."""
+def count_kernel(
+    left, right, written, partial, num_rows, num_columns, tiles_per_part, words, MULTI: tl.constexpr,
+    MASKED: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """partial[tile, part] (two int64): similar pairs, and all pairs that count, of a tile of rows and columns."""
     tile = tl.program_id(0)
+    part = tl.program_id(1)
     rows = tile.to(tl.int64) * TILE + tl.arange(0, TILE)
-    total = tl.zeros((TILE,), tl.int32)
-    for start in range(0, num_rows, TILE):
+    similar_pairs = tl.zeros((TILE,), tl.int32)
+    pairs = tl.zeros((TILE,), tl.int32)
+    first = part * tiles_per_part * TILE
+    for start in range(first, min(first + tiles_per_part * TILE, num_columns), TILE):
         columns = (start + tl.arange(0, TILE)).to(tl.int64)
-        similar = similar_tile(labels, labels, rows, columns, num_rows, num_rows, words, MULTI)
-        total += tl.sum(similar.to(tl.int32), axis=1)
-    tl.store(partial + tile, tl.sum(total.to(tl.int64)))
+        inside = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
+        if MASKED:
+            inside = inside & (tl.load(written + columns, mask=columns < num_columns, other=0)[None, :] != 0)
+        similar = similar_tile(left, right, rows, columns, num_rows, num_columns, words, MULTI)
+        similar_pairs += tl.sum((similar & inside).to(tl.int32), axis=1)
+        pairs += tl.sum(inside.to(tl.int32), axis=1)
+    place = partial + 2 * (tile * tl.num_programs(1) + part)
+    tl.store(place, tl.sum(similar_pairs.to(tl.int64)))
+    tl.store(place + 1, tl.sum(pairs.to(tl.int64)))
 
 
 def comparable(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, int]:
@@ -88,8 +101,8 @@ def comparable(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, t
     same = left is right
     packed = left.new_empty((left.shape[0], words), dtype=torch.int32)
     other = packed if same else right.new_empty((right.shape[0], words), dtype=torch.int32)
-    tiles = triton.cdiv(left.shape[0], PACK_ROWS) + (0 if same else triton.cdiv(right.shape[0], PACK_ROWS))
-    pack_kernel[(tiles,)](
+    programs = triton.cdiv(left.shape[0], PACK_ROWS) + (0 if same else triton.cdiv(right.shape[0], PACK_ROWS))
+    pack_kernel[(programs,)](
         as_bytes(left.contiguous()), as_bytes(right.contiguous()), packed, other, left.shape[0], right.shape[0],
         num_classes, words,
         LEFT_IDS=left.ndim == 1, RIGHT_IDS=right.ndim == 1, ROWS=PACK_ROWS, num_warps=4,
@@ -98,18 +111,27 @@ def comparable(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, t
     return packed, other, words
 
 
-def count_similar(labels: torch.Tensor, words: int) -> torch.Tensor:
-    """(tiles,) int64 whose sum is the number of similar ordered pairs of the batch, itself included."""
-    partial = labels.new_empty(triton.cdiv(labels.shape[0], COUNT_TILE), dtype=torch.int64)
-    count_kernel[(len(partial),)](
-        labels, partial, labels.shape[0], words, MULTI=words > 0, TILE=COUNT_TILE, num_warps=4, maxnreg=255
-    )
+def count_pairs(left: torch.Tensor, right: torch.Tensor, written: torch.Tensor | None, words: int) -> torch.Tensor:
+    """(parts, 2) int64 whose sums are the numbers of similar pairs and of all pairs; labels as from `comparable`.
+
+    written (M,) bool: the rows of `right` that count, or None for all.
+    """
+    n, m = left.shape[0], right.shape[0]
+    row_tiles, column_tiles = triton.cdiv(n, COUNT_TILE), triton.cdiv(m, COUNT_TILE)
+    parts = tiles.splits(row_tiles, column_tiles, left.device)
+    partial = left.new_empty((row_tiles * parts, 2), dtype=torch.int64)
+    count_kernel[(row_tiles, parts)](
+        left, right, left if written is None else written.view(torch.uint8), partial, n, m,
+        triton.cdiv(column_tiles, parts), words, MULTI=words > 0, MASKED=written is not None, TILE=COUNT_TILE,
+        num_warps=4, maxnreg=255,
+    )  # fmt: skip
     return partial
 
 
 def variants():
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     sizes = {"num_left": "i32:16", "num_right": "i32", "num_classes": "i32", "words": "i32"}
+    counted = {"num_rows": "i32:16", "num_columns": "i32", "tiles_per_part": "i32", "words": "i32"}
     packed = {"packed_left": "*i32", "packed_right": "*i32"}
     return [
         (
@@ -121,12 +143,13 @@ def variants():
         ),
         *(
             (
-                f"count/{form}",
+                f"count/{form}{'/bank' if masked else ''}",
                 count_kernel,
-                {"labels": pointer, "partial": "*i64", "num_rows": "i32:16", "words": "i32"},
-                {"MULTI": multi, "TILE": COUNT_TILE},
+                {**dict.fromkeys(("left", "right"), pointer), "written": "*u8", "partial": "*i64", **counted},
+                {"MULTI": multi, "MASKED": masked, "TILE": COUNT_TILE},
                 {"num_warps": 4, "num_stages": 2, "maxnreg": 255},
             )
             for form, pointer, multi in (("ids", "*i64", False), ("multi-hot", "*i32", True))
+            for masked in (False, True)
         ),
     ]

@@ -26,7 +26,7 @@ def _logits(
     L: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
     BITS: tl.constexpr,
 ):  # fmt: skip
-    """sqrt(b) cos(u, centre) of a tile of rows and classes; very low outside the classes."""
+    """inverse <u, centre> of a tile of rows and classes; very low outside the classes."""
     product = zeros(ROWS, CLASSES)
     for first in range(0, B, BITS):
         bits = first + tl.arange(0, BITS)
@@ -84,7 +84,7 @@ def _slope(y, absent, log_p, log_rest):
 
 @triton.jit
 def _rows(
-    u, centers, labels, values, deltas, num_rows, num_classes, negative_weight, scale, quantization,
+    u, centers, labels, values, deltas, num_rows, num_classes, negative_weight, scale, quantization, reference,
     K: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr, OFFSET: tl.constexpr, LENGTHS: tl.constexpr,
     T: tl.constexpr, MULTI_HOT: tl.constexpr, ONE_HOT: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
     CLASSES: tl.constexpr, BITS: tl.constexpr,
@@ -97,7 +97,9 @@ def _rows(
     rows = first_row + tl.arange(0, ROWS)
     inside = rows < num_rows
     penalty, squares = penalties.row_sums(u, first_row, num_rows, B, SQUARE, L, ROWS, BITS, False)
-    inverse = inverse_norm(squares)
+    plain = inverse_norm(squares)
+    sharpness = tl.sqrt_rn(tl.where(reference > 0, reference / B, 1.0))
+    inverse = sharpness * plain
 
     best = tl.full((ROWS,), LOWEST, tl.float32)
     rest = tl.full((ROWS,), LOWEST, tl.float32)
@@ -156,7 +158,7 @@ def _rows(
 
     size = num_rows * 1.0
     x = load_tile(u, first_row, num_rows, columns, B, ROWS, L, False)
-    found = scale * inverse[:, None] * (found - along[:, None] * (x * inverse[:, None]))
+    found = scale * inverse[:, None] * (found - (along / sharpness)[:, None] * (x * plain[:, None]))
     found += (quantization / size) * penalties.slope(x, 0.0, 0.0, B * 1.0, 0.0, 0.0, SQUARE)
     mask = inside[:, None] & (columns[None, :] < B)
     tl.store(deltas + rows[:, None] * T + OFFSET + columns[None, :], found, mask=mask)
@@ -167,7 +169,7 @@ def _rows(
 
 @triton.jit
 def softmax_kernel(
-    u, centers, labels, values, deltas, num_rows, num_classes, negative_weight, scale, quantization,
+    u, centers, labels, values, deltas, num_rows, num_classes, negative_weight, scale, quantization, reference,
     LENGTHS: tl.constexpr, JOBS: tl.constexpr, T: tl.constexpr, MULTI_HOT: tl.constexpr, ONE_HOT: tl.constexpr,
     PRECISION: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
@@ -176,8 +178,8 @@ def softmax_kernel(
         if tl.program_id(1) == j:
             _rows(
                 u, centers, labels, values, deltas, num_rows, num_classes, negative_weight, scale, quantization,
-                JOBS[4 * j], JOBS[4 * j + 1], JOBS[4 * j + 2], JOBS[4 * j + 3], LENGTHS, T, MULTI_HOT, ONE_HOT,
-                PRECISION, ROWS, CLASSES, BITS,
+                reference, JOBS[4 * j], JOBS[4 * j + 1], JOBS[4 * j + 2], JOBS[4 * j + 3], LENGTHS, T, MULTI_HOT,
+                ONE_HOT, PRECISION, ROWS, CLASSES, BITS,
             )  # fmt: skip
 
 
@@ -192,29 +194,30 @@ def launch(
     values: torch.Tensor,
     deltas: torch.Tensor,
     *,
+    reference: float = 0.0,
     one_hot: bool = False,
 ) -> None:
     """Fill `values` (CONFIG.row_tiles(N), m), whose sum over the rows is the losses, and `deltas` (N, T).
 
     The loss is scale * sum of -[y log p + negative_weight (1 - y) log(1 - p)] + quantization * mean (|u| - 1)^2.
-    u (N, L) and centers (C, sum of lengths) float32 contiguous; labels int64 ids or multi-hot rows; `one_hot`
-    asserts that every multi-hot row has one class.
+    u (N, L) and centers (C, sum of lengths) float32 contiguous; labels int64 ids or multi-hot rows; logits are
+    sqrt(reference) cos(u, centre) (0: sqrt(b)); `one_hot` asserts that every multi-hot row has one class.
     """
     lengths, labels = tiles.check_lengths(lengths), labels.contiguous()
     n, total = u.shape[0], sum(lengths)
     jobs = tiles.jobs(lengths, CONFIG.width)
     softmax_kernel[(CONFIG.row_tiles(n), len(jobs) // 4)](
-        u, centers, as_bytes(labels), values, deltas, n,
-        centers.shape[0], float(negative_weight), float(scale), float(quantization), LENGTHS=lengths, JOBS=jobs,
-        T=total, MULTI_HOT=labels.ndim == 2, ONE_HOT=one_hot and labels.ndim == 2, PRECISION=tiles.dot_precision(),
-        ROWS=CONFIG.rows, CLASSES=CONFIG.columns, BITS=CONFIG.bits,
+        u, centers, as_bytes(labels), values, deltas, n, centers.shape[0], float(negative_weight), float(scale),
+        float(quantization), float(reference), LENGTHS=lengths, JOBS=jobs, T=total, MULTI_HOT=labels.ndim == 2,
+        ONE_HOT=one_hot and labels.ndim == 2, PRECISION=tiles.dot_precision(), ROWS=CONFIG.rows,
+        CLASSES=CONFIG.columns, BITS=CONFIG.bits,
         **CONFIG.options(), **launch_options(u.device.type),
     )  # fmt: skip
 
 
 def variants(lengths=(8, 16, 32, 64, 128)):
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
-    scalars = dict.fromkeys(("negative_weight", "scale", "quantization"), "fp32")
+    scalars = dict.fromkeys(("negative_weight", "scale", "quantization", "reference"), "fp32")
     made = []
     for form, labels in (("ids", "*i64"), ("multi-hot", "*fp32")):
         for precision in ("ieee", "tf32"):

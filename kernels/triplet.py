@@ -50,8 +50,8 @@ def _theta(
 
 @triton.jit
 def _anchor(
-    u, labels, slopes, values, usable, num_rows, words, margin, low, high, K: tl.constexpr, LENGTHS: tl.constexpr,
-    MULTI: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr,
+    u, labels, slopes, values, usable, num_rows, words, margin, low, high, reference, K: tl.constexpr,
+    LENGTHS: tl.constexpr, MULTI: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     M: tl.constexpr = len(LENGTHS)
     L: tl.constexpr = LENGTHS[M - 1]
@@ -60,7 +60,8 @@ def _anchor(
     rows = first + tl.arange(0, TILE)
     positive = _like_anchor(labels, anchor, rows, num_rows, words, MULTI)
     side = tl.where(positive, 1.0, -1.0)
-    theta = _theta(u, anchor, first, num_rows, LENGTHS[K], L, TILE, BITS)
+    ratio = tl.where(reference > 0, reference / LENGTHS[K], 1.0)
+    theta = ratio * _theta(u, anchor, first, num_rows, LENGTHS[K], L, TILE, BITS)
     sums = tl.zeros((TILE,), tl.float32)
     loss = tl.zeros((TILE,), tl.float32)
     positives = tl.zeros((TILE,), tl.int32)
@@ -68,7 +69,7 @@ def _anchor(
         others = anchor * 0 + start + tl.arange(0, TILE)
         like = _like_anchor(labels, anchor, others, num_rows, words, MULTI)
         positives += like.to(tl.int32)
-        other = _theta(u, anchor, anchor * 0 + start, num_rows, LENGTHS[K], L, TILE, BITS)
+        other = ratio * _theta(u, anchor, anchor * 0 + start, num_rows, LENGTHS[K], L, TILE, BITS)
         flipped = side[:, None] * (other[None, :] - theta[:, None]) + margin  # -t
         pair = (positive[:, None] != like[None, :]) & (others < num_rows)[None, :]
         inside = (flipped >= -high) & (flipped <= -low)
@@ -79,7 +80,7 @@ def _anchor(
     pairs = number * (num_rows - number)
     scale = tl.where(pairs > 0, 1 / tl.maximum(pairs, 1.0), 0.0)
     place = ((anchor * 0 + K) * num_rows + anchor) * num_rows + rows
-    tl.store(slopes + place, -side * sums * scale, mask=rows < num_rows)
+    tl.store(slopes + place, -side * sums * (ratio * scale), mask=rows < num_rows)
     part = anchor * tl.num_programs(1) + tl.program_id(1)
     tl.store(values + part * M + K, tl.sum(loss) * scale)
     if K == 0:
@@ -88,15 +89,16 @@ def _anchor(
 
 @triton.jit
 def anchor_kernel(
-    u, labels, slopes, values, usable, num_rows, words, margin, low, high, LENGTHS: tl.constexpr,
+    u, labels, slopes, values, usable, num_rows, words, margin, low, high, reference, LENGTHS: tl.constexpr,
     MULTI: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """Grid (anchors, tiles of rows, m)."""
     for k in tl.static_range(len(LENGTHS)):
         if tl.program_id(2) == k:
             _anchor(
-                u, labels, slopes, values, usable, num_rows, words, margin, low, high, k, LENGTHS, MULTI, TILE, BITS
-            )
+                u, labels, slopes, values, usable, num_rows, words, margin, low, high, reference, k, LENGTHS, MULTI,
+                TILE, BITS,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -166,10 +168,13 @@ def launch(
     quantization: float,
     values: torch.Tensor,
     deltas: torch.Tensor,
+    *,
+    reference: float = 0.0,
 ) -> None:
     """Fill `values` (CONFIG.row_tiles(N), m), whose sum over the rows is the losses, and `deltas` (N, T).
 
-    u (N, L) float32 contiguous, labels ids or multi-hot rows; t is clamped to [low, high]. Takes 4 m N^2 bytes.
+    u (N, L) float32 contiguous, labels ids or multi-hot rows; t is clamped to [low, high]. Inner products of b
+    bits count reference / b times (0: as they are). Takes 4 m N^2 bytes.
     """
     lengths = tiles.check_lengths(lengths)
     n, m, total = u.shape[0], len(lengths), sum(lengths)
@@ -178,8 +183,8 @@ def launch(
     slopes, sums = u.new_empty(m, n, n), u.new_empty(n * anchor_tiles, m)
     usable = u.new_empty(n, dtype=torch.int32)
     anchor_kernel[(n, anchor_tiles, m)](
-        u, labels, slopes, sums, usable, n, words, float(margin), float(low), float(high), LENGTHS=lengths,
-        MULTI=words > 0, TILE=ANCHOR_TILE, BITS=ANCHOR_BITS, num_warps=ANCHOR_WARPS, num_stages=2,
+        u, labels, slopes, sums, usable, n, words, float(margin), float(low), float(high), float(reference),
+        LENGTHS=lengths, MULTI=words > 0, TILE=ANCHOR_TILE, BITS=ANCHOR_BITS, num_warps=ANCHOR_WARPS, num_stages=2,
     )  # fmt: skip
     jobs = tiles.jobs(lengths, CONFIG.width)
     gradient_kernel[(CONFIG.row_tiles(n), len(jobs) // 4)](
@@ -196,7 +201,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     for form, labels in (("ids", "*i64"), ("multi-hot", "*i32")):
         signature = {
             **tensors, "labels": labels, "usable": "*i32", "num_rows": "i32:16", "words": "i32", "margin": "fp32",
-            "low": "fp32", "high": "fp32",
+            "low": "fp32", "high": "fp32", "reference": "fp32",
         }  # fmt: skip
         constants = {"LENGTHS": lengths, "MULTI": form != "ids", "TILE": ANCHOR_TILE, "BITS": ANCHOR_BITS}
         made.append(

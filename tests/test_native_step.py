@@ -33,6 +33,15 @@ OPTIONS = [
     ("dch", {"max_cosine": None}),
     ("dch", {"gamma": 3.0, "quantization": 0.0}),
     ("mdsh", {"pair_from_epoch": 3}),
+    ("mdsh", {"reference_bits": 16}),
+    ("shcir", {"reference_bits": 2000}),
+    ("lcdsh", {"reference_bits": 256}),
+    ("dtsh", {"reference_bits": 24}),
+    ("dhn", {"reference_bits": 32}),
+    ("dhn", {"balance": True}),
+    ("dhn", {"balance": True, "reference_bits": 128}),
+    ("dbdh", {"balance": True, "reference_bits": 32}),
+    ("dsh", {"balance": True}),
 ]
 
 
@@ -107,8 +116,27 @@ def test_odd_lengths_and_batches(isa, lengths, n):
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_options(isa, name, options):
-    for multi in (False, True):
+    for multi in (False,) if name == "shcir" else (False, True):
         check(make(name, 40, 33, (8, 20, 64), multi, loss_options=options))
+
+
+@pytest.mark.parametrize("classes", [1, 400], ids=["all similar", "none similar"])
+@pytest.mark.parametrize("name", ["dsh", "dhn", "dbdh"])
+def test_balance_with_one_kind_of_pairs(isa, name, classes):
+    layer, loss, features, labels, index, _ = make(
+        name, 9, 12, (4, 8), classes=classes, loss_options={"balance": True}
+    )
+    loss.bank.written.zero_(), loss.bank.u.zero_()
+    labels = torch.zeros_like(labels) if classes == 1 else torch.arange(9) * 40
+    loss.bank.update(
+        torch.arange(20, 40), torch.randn(20, 8), torch.full((20,), classes // 2 + 1 if classes > 1 else 0)
+    )
+    native = check((layer, loss.eval(), features, labels, index, {}))
+    assert torch.isfinite(native["total"])
+
+
+def test_balance_counts_label_sets_of_many_classes(isa):
+    check(make("dhn", 12, 9, (4, 8), multi=True, classes=70, loss_options={"balance": True}))
 
 
 @pytest.mark.parametrize("name", ["csq", "dhn", "dtsh"])
@@ -451,13 +479,11 @@ def test_named_and_not_able_raises():
             return super().project(x, backend).tanh()
 
     user = PerLength([lambda u, y: u.square().mean()] * 3, (8, 20, 64))
-    sharp = build("lcdsh", num_classes=5, code_lengths=(8, 20, 64), reference_bits=16)
     double = copy.deepcopy(layer).double(), copy.deepcopy(loss).double()
     for objective, x, message in (
         (NestedObjective(layer, user, backend="cpp"), features, "PerLength has no C"),
         (NestedObjective(Own(33, (8, 20, 64)), loss, backend="cpp"), features, "Own has its own projection"),
         (NestedObjective(*double, backend="cpp"), features.double(), "float64"),
-        (NestedObjective(layer, sharp, backend="cpp"), features, "reference_bits"),
         (NestedObjective(layer, loss, backend="cpp", teacher="longest"), features, "teacher"),
         (NestedObjective(layer, loss, backend="cpp", weighting=lambda d, v: v), features, "callable"),
     ):
@@ -467,7 +493,6 @@ def test_named_and_not_able_raises():
         loss(torch.randn(20, 64).double(), labels, backend="cpp")
     # "auto" serves them all the same.
     NestedObjective(Own(33, (8, 20, 64)), loss)(features, labels).total.backward()
-    NestedObjective(layer, sharp)(features, labels).total.backward()
 
 
 def test_without_the_library(monkeypatch):
@@ -528,13 +553,13 @@ def sample_arguments():
         "combine": (u, features, features @ features.T, values, deltas, lengths, 0.5, None),
         "csq": (u, centers, labels, lengths, 1e-4),
         "dpn": (u, centers[labels], None, lengths, 1.0, True),
-        "dsh": (u, labels, *bank, lengths, 0.1, 2.0),
-        "dhn": (u, sets, *bank_sets, lengths, 0.1),
-        "dbdh": (u, labels, *bank, lengths, 0.1, 1.0),
-        "lcdsh": (u, sets, lengths, 3.0, 50.0),
+        "dsh": (u, labels, *bank, lengths, 0.1, 2.0, True),
+        "dhn": (u, sets, *bank_sets, lengths, 0.1, 16.0, True),
+        "dbdh": (u, labels, *bank, lengths, 0.1, 1.0, 0.0, False),
+        "lcdsh": (u, sets, lengths, 3.0, 50.0, 0.0),
         "dch": (u, labels, lengths, 20.0, 0.1, 0.99),
-        "dtsh": (u, labels, lengths, 5.0, 1.0, -100.0, 50.0),
-        "center_softmax": (u, labels, centers, lengths, 0.1, 1.0, 1e-4, *bank),
+        "dtsh": (u, labels, lengths, 5.0, 1.0, -100.0, 50.0, 32.0),
+        "center_softmax": (u, labels, centers, lengths, 0.1, 1.0, 1e-4, 16.0, *bank),
     }
 
 
@@ -575,6 +600,8 @@ def test_operators_refuse_what_they_cannot_read():
         replaced("dhn", 2, torch.randn(20, 11)),
         replaced("dhn", 4, torch.ones(19, dtype=torch.bool)),
         replaced("lcdsh", 1, sets.long()),
+        replaced("lcdsh", 5, -1.0),
+        replaced("lcdsh", 5, float("nan")),
         replaced("dch", 1, torch.arange(5)),
         replaced("center_softmax", 2, torch.randn(1, 17)),
         replaced("center_softmax", 1, sets[:, :2].contiguous()),

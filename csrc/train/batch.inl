@@ -3,7 +3,8 @@
 namespace nhl::train {
 namespace {
 
-// For anchor i: the mean over positives p and negatives q of softplus(-t), t = clamp(theta_ip - theta_iq - margin).
+// For anchor i: the mean over positives p and negatives q of softplus(-t), t = clamp(theta_ip - theta_iq - margin),
+// theta being the products times `ratio`.
 // The negatives' products lie side by side, so that a positive meets a vector of them at a time.
 void triplets(const TripletArgs& a) {
   float *const gathered = a.scratch, *const slopes = a.scratch + a.np + kPad;
@@ -18,15 +19,16 @@ void triplets(const TripletArgs& a) {
     const uint8_t* const similar = a.similar + i * a.n;
     int64_t negatives = 0;
     for (int64_t j = 0; j < a.n; ++j) {
-      gathered[negatives] = theta[j];
+      gathered[negatives] = a.ratio * theta[j];
       places[negatives] = static_cast<int32_t>(j);
       negatives += similar[j] == 0;
     }
     for (int64_t q = 0; q < negatives; q += kLanes) store(slopes + q, V{});
+    const float pull = a.ratio * a.scale[i];
     double anchor = 0;
     for (int64_t p = 0; p < a.n; ++p) {
       if (!similar[p]) continue;
-      const V base = splat(theta[p] - a.margin);
+      const V base = splat(a.ratio * theta[p] - a.margin);
       V values = {}, pulled = {};
       for (int64_t q = 0; q < negatives;) {
         LogSum logs;
@@ -46,10 +48,10 @@ void triplets(const TripletArgs& a) {
         values += value(logs);
       }
       anchor += sum(values);
-      out[p] = -a.scale[i] * sum(pulled);
+      out[p] = -pull * sum(pulled);
     }
     total += a.scale[i] * anchor;
-    for (int64_t q = 0; q < negatives; ++q) out[places[q]] = a.scale[i] * slopes[q];
+    for (int64_t q = 0; q < negatives; ++q) out[places[q]] = pull * slopes[q];
   }
   *a.value += total;
 }

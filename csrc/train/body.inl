@@ -18,7 +18,7 @@ constexpr Kernels make_kernels() {
           transpose,
           {pointwise<CentralSimilarity>, pointwise<Polarization<false>>, pointwise<Polarization<true>>},
           {penalty<Absolute>, penalty<LogCosh>, penalty<Square>, penalty<Sign>},
-          {pairs<Contrastive>, pairs<Likelihood>, pairs<Attraction>, pairs<Locality>, pairs<Cauchy>},
+          {pairs<Contrastive>, pairs<Likelihood<false>>, pairs<Likelihood<true>>, pairs<Attraction>, pairs<Locality>, pairs<Cauchy>},
           triplets,
           softmax,
           cascade,

@@ -92,6 +92,33 @@ inline std::vector<uint8_t> similarity(const Labels& labels, int64_t n) {
   return out;
 }
 
+// The number of pairs of a batch row and a written bank row that are similar.
+inline double similar_pairs(const Batch& batch, const Labels& labels, const Bank& bank) {
+  int64_t found = 0;
+  if (labels.ids) {
+    std::vector<int64_t> own(labels.ids, labels.ids + batch.n);
+    std::sort(own.begin(), own.end());
+    for (int64_t j = 0; j < bank.count; ++j) {
+      if (!bank.written[j]) continue;
+      const auto range = std::equal_range(own.begin(), own.end(), bank.labels.ids[j]);
+      found += range.second - range.first;
+    }
+    return static_cast<double>(found);
+  }
+  const std::vector<uint32_t> words = label_words(labels, nullptr, 0, batch.n, batch.n);
+  std::vector<uint8_t> shared(batch.n);
+  for (int64_t j = 0; j < bank.count; ++j) {
+    if (!bank.written[j]) continue;
+    const std::vector<uint32_t> theirs = label_words(bank.labels, nullptr, j, 1, 1);
+    std::fill(shared.begin(), shared.end(), 0);
+    for (size_t w = 0; w < theirs.size(); ++w)
+      if (theirs[w])
+        for (int64_t i = 0; i < batch.n; ++i) shared[i] |= (words[w * batch.n + i] & theirs[w]) != 0;
+    found += std::count(shared.begin(), shared.end(), 1);
+  }
+  return static_cast<double>(found);
+}
+
 // Sums of the blocks' numbers, in order: out[k] = sum over i of parts[i * m + k].
 inline std::vector<double> total(const std::vector<double>& parts, int64_t m) {
   std::vector<double> out(m, 0.0);

@@ -67,7 +67,15 @@ struct PenaltyArgs {
   float* scratch;  // 2 * padded(bits)
 };
 
-enum class Pairs : int { contrastive = 0, likelihood = 1, attraction = 2, locality = 3, cauchy = 4, kinds = 5 };
+enum class Pairs : int {
+  contrastive = 0,
+  likelihood = 1,
+  weighed_likelihood = 2,
+  attraction = 3,
+  locality = 4,
+  cauchy = 5,
+  kinds = 6
+};
 
 // Who is similar to whom: equal ids, label sets that share a class, or (neither given) every pair.
 struct Similar {
@@ -107,6 +115,7 @@ struct TripletArgs {
   int64_t begin, end;
   const uint8_t* similar;  // n x n
   const float* scale;      // an anchor's weight
+  float ratio;             // theta counts so many times
   float margin, low, high;
   double* value;
   float* slope;

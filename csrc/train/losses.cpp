@@ -82,7 +82,8 @@ void dtsh(const Batch& batch, const Labels& labels, float margin, float quantiza
     const Buffer scratch(3 * (square.np + kPad));
     for (int64_t k = 0; k < m; ++k) {
       square.gram(k, begin, end, theta, theta);
-      kernels.triplets({theta, n, square.np, begin, end, similar.data(), scale.data(), margin, low, high,
+      kernels.triplets({theta, n, square.np, begin, end, similar.data(), scale.data(),
+                        static_cast<float>(batch.ratio(layout.lengths[k])), margin, low, high,
                         parts.data() + i * m + k, slopes + k * step, scratch});
     }
   });
@@ -106,8 +107,8 @@ void center_softmax(const Batch& batch, const Labels& labels, const float* cente
   const Plan plan(batch.lengths);
   const Layout& layout = plan.layout;
   const int64_t n = batch.n, m = layout.m, bits = layout.bits(), width = layout.width();
-  // Logits lie within +-sqrt(b): up to here exp(-2 sqrt(b)) is a normal float32.
-  const bool wide = bits > 1800;
+  // Logits lie within +-sqrt(b), or +-sqrt(reference): up to here exp(-2 sqrt(b)) is a normal float32.
+  const bool wide = (batch.reference > 0 ? batch.reference : static_cast<float>(bits)) > 1800;
   std::vector<double> parts(divide_up(n, kBlock) * m, 0.0);
   const double work = static_cast<double>(n) * classes * (2 * width + 40 * m);
   for_blocks(executor, work, n, kBlock, [&](int64_t block, int64_t begin, int64_t end) {
@@ -133,13 +134,15 @@ void center_softmax(const Batch& batch, const Labels& labels, const float* cente
     for (int64_t k = 0; k < m; ++k) {
       const int64_t b = layout.lengths[k], start = layout.starts[k];
       kernels.product({centers + start, width, 1, columns, np, logits, np, classes, np, b, false});
+      const auto sharpness = static_cast<float>(std::sqrt(batch.ratio(b)));
+      for (int64_t i = 0; i < np; ++i) inverse[k * np + i] *= sharpness;
       for (int64_t c = 0; c < classes; ++c)
         for (int64_t i = 0; i < np; ++i) logits[c * np + i] *= inverse[k * np + i];
       kernels.softmax({logits, classes, count, np, labels.ids ? ids.data() : nullptr, words.data(), negative_weight,
                        wide, parts.data() + block * m + k, scratch});
       kernels.product({logits, 1, np, centers + start, width, g, b, count, b, classes, false});
       for (int64_t i = 0; i < count; ++i)
-        unit_back(kernels, batch.u + (begin + i) * bits, g + i * b, b, norms[i * m + k], scale,
+        unit_back(kernels, batch.u + (begin + i) * bits, g + i * b, b, norms[i * m + k], sharpness * scale,
                   out.deltas + (begin + i) * width + start);
     }
   });

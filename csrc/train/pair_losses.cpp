@@ -16,16 +16,32 @@ double written_rows(const Bank& bank) {
   return std::max<double>(1.0, static_cast<double>(bank.count - std::count(bank.written, bank.written + bank.count, 0)));
 }
 
-// deltas and values of theta = <u, U> / 2 against the bank, as the likelihood's mean over the pairs.
+// Weights of similar and of other pairs.
+struct Shares {
+  float near = 1, far = 1;
+};
+
+// Both kinds weigh half; 1 where one kind is missing.
+Shares halves(const Batch& batch, const Labels& labels, const Bank& bank) {
+  const double pairs = static_cast<double>(batch.n) * written_rows(bank), near = similar_pairs(batch, labels, bank);
+  if (near == 0 || near == pairs) return {};
+  return {static_cast<float>(pairs / (2 * near)), static_cast<float>(pairs / (2 * (pairs - near)))};
+}
+
+// deltas and values of theta = ratio <u, U> / 2 against the bank, as the likelihood's mean over the pairs.
 void likelihood(const Layout& layout, const Batch& batch, const Labels& labels, const Bank& bank, float clamp,
-                const Loss& out, const Executor& executor) {
-  PairTask task{Pairs::likelihood, batch, labels, bank, options_of(layout, {})};
+                bool balance, const Loss& out, const Executor& executor) {
+  const Shares shares = balance ? halves(batch, labels, bank) : Shares{};
+  const Pairs kind = balance ? Pairs::weighed_likelihood : Pairs::likelihood;
+  PairTask task{kind, batch, labels, bank, options_of(layout, {0, shares.near, shares.far})};
+  for (int64_t k = 0; k < layout.m; ++k)
+    task.options[k * kPad] = static_cast<float>(0.5 * batch.ratio(layout.lengths[k]));
   task.limit = clamp;
   const PairSums sums(layout, task, executor);
   const double scale = 1 / (static_cast<double>(batch.n) * written_rows(bank));
-  const auto half = static_cast<float>(0.5 * scale);
   for (int64_t i = 0; i < batch.n; ++i)
     for (int64_t k = 0; k < layout.m; ++k) {
+      const auto half = static_cast<float>(0.5 * batch.ratio(layout.lengths[k]) * scale);
       float* const to = out.deltas + i * layout.width() + layout.starts[k];
       const float* const from = sums.deltas + i * layout.padded_width() + layout.padded_starts[k];
       for (int64_t c = 0; c < layout.lengths[k]; ++c) to[c] = half * from[c];
@@ -35,11 +51,12 @@ void likelihood(const Layout& layout, const Batch& batch, const Labels& labels, 
 
 }  // namespace
 
-void dsh(const Batch& batch, const Labels& labels, const Bank& bank, float alpha, float margin, const Loss& out,
-         const Executor& executor) {
+void dsh(const Batch& batch, const Labels& labels, const Bank& bank, float alpha, float margin, bool balance,
+         const Loss& out, const Executor& executor) {
   const Plan plan(batch.lengths);
   const Layout& layout = plan.layout;
-  PairTask task{Pairs::contrastive, batch, labels, bank, options_of(layout, {})};
+  const Shares shares = balance ? halves(batch, labels, bank) : Shares{};
+  PairTask task{Pairs::contrastive, batch, labels, bank, options_of(layout, {0, shares.near, shares.far})};
   for (int64_t k = 0; k < layout.m; ++k)
     task.options[k * kPad] = static_cast<float>(static_cast<double>(margin) * static_cast<double>(layout.lengths[k]));
   task.own = Own::square;
@@ -58,20 +75,20 @@ void dsh(const Batch& batch, const Labels& labels, const Bank& bank, float alpha
   add_penalty(Penalty::absolute, layout, batch, alpha, out, executor);
 }
 
-void dhn(const Batch& batch, const Labels& labels, const Bank& bank, float alpha, const Loss& out,
+void dhn(const Batch& batch, const Labels& labels, const Bank& bank, float alpha, bool balance, const Loss& out,
          const Executor& executor) {
   const Plan plan(batch.lengths);
-  likelihood(plan.layout, batch, labels, bank, std::numeric_limits<float>::infinity(), out, executor);
+  likelihood(plan.layout, batch, labels, bank, std::numeric_limits<float>::infinity(), balance, out, executor);
   add_penalty(Penalty::log_cosh, plan.layout, batch, alpha, out, executor);
 }
 
-void dbdh(const Batch& batch, const Labels& labels, const Bank& bank, float alpha, float clamp, const Loss& out,
-          const Executor& executor) {
+void dbdh(const Batch& batch, const Labels& labels, const Bank& bank, float alpha, float clamp, bool balance,
+          const Loss& out, const Executor& executor) {
   const Plan plan(batch.lengths);
   const Layout& layout = plan.layout;
-  likelihood(layout, batch, labels, bank, clamp, out, executor);
+  likelihood(layout, batch, labels, bank, clamp, balance, out, executor);
   const Kernels& kernels = active_kernels();
-  std::vector<double> balance(layout.m, 0.0), sums(layout.m);
+  std::vector<double> squares(layout.m, 0.0), sums(layout.m);
   const Buffer clamped(layout.bits()), ones(layout.bits());
   std::fill_n(static_cast<float*>(ones), layout.bits(), 1.0f);
   for (int64_t i = 0; i < batch.n; ++i) {
@@ -80,14 +97,14 @@ void dbdh(const Batch& batch, const Labels& labels, const Bank& bank, float alph
     prefix_dots(kernels, layout, clamped, ones, sums.data());
     for (int64_t k = 0; k < layout.m; ++k) {
       const auto b = static_cast<double>(layout.lengths[k]);
-      balance[k] += (sums[k] / b) * (sums[k] / b);
+      squares[k] += (sums[k] / b) * (sums[k] / b);
       const auto slope = static_cast<float>(2.0 * alpha * sums[k] / (b * b * static_cast<double>(batch.n)));
       float* const to = out.deltas + i * layout.width() + layout.starts[k];
       for (int64_t j = 0; j < layout.lengths[k]; ++j) to[j] = std::fabs(u[j]) > clamp ? 0.0f : to[j] + slope;
     }
   }
   for (int64_t k = 0; k < layout.m; ++k)
-    out.values[k] += static_cast<float>(alpha * balance[k] / static_cast<double>(batch.n));
+    out.values[k] += static_cast<float>(alpha * squares[k] / static_cast<double>(batch.n));
 }
 
 void attraction(const Batch& batch, const Labels& labels, const Bank& bank, const Loss& out,
@@ -123,7 +140,9 @@ void lcdsh(const Batch& batch, const Labels& labels, float eta, float clamp, con
   const Plan plan(batch.lengths);
   const Layout& layout = plan.layout;
   const Bank self{batch.u, nullptr, batch.n, labels};
-  PairTask task{Pairs::locality, batch, labels, self, options_of(layout, {eta, clamp})};
+  PairTask task{Pairs::locality, batch, labels, self, options_of(layout, {eta, clamp, 0})};
+  for (int64_t k = 0; k < layout.m; ++k)
+    task.options[k * kPad + 2] = static_cast<float>(0.5 * batch.ratio(layout.lengths[k]));
   task.signs = true;
   const PairSums sums(layout, task, executor);
   const double scale = 1 / (static_cast<double>(batch.n) * static_cast<double>(batch.n));
@@ -132,7 +151,8 @@ void lcdsh(const Batch& batch, const Labels& labels, float eta, float clamp, con
       float* const to = out.deltas + i * layout.width() + layout.starts[k];
       const float* const from = sums.deltas + i * layout.padded_width() + layout.padded_starts[k];
       // theta is symmetric, and so is its slope: both of its sides give the same.
-      for (int64_t c = 0; c < layout.lengths[k]; ++c) to[c] = static_cast<float>(scale) * from[c];
+      const auto both = static_cast<float>(batch.ratio(layout.lengths[k]) * scale);
+      for (int64_t c = 0; c < layout.lengths[k]; ++c) to[c] = both * from[c];
     }
   for (int64_t k = 0; k < layout.m; ++k) out.values[k] = static_cast<float>(scale * sums.values[k]);
 }

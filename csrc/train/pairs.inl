@@ -14,32 +14,47 @@ struct Pair {
 };
 
 // A pair loss gathers its values in members and returns the slope in the product.
-struct Contrastive {  // option: threshold
+struct Contrastive {  // options: threshold, weight of similar and of other pairs
   static constexpr bool norms = true, inverse = false, signs = false, row_sums = true;
   V total = {}, sum = {};
   NHL_INLINE V add(Contrastive& s, const Pair& p, const float* option) {
     const V d = p.own + p.theirs - 2.0f * p.product, gap = option[0] - d, shortfall = gap < 0 ? V{} : gap;
-    const V slope = p.similar ? splat(1.0f) : -only(shortfall > 0, splat(1.0f));
-    s.total += p.similar ? d : shortfall;
+    const V weight = p.similar ? splat(option[1]) : splat(option[2]);
+    const V slope = p.similar ? weight : -only(shortfall > 0, weight);
+    s.total += weight * (p.similar ? d : shortfall);
     s.sum += slope;
     return slope;
   }
   NHL_INLINE V value(const Contrastive& s) { return s.total; }
 };
 
-struct Likelihood {
+template <bool kWeighed>
+struct Likelihood {  // options: theta over the product, weight of similar and of other pairs
   static constexpr bool norms = false, inverse = false, signs = false, row_sums = false;
-  V total = {};
-  LogSum logs;
-  NHL_INLINE V add(Likelihood& s, const Pair& p, const float*) {
+  V total = {}, near_total = {};
+  LogSum logs, near_logs;
+  float near = 1, far = 1;
+  NHL_INLINE V add(Likelihood& s, const Pair& p, const float* option) {
     // softplus(x) with x = -theta for a similar pair, theta for another: nothing cancels.
-    const V x = from_bits(bits_of(0.5f * p.product) ^ (p.similar & splat(INT32_MIN)));
+    const V x = from_bits(bits_of(option[0] * p.product) ^ (p.similar & splat(INT32_MIN)));
     const Logistic l = logistic(x);
-    s.total += max(x, V{});
-    nhl::train::add(s.logs, l.e);
-    return from_bits(bits_of(l.sigmoid) ^ (p.similar & splat(INT32_MIN)));
+    const V linear = max(x, V{}), slope = from_bits(bits_of(l.sigmoid) ^ (p.similar & splat(INT32_MIN)));
+    if (!kWeighed) {
+      s.total += linear;
+      nhl::train::add(s.logs, l.e);
+      return slope;
+    }
+    s.near = option[1], s.far = option[2];
+    s.near_total += only(p.similar, linear);
+    s.total += only(~p.similar, linear);
+    nhl::train::add(s.near_logs, only(p.similar, l.e));
+    nhl::train::add(s.logs, only(~p.similar, l.e));
+    return slope * (p.similar ? splat(s.near) : splat(s.far));
   }
-  NHL_INLINE V value(const Likelihood& s) { return s.total + nhl::train::value(s.logs); }
+  NHL_INLINE V value(const Likelihood& s) {
+    const V others = s.total + nhl::train::value(s.logs);
+    return kWeighed ? s.near * (s.near_total + nhl::train::value(s.near_logs)) + s.far * others : others;
+  }
 };
 
 struct Attraction {
@@ -57,16 +72,16 @@ struct Attraction {
   NHL_INLINE V value(const Attraction& s) { return s.total + nhl::train::value(s.logs); }
 };
 
-struct Locality {  // options: eta, bound on theta
+struct Locality {  // options: eta, bound on theta, theta over the product
   static constexpr bool norms = false, inverse = false, signs = true, row_sums = false;
   V total = {};
   LogSum logs;
   NHL_INLINE V add(Locality& s, const Pair& p, const float* option) {
-    const V raw = 0.5f * p.product, theta = min(max(raw, splat(-option[1])), splat(option[1]));
+    const V raw = option[2] * p.product, theta = min(max(raw, splat(-option[1])), splat(option[1]));
     const V x = from_bits(bits_of(theta) ^ (p.similar & splat(INT32_MIN)));
     const Logistic l = logistic(x);
     const V probability = p.similar ? l.complement : l.sigmoid;
-    const V gap = probability - logistic(0.5f * p.coded).sigmoid;
+    const V gap = probability - logistic(option[2] * p.coded).sigmoid;
     s.total += max(x, V{}) + option[0] * gap * gap;
     nhl::train::add(s.logs, l.e);
     const V likelihood = from_bits(bits_of(l.sigmoid) ^ (p.similar & splat(INT32_MIN)));

@@ -24,6 +24,9 @@ struct Batch {
   const float* u;
   int64_t n;
   Lengths lengths;
+  float reference = 0;  // inner products of b bits count reference / b times; 0: as they are
+
+  double ratio(int64_t b) const { return reference > 0 ? static_cast<double>(reference) / static_cast<double>(b) : 1; }
 };
 
 struct Loss {
@@ -71,13 +74,14 @@ struct Bank {
   int64_t count;
   Labels labels;
 };
-// option: DSH alpha and margin; DHN alpha; DBDH alpha and the clamp (infinity for none).
-void dsh(const Batch& batch, const Labels& labels, const Bank& bank, float alpha, float margin, const Loss& out,
+// option: DSH alpha and margin; DHN alpha; DBDH alpha and the clamp (infinity for none). balance: similar and
+// dissimilar pairs weigh half each.
+void dsh(const Batch& batch, const Labels& labels, const Bank& bank, float alpha, float margin, bool balance,
+         const Loss& out, const Executor& executor);
+void dhn(const Batch& batch, const Labels& labels, const Bank& bank, float alpha, bool balance, const Loss& out,
          const Executor& executor);
-void dhn(const Batch& batch, const Labels& labels, const Bank& bank, float alpha, const Loss& out,
-         const Executor& executor);
-void dbdh(const Batch& batch, const Labels& labels, const Bank& bank, float alpha, float clamp, const Loss& out,
-          const Executor& executor);
+void dbdh(const Batch& batch, const Labels& labels, const Bank& bank, float alpha, float clamp, bool balance,
+          const Loss& out, const Executor& executor);
 // Adds MDSH's pair term.
 void attraction(const Batch& batch, const Labels& labels, const Bank& bank, const Loss& out,
                 const Executor& executor);

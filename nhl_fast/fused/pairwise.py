@@ -16,15 +16,18 @@ from .registry import check_form, fuses, outputs, prepare_labels
 
 PROBLEM = (
     "Tensor u, Tensor others, Tensor labels, Tensor other_labels, Tensor? written, int[] code_lengths, str kind, "
-    "float c0, float c1, float penalty"
+    "float c0, float c1, float penalty, float reference=0.0, bool balance=False"
 )
 
 
-def _launch(values, deltas, u, others, labels, other_labels, written, code_lengths, kind, c0, c1, penalty, add):
+def _launch(
+    values, deltas, add, u, others, labels, other_labels, written, code_lengths, kind, c0, c1, penalty,
+    reference=0.0, balance=False,
+):  # fmt: skip
     with torch.cuda.device_of(u):
         kernels.launch(
             kind, u.contiguous(), others.contiguous(), labels, other_labels, written, code_lengths, c0, c1, penalty,
-            values, deltas, add=add,
+            values, deltas, reference=reference, balance=balance, add=add,
         )  # fmt: skip
 
 
@@ -33,10 +36,11 @@ def pairwise(u, others, labels, other_labels, written, code_lengths, *loss):
     """(values (m,), deltas (N, T)) of the pairwise loss `kind` (see `kernels.pair_losses`) plus its penalty.
 
     u (N, L) and others (M, L) float32; labels and other_labels ids or multi-hot rows; written (M,) bool, rows that
-    count, or None for all; c0 and c1 are the loss's constants, penalty the weight of its penalty.
+    count, or None for all; c0 and c1 are the loss's constants, penalty the weight of its penalty; reference and
+    balance are the options `reference_bits` (0: none) and `balance`.
     """
     found = outputs(u, code_lengths)
-    _launch(*found, u, others, labels, other_labels, written, code_lengths, *loss, add=False)
+    _launch(*found, False, u, others, labels, other_labels, written, code_lengths, *loss)
     return found
 
 
@@ -52,7 +56,7 @@ def _(u, others, labels, other_labels, written, code_lengths, *loss):
 )
 def add_pairwise(values, deltas, *problem):
     """`pairwise` added to `values` (m, or (P, m): to the first row) and `deltas` (N, T), in place."""
-    _launch(values, deltas, *problem, add=True)
+    _launch(values, deltas, True, *problem)
 
 
 @add_pairwise.register_fake
@@ -105,7 +109,10 @@ def refuses(loss, rows, labels):
 
 def _bank(loss, u, labels, kind, c0, penalty):
     bank = loss.bank
-    return pairwise(u, bank.u, labels, bank.labels, bank.written, list(loss.code_lengths), kind, c0, 0.0, penalty)
+    return pairwise(
+        u, bank.u, labels, bank.labels, bank.written, list(loss.code_lengths), kind, c0, 0.0, penalty,
+        float(loss.reference_bits or 0), loss.balance,
+    )  # fmt: skip
 
 
 @fuses(DSH, prepare=prepare, refuses=refuses)
@@ -124,7 +131,10 @@ def fused_dbdh(loss, u, labels):
 
 
 def _batch(loss, u, labels, kind, c0, c1, penalty):
-    return pairwise(u, u, labels, labels, None, list(loss.code_lengths), kind, float(c0), float(c1), float(penalty))
+    return pairwise(
+        u, u, labels, labels, None, list(loss.code_lengths), kind, float(c0), float(c1), float(penalty),
+        float(loss.reference_bits or 0),
+    )  # fmt: skip
 
 
 @fuses(LCDSH, prepare=prepare_labels)

@@ -25,6 +25,7 @@ def softmax_center(
     scale: float,
     quantization: float,
     one_hot: bool,
+    reference: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(partial sums (P, m), deltas (N, T)) of scale * sum of -[y log p + negative_weight (1 - y) log(1 - p)]
     + quantization * mean (|u| - 1)^2; u (N, L), centers (C, T), labels ids or multi-hot rows (one class each if
@@ -33,20 +34,20 @@ def softmax_center(
     with torch.cuda.device_of(u):
         kernels.launch(
             u.contiguous(), centers.contiguous(), labels, code_lengths, negative_weight, scale, quantization, values,
-            deltas, one_hot=one_hot,
+            deltas, reference=reference, one_hot=one_hot,
         )  # fmt: skip
     return values, deltas
 
 
 @softmax_center.register_fake
-def _(u, centers, labels, code_lengths, negative_weight, scale, quantization, one_hot):
+def _(u, centers, labels, code_lengths, negative_weight, scale, quantization, one_hot, reference=0.0):
     return _outputs(u, code_lengths)
 
 
 def _likelihood(loss, u, labels, negative_weight, scale, one_hot):
     return softmax_center(
         u, loss._centers.float(), labels, list(loss.code_lengths), negative_weight, scale, float(loss.quantization),
-        one_hot,
+        one_hot, float(loss.reference_bits or 0),
     )  # fmt: skip
 
 

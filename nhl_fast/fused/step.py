@@ -54,8 +54,6 @@ def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
     """Why a loss of these outputs cannot be served, or None."""
     if type(loss) not in FUSED:
         return f"{type(loss).__name__} has no fused form"
-    if loss.reference_bits is not None or loss.balance:
-        return f"{type(loss).__name__} with reference_bits or balance"
     why = refuses_lengths(loss.code_lengths) or refuses_tensor(u, "the outputs' tensor")
     refuses = EXTRAS[type(loss)].refuses
     return why or (refuses(loss, u.shape[0], labels) if refuses else None)

@@ -25,16 +25,19 @@ def triplet(
     low: float,
     high: float,
     quantization: float,
+    reference: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(partial sums (P, m), deltas (N, T)) of the triplet loss of u (N, L); t is clamped to [low, high]."""
     values, deltas = _outputs(u, code_lengths)
     with torch.cuda.device_of(u):
-        kernels.launch(u.contiguous(), labels, code_lengths, margin, low, high, quantization, values, deltas)
+        kernels.launch(
+            u.contiguous(), labels, code_lengths, margin, low, high, quantization, values, deltas, reference=reference
+        )
     return values, deltas
 
 
 @triplet.register_fake
-def _(u, labels, code_lengths, margin, low, high, quantization):
+def _(u, labels, code_lengths, margin, low, high, quantization, reference=0.0):
     return _outputs(u, code_lengths)
 
 
@@ -42,4 +45,7 @@ def _(u, labels, code_lengths, margin, low, high, quantization):
 def fused(loss, u, labels):
     """Values and deltas of a DTSH loss."""
     low, high = (-100.0, 50.0) if loss.clamp else (-math.inf, math.inf)
-    return triplet(u, labels, list(loss.code_lengths), float(loss.margin), low, high, float(loss.quantization))
+    return triplet(
+        u, labels, list(loss.code_lengths), float(loss.margin), low, high, float(loss.quantization),
+        float(loss.reference_bits or 0),
+    )  # fmt: skip

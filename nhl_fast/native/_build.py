@@ -195,4 +195,6 @@ def _ninja() -> list[str]:
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
     if done.returncode:
-        raise BuildError(f"{shlex.join(command)} failed:\n{done.stdout[-6000:]}")
+        # Warnings after an error may be longer than what is shown of the output.
+        errors = "".join(f"{line}\n" for line in done.stdout.splitlines() if "error:" in line)
+        raise BuildError(f"{shlex.join(command)} failed:\n{errors[:4000]}{done.stdout[-6000:]}")

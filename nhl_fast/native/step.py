@@ -51,8 +51,6 @@ def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
     """Why a loss of these outputs cannot be served, or None."""
     if type(loss) not in FORMS:
         return f"{type(loss).__name__} has no C++ form"
-    if loss.reference_bits is not None or loss.balance:
-        return f"{type(loss).__name__} with reference_bits or balance"
     bank = getattr(loss, "bank", None)
     if bank is not None and bank.u.dtype != torch.float32:
         return f"the bank is {bank.u.dtype}, the C++ step computes in float32"
@@ -85,6 +83,10 @@ def _sets(loss, labels: torch.Tensor) -> torch.Tensor:
     return labels if labels.ndim == 1 else labels.to(torch.bool).contiguous()
 
 
+def _reference(loss) -> float:
+    return float(loss.reference_bits or 0)  # 0: inner products as they are
+
+
 def _with_bank(loss, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """(labels, bank, bank labels, written), both labels as ids or both as bool rows."""
     bank = loss.bank
@@ -106,24 +108,26 @@ def _dpn(loss, u, labels):
 
 @_form(DSH)
 def _dsh(loss, u, labels):
-    return ops.step_dsh(u, *_with_bank(loss, labels), loss.code_lengths, loss.alpha, loss.margin)
+    return ops.step_dsh(u, *_with_bank(loss, labels), loss.code_lengths, loss.alpha, loss.margin, loss.balance)
 
 
 @_form(DHN)
 def _dhn(loss, u, labels):
-    return ops.step_dhn(u, *_with_bank(loss, labels), loss.code_lengths, loss.alpha)
+    bits = _reference(loss)
+    return ops.step_dhn(u, *_with_bank(loss, labels), loss.code_lengths, loss.alpha, bits, loss.balance)
 
 
 @_form(DBDH)
 def _dbdh(loss, u, labels):
     clamp = 1.0 if loss.clamp else float("inf")
-    return ops.step_dbdh(u, *_with_bank(loss, labels), loss.code_lengths, loss.alpha, clamp)
+    bits = _reference(loss)
+    return ops.step_dbdh(u, *_with_bank(loss, labels), loss.code_lengths, loss.alpha, clamp, bits, loss.balance)
 
 
 @_form(LCDSH)
 def _lcdsh(loss, u, labels):
     clamp = 50.0 if loss.clamp else float("inf")
-    return ops.step_lcdsh(u, _sets(loss, labels), loss.code_lengths, loss.eta, clamp)
+    return ops.step_lcdsh(u, _sets(loss, labels), loss.code_lengths, loss.eta, clamp, _reference(loss))
 
 
 @_form(DCH)
@@ -135,7 +139,8 @@ def _dch(loss, u, labels):
 @_form(DTSH)
 def _dtsh(loss, u, labels):
     low, high = (-100.0, 50.0) if loss.clamp else (-float("inf"), float("inf"))
-    return ops.step_dtsh(u, _sets(loss, labels), loss.code_lengths, loss.margin, loss.quantization, low, high)
+    bits = _reference(loss)
+    return ops.step_dtsh(u, _sets(loss, labels), loss.code_lengths, loss.margin, loss.quantization, low, high, bits)
 
 
 @_form(MDSH)
@@ -143,8 +148,9 @@ def _mdsh(loss, u, labels):
     scale, bank = 1 / (u.shape[0] * loss.num_classes), ()
     if loss.pair_term_active:
         labels, *bank = _with_bank(loss, labels)
+    centers, bits = loss._centers.float(), _reference(loss)
     return ops.step_center_softmax(
-        u, _sets(loss, labels), loss._centers.float(), loss.code_lengths, scale, 1.0, loss.quantization, *bank
+        u, _sets(loss, labels), centers, loss.code_lengths, scale, 1.0, loss.quantization, bits, *bank
     )
 
 
@@ -152,7 +158,14 @@ def _mdsh(loss, u, labels):
 def _shcir(loss, u, labels):
     weight = 1 / (loss.num_classes - 1)
     return ops.step_center_softmax(
-        u, labels, loss._centers.float(), loss.code_lengths, 1 / u.shape[0], weight, loss.quantization
+        u,
+        labels,
+        loss._centers.float(),
+        loss.code_lengths,
+        1 / u.shape[0],
+        weight,
+        loss.quantization,
+        _reference(loss),
     )
 
 

@@ -29,7 +29,7 @@ def test_a_few_kernels(match):
 @pytest.mark.parametrize("match", ["distillation", "pairwise/pairs/dsh"])
 def test_tensor_cores_where_tf32_is_allowed(match):
     for row in rows(90, match):
-        assert (row["tensor_core"] > 0) == row["kernel"].endswith("tf32"), row
+        assert (row["tensor_core"] > 0) == ("tf32" in row["kernel"]), row
         assert row["tensor_core"] > 0 or row["fma"] > 100, row
 
 

@@ -87,11 +87,35 @@ def test_the_split_of_the_columns_does_not_matter(parts, device, monkeypatch):
         ("lcdsh", {"clamp": False}),
         ("dch", {"max_cosine": None}),
         ("dsh", {"margin": 0.5}),
+        ("lcdsh", {"reference_bits": 64}),
+        ("dhn", {"reference_bits": 16}),
+        ("dhn", {"balance": True}),
+        ("dbdh", {"balance": True, "reference_bits": 16}),
+        ("dbdh", {"balance": True, "clamp": False}),
+        ("dsh", {"balance": True}),
     ],
+    ids=str,
 )
-def test_options(name, options, device):
-    loss = make(name, (4, 30), device, **options)
-    check(loss, 3 * torch.randn(12, 30, device=device), draw_labels(12, 4, False, device))
+@pytest.mark.parametrize("multi", [False, True], ids=["ids", "multi-hot"])
+def test_options(name, options, multi, device):
+    if multi and name == "dch":
+        pytest.skip("a row without a class is unlike itself, and without the cap its distance of 0 is all rounding")
+    loss = make(name, (4, 30), device, multi=multi, **options)
+    check(loss, 3 * torch.randn(12, 30, device=device), draw_labels(12, 4, multi, device))
+
+
+@pytest.mark.parametrize("name", BANK)
+def test_balance_with_one_kind_of_pairs(name, device):
+    u, same = torch.randn(5, 12, device=device), torch.zeros(5, dtype=torch.long, device=device)
+    for labels in (same, same + 3):  # the bank holds ids 0, then 0 to 2
+        classes = 1 if labels is same else 3
+        loss = make(name, (4, 12), device, classes=4, unwritten=20, balance=True)
+        loss.bank.update(
+            torch.arange(15, device=device),
+            torch.randn(15, 12, device=device),
+            torch.arange(15, device=device) % classes,
+        )
+        check(loss, u, labels)
 
 
 @pytest.mark.parametrize("name", BANK + BATCH)
@@ -225,7 +249,21 @@ def test_ids_are_only_compared(name, device):
 def test_count_of_similar_pairs(device):
     for labels in (draw_labels(130, 7, False, device), draw_labels(70, 40, True, device)):
         packed, _, words = similarity.comparable(labels, labels)
-        assert similarity.count_similar(packed, words).sum() == reference_similarity(labels, labels).sum()
+        expected = reference_similarity(labels, labels)
+        counted = similarity.count_pairs(packed, packed, None, words).sum(0).tolist()
+        assert counted == [expected.sum().item(), expected.numel()]
+
+
+@pytest.mark.parametrize("multi", [False, True], ids=["ids", "multi-hot"])
+@pytest.mark.parametrize("rows", [1, 67])
+def test_count_of_similar_pairs_with_a_bank(rows, multi, device):
+    labels, others = draw_labels(rows, 5, multi, device), draw_labels(210, 5, multi, device)
+    written = torch.rand(210, device=device) < 0.7
+    left, right, words = similarity.comparable(labels, others)
+    counted = similarity.count_pairs(left, right, written, words).sum(0).tolist()
+    expected = reference_similarity(labels, others) & written
+    assert counted == [expected.sum().item(), rows * written.sum().item()]
+    assert similarity.count_pairs(left, right, torch.zeros_like(written), words).sum() == 0
 
 
 def arguments(device, add=False):
@@ -265,16 +303,17 @@ def test_a_non_contiguous_input(device):
         assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize("name", BANK + BATCH)
-def test_launches(name, device):
-    """The pairs and the sum of their parts; DCH's count of similar pairs; packing where labels are multi-hot."""
+@pytest.mark.parametrize(("name", "balance"), [*((n, False) for n in BANK + BATCH), *((n, True) for n in BANK)])
+def test_launches(name, balance, device):
+    """The pairs and the sum of their parts; a count of similar pairs to balance; packing of multi-hot labels."""
     for multi in (False, True):
-        loss = make(name, (8, 16), device, multi=multi)
+        loss = make(name, (8, 16), device, multi=multi, **({"balance": True} if balance else {}))
         u, labels = torch.randn(5, 16, device=device), draw_labels(5, 4, multi, device)
         fused(loss, u, labels)
         found = launches(lambda: fused(loss, u, labels))  # noqa: B023
         assert found[: 1 if multi else 0] == (["pack_kernel"] if multi else [])
-        assert found[multi:] == (["count_kernel"] if name == "dch" else []) + ["pair_kernel", "finish_kernel"]
+        counted = name == "dch" or balance
+        assert found[multi:] == (["count_kernel"] if counted else []) + ["pair_kernel", "finish_kernel"]
 
 
 def test_more_lengths_than_the_kernels_take_are_refused(device):

@@ -34,6 +34,14 @@ def test_lengths(name, lengths, device):
     check(make(name, lengths, device), torch.randn(4, lengths[-1], device=device), labels, atol=1e-7)
 
 
+@pytest.mark.parametrize("reference_bits", [3, 400])
+@pytest.mark.parametrize("name", NAMES)
+def test_sharpness_of_another_length(name, reference_bits, device):
+    labels = torch.arange(12, device=device) % 5
+    loss = make(name, (5, 48), device, reference_bits=reference_bits)
+    check(loss, torch.randn(12, 48, device=device), labels)
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64])
 def test_multi_hot(dtype, device):
     labels = torch.rand(20, 12, device=device) < 0.3

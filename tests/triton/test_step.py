@@ -287,7 +287,7 @@ def test_backend_choice(device):
     with pytest.raises(RuntimeError, match="Mine has no fused form"):
         NestedObjective(layer, Mine(5, (5, 12)).to(device), backend="triton")(features, labels)
     with pytest.raises(ValueError, match="backend"):
-        NestedObjective(layer, loss, backend="cpp")
+        NestedObjective(layer, loss, backend="cuda")
     wide = NestedHashLayer(8, (4, 2048), device=device)
     with pytest.raises(RuntimeError, match="1024"):
         NestedObjective(wide, DPN(5, (4, 2048)).to(device), backend="triton")(features[:, :8], labels)

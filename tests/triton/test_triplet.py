@@ -38,7 +38,7 @@ def test_golden(golden, device):
     check_golden(golden, "dtsh", make(LENGTHS, labels.shape[1]).to(device), u, labels, LENGTHS)
 
 
-@pytest.mark.parametrize("options", [{"clamp": False}, {"margin": 0.5, "quantization": 0.0}])
+@pytest.mark.parametrize("options", [{"clamp": False}, {"margin": 0.5, "quantization": 0.0}, {"reference_bits": 16}])
 def test_options(options, device):
     u, labels = 4 * torch.randn(20, 24, device=device), torch.arange(20, device=device) % 3
     check(make((8, 24), **options).to(device), u, labels)
@@ -74,6 +74,7 @@ def test_opcheck_launches_and_repetition(device):
     u, labels = torch.randn(6, 24, device=device), torch.arange(6, device=device) % 3
     given = (u, labels, [8, 24], 5.0, -100.0, 50.0, 1.0)
     torch.library.opcheck(triplet, given)
+    torch.library.opcheck(triplet, (*given, 32.0))
     assert launches(lambda: triplet(*given)) == ["anchor_kernel", "gradient_kernel"]
     hot = torch.nn.functional.one_hot(labels, 3)
     assert launches(lambda: triplet(u, hot, *given[2:])) == ["pack_kernel", "anchor_kernel", "gradient_kernel"]
