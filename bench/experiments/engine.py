@@ -3,8 +3,8 @@
 A config is JSON: "title", "question", "settings" (changes to `TrainConfig` for all runs), "data" (see
 `datasets.build`), "seeds", "axes" (name -> list of {"label", ...}), "arms", "measures", "show" (a plot of `figures`)
 and "quick" (what --quick replaces). An entry of an axis may hold "settings", "settings_by" (axis -> label ->
-settings), "seeds_by" (likewise), "data" and "rule" (see `weightings.build`). An arm is {"label", "lengths": [..]} for
-one model with all lengths, or {"label", "each": [..]} for one model a length.
+settings; "arm" is an axis, too), "seeds_by" (likewise), "data" and "rule" (see `weightings.build`). An arm is
+{"label", "lengths": [..]} for one model with all lengths, or {"label", "each": [..]} for one model a length.
 """
 
 from __future__ import annotations
@@ -57,12 +57,8 @@ def expand(config: dict, data_name: str | None = None) -> list[jobs.Job]:
     found, axes = [], config.get("axes", {})
     for cell in itertools.product(*axes.values()):
         labels = {axis: entry["label"] for axis, entry in zip(axes, cell)}
-        settings, data, rules = dict(config.get("settings", {})), dict(config["data"]), [None]
-        seeds = config["seeds"]
+        data, rules, seeds = dict(config["data"]), [None], config["seeds"]
         for entry in cell:
-            settings |= entry.get("settings", {})
-            for axis, table in entry.get("settings_by", {}).items():
-                settings |= table.get(labels[axis], {})
             for axis, table in entry.get("seeds_by", {}).items():
                 seeds = [s for s in seeds if s in table.get(labels[axis], seeds)]
             data |= entry.get("data", {})
@@ -72,6 +68,11 @@ def expand(config: dict, data_name: str | None = None) -> list[jobs.Job]:
             if data_name == "digits":
                 data |= {"queries_per_class": 20, "train_per_class": min(100, data["train_per_class"])}
         for arm, seed in itertools.product(config["arms"], seeds):
+            settings = dict(config.get("settings", {}))
+            for entry in cell:
+                settings |= entry.get("settings", {})
+                for axis, table in entry.get("settings_by", {}).items():
+                    settings |= table.get({**labels, "arm": arm["label"]}[axis], {})
             merged = {**settings, **arm.get("settings", {})}
             for lengths in [[b] for b in arm["each"]] if "each" in arm else [arm["lengths"]]:
                 found.append(

@@ -46,7 +46,8 @@ class Job:
 
     def key(self) -> str:
         """Equal runs of different experiments have equal keys; a record that measured more also serves."""
-        same = [FORMAT, self.seed, self.data, self.config, self.rule, sorted(self.measures)]
+        config = TrainConfig.from_dict(self.config).to_dict()
+        same = [FORMAT, self.seed, self.data, config, self.rule, sorted(self.measures)]
         return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:20]
 
 

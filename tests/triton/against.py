@@ -4,6 +4,7 @@ import copy
 
 import torch
 
+import nhl_fast.fused.step  # noqa: F401  (all fused forms register themselves)
 from nhl_fast.fused.registry import FUSED
 from nhl_fast.objective import per_length_gradients
 from nhl_fast.prefixes import expand, split
