@@ -179,6 +179,6 @@ def test_a_run_with_every_measure(tmp_path):
     }
     assert len(document["prefix_map"]) == 2
     present.show("t", document)
-    for kind in ("bars", "prefixes", "heat", "panels"):
+    for kind in ("means", "prefixes", "heat", "panels"):
         present.figures.draw(kind, document, tmp_path / f"{kind}.png")
         assert (tmp_path / f"{kind}.png").stat().st_size > 5000

@@ -8,8 +8,8 @@ from nhl_fast.picture import COLORS, MARKERS, picture
 
 
 def draw(kind: str, document: dict, path) -> None:
-    """The figure `kind` of an experiment's results: "panels", "bars", "prefixes", "heat" or "time"."""
-    {"panels": panels, "bars": bars, "prefixes": prefixes, "heat": heat, "time": times}[kind](document, path)
+    """The figure `kind` of an experiment's results: "panels", "means", "prefixes", "heat" or "time"."""
+    {"panels": panels, "means": means, "prefixes": prefixes, "heat": heat, "time": times}[kind](document, path)
 
 
 def _cells(rows: list[dict], skip=("bits", "mAP", "std", "seeds")) -> dict[tuple, list[dict]]:
@@ -68,7 +68,7 @@ def panels(document: dict, path) -> None:
     picture((max(6.5, 3.1 * columns), 2.9 * -(-len(grouped) // columns) + 0.3 + legend), paint, path)
 
 
-def bars(document: dict, path) -> None:
+def means(document: dict, path) -> None:
     """Mean mAP over the lengths of every cell: a group for each value of the first axis."""
     groups: dict[str, dict[str, tuple]] = {}
     arms = {row["arm"] for row in document["rows"]}
@@ -84,20 +84,22 @@ def bars(document: dict, path) -> None:
         width = 0.8 / len(names)
         for i, name in enumerate(names):
             there = [(j, *groups[g][name]) for j, g in enumerate(groups) if name in groups[g]]
-            axes.bar(
+            axes.errorbar(
                 [j - 0.4 + width * (i + 0.5) for j, *_ in there],
                 [m for _, m, _ in there],
-                width * 0.92,
                 yerr=[s for *_, s in there],
                 color=COLORS[i % len(COLORS)],
-                hatch="//" if i >= len(COLORS) else None,
-                edgecolor="white",
+                marker=MARKERS[i % len(MARKERS)],
+                markerfacecolor="white" if i >= len(COLORS) else None,
+                linestyle="none",
                 capsize=2,
                 label=name,
             )
         axes.set_xticks(range(len(groups)), list(groups))
-        low = min(m for g in groups.values() for m, _ in g.values())
-        axes.set_ylim(max(0, low - 0.03))
+        axes.set_xlim(-0.5, len(groups) - 0.5)
+        for j in range(1, len(groups)):
+            axes.axvline(j - 0.5, color="#bbbbbb", linewidth=0.9)
+        axes.grid(False, axis="x")
         axes.set_ylabel("mAP, mean over the lengths")
         figure.legend(loc="outside lower center", ncols=min(4, len(names)))
 
