@@ -33,6 +33,7 @@ test: setup lint
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow $(PYTEST)
+	@$(BIN)/python -m pytest tests/triton -m slow $(PYTEST)
 
 test-triton: setup
 	@$(BIN)/python -m pytest tests/triton -m "not slow" -n 2 $(PYTEST)

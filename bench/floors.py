@@ -67,7 +67,8 @@ def loss(name: str, n: int, lengths, bank: int = 0, classes: int = 100):
         moved += 4 * classes * total
         operations += 4 * n * classes * total
     if name == "dtsh":
-        operations += 2 * n * n * (longest + total) + 4 * n**3 * len(lengths)  # an upper bound: all triplets
+        positives = max(1.0, n / classes)  # of an anchor, with classes of equal size
+        operations += 2 * n * n * (longest + total) + 4 * n * positives * (n - positives) * len(lengths)
     if name in ("csq", "dpn"):
         operations += 20 * n * total  # about, an element and length
     return moved, operations
@@ -138,3 +139,32 @@ def evaluation(queries: int, n: int, lengths, label_bytes: int = 8):
     longest = lengths[-1]
     counts = -(-longest // 32) + sum(b % 32 != 0 for b in lengths[:-1])
     return (-(-longest // 8) + label_bytes) * (n + queries), queries * n * counts
+
+
+def _rows(n: int, d: int, lengths, bank: int, classes: int):
+    gram = _uses_gram(n, d, lengths)
+    yield "projection", projection(n, d, lengths[-1], gram=gram)
+    yield "encode", encode(n, d, lengths[-1])
+    for name in GAPS:
+        if name in ("csq", "dpn", "dtsh", *IN_BATCH, *WITH_BANK, *AT_CENTERS):
+            yield name, loss(name, n, lengths, bank, classes)
+    yield "distillation", distillation(n, lengths)
+    yield "weights", weights(n, d, lengths, gram=gram)
+    yield "backward", backward(n, d, lengths[-1])
+    yield "bank_store", bank_store(n, lengths[-1])
+
+
+def main() -> None:
+    """Print the two numbers of every kernel as a Markdown table."""
+    lengths, bank, classes = (8, 16, 32, 64, 128), 13_000, 100
+    sizes = ((64, 2048), (4096, 768), (32768, 2048))
+    tables = [dict(_rows(n, d, lengths, bank, classes)) for n, d in sizes]
+    print("| kernel | " + " | ".join(f"{n} x {d}: MB, GFLOP" for n, d in sizes) + " |")
+    print("|---|" + "---|" * len(sizes))
+    for name in tables[0]:
+        cells = (f"{table[name][0] / 1e6:,.3g}, {table[name][1] / 1e9:,.3g}" for table in tables)
+        print(f"| {name} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <cmath>
 #include <limits>
 #include <optional>
 #include <string>
@@ -58,7 +59,8 @@ Batch batch_of(const Tensor& u, const Ints& lengths, double reference_bits = 0) 
     STD_TORCH_CHECK(lengths[k - 1] < lengths[k], "lengths: expected increasing lengths");
   const float* const data = matrix(u, -1, lengths.back(), "u");
   STD_TORCH_CHECK(u.size(0) >= 1, "u: expected at least one row");
-  STD_TORCH_CHECK(reference_bits >= 0, "reference_bits: expected a number of at least 0, got ", reference_bits);
+  STD_TORCH_CHECK(reference_bits >= 0 && std::isfinite(reference_bits),
+                  "reference_bits: expected a finite number of at least 0, got ", reference_bits);
   return {data, u.size(0), lengths, static_cast<float>(reference_bits)};
 }
 

@@ -2,12 +2,13 @@
 
     f(inner, coded, own, other, similar, b, c0, c1) -> loss, pull, keep
 
-    inner     <u_i, U_j> over the first b bits.
-    coded     <sign u_i, sign U_j>, where the loss asks for it (`signs`).
+    inner     <u_i, U_j> over the first b bits; with a reference length (`scales`), times reference / b.
+    coded     <sign u_i, sign U_j>, where the loss asks for it (`signs`), likewise.
     own, other    |u_i|^2 and |U_j|^2, where the loss asks for them (`squares`).
     similar   S_ij; b the code length as a float; c0, c1 the loss's constants.
 
-The gradient of the loss with respect to u_i is sum_j pull_ij U_j + (sum_j keep_ij) u_i. A loss within the batch
+The gradient of the loss with respect to u_i is sum_j pull_ij U_j + (sum_j keep_ij) u_i, where the body multiplies
+`pull` by reference / b as it did the products. A loss within the batch
 (`symmetric`) gives the gradient of both its orders, ij and ji. A new pairwise loss is one such function and a line
 in `PAIR_LOSSES`.
 """

@@ -203,7 +203,11 @@ def launch(
     reference: inner products of b bits count reference / b times (0: as they are); balance: similar and other pairs
     weigh half each.
     """
-    loss, lengths = PAIR_LOSSES[kind], tiles.check_lengths(lengths)
+    loss, lengths, reference = PAIR_LOSSES[kind], tiles.check_lengths(lengths), tiles.check_reference(reference)
+    if reference and not loss.scales:
+        raise ValueError(f"reference: {kind} takes none, got {reference}")
+    if balance and kind not in BALANCING:
+        raise ValueError(f"balance: it is an option of {', '.join(BALANCING)}, not of {kind}")
     n, m, num_lengths, total = u.shape[0], others.shape[0], len(lengths), sum(lengths)
     row_tiles, column_tiles = CONFIG.row_tiles(n), triton.cdiv(m, CONFIG.columns)
     jobs = tiles.jobs(lengths, CONFIG.width)
@@ -222,7 +226,7 @@ def launch(
     pair_kernel[(row_tiles, parts, len(jobs) // 4)](
         u, others, labels, other_labels, u if written is None else written.view(torch.uint8), number, gradients,
         sums, counts, statistics, squares, penalty_values, n, m, words, triton.cdiv(column_tiles, parts),
-        len(number) if balanced else 0, 1.0 if loss.balanced else 0.5, float(reference), float(c0), float(c1),
+        len(number) if balanced else 0, 1.0 if loss.balanced else 0.5, reference, float(c0), float(c1),
         FUNCTION=loss.function, PENALTY=loss.penalty, LENGTHS=lengths, JOBS=jobs, T=total, MULTI=words > 0,
         MASKED=written is not None, SQUARES=loss.squares, SIGNS=loss.signs, CLAMP=loss.clamp,
         BALANCED=balanced, SCALES=loss.scales, COUNT_SIMILAR=loss.count_similar, PRECISION=precision(loss),

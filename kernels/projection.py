@@ -232,7 +232,7 @@ def project(x, w, bias, u=None, gram=None, bits=None, loss=None, partial=None) -
     project_kernel[(rows * columns, splits)](
         x, w, bias, *outputs, target if partial is None else partial, n, d, longest, per_split,
         *x.stride(), *w.stride(), GRAM=gram is not None, PARTIAL=splits > 1, PACK=pack, PRECISION=mode, **block,
-        num_warps=warps(block), num_stages=3,
+        num_warps=warps(block), num_stages=3, maxnreg=255,
     )  # fmt: skip
     if splits == 1:
         return
@@ -252,7 +252,7 @@ def project(x, w, bias, u=None, gram=None, bits=None, loss=None, partial=None) -
     finish_kernel[grid(FINISH_TILE)](
         partial, bias, *outputs, *tensors, splits, n, longest, *shape, parameter,
         GRAM=gram is not None, PACK=pack, **constants, **FINISH_TILE, BLOCK_C=32, SLICES=SLICES,
-        num_warps=4, num_stages=2, **(launch_options(x.device.type) if loss is not None else {}),
+        num_warps=4, num_stages=2, maxnreg=255, **(launch_options(x.device.type) if loss is not None else {}),
     )  # fmt: skip
 
 
@@ -275,7 +275,7 @@ def variants():
             constants = {"GRAM": gram, "PARTIAL": split, "PACK": pack, "PRECISION": mode, **block}
             constants |= {"x_column": 1, "w_column": 1}
             name = f"{'encode' if pack else 'project'}_{dtype}_{mode}_n{rows}"
-            options = {"num_warps": warps(block), "num_stages": 3}
+            options = {"num_warps": warps(block), "num_stages": 3, "maxnreg": 255}
             found.append((name, project_kernel, types, constants, options))
     types = {"partial": "*fp32", "bias": "*fp32", **outputs, "labels": "*i64", "centers": "*fp32", "ties": "*fp32"}
     types |= {"values": "*fp32", "deltas": "*fp32", "splits": "i32:16", "N": "i32:16", "L": "i32:16"}
@@ -283,6 +283,6 @@ def variants():
     for kind, loss in {"none": None, **LOSSES}.items():
         constants = {"GRAM": True, "PACK": False, "LENGTHS": LENGTHS, "LOSS": loss, "MULTI_HOT": False}
         constants |= {"T": sum(LENGTHS), "label_column": 1, **FINISH_TILE, "BLOCK_C": 32, "SLICES": SLICES}
-        options = {"num_warps": 4, "num_stages": 2, **(launch_options("cuda") if loss else {})}
+        options = {"num_warps": 4, "num_stages": 2, "maxnreg": 255, **(launch_options("cuda") if loss else {})}
         found.append((f"finish_{kind}", finish_kernel, types, constants, options))
     return found

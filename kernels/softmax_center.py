@@ -18,6 +18,8 @@ from .pointwise import as_bytes, launch_options
 CONFIG = tiles.Tiles(rows=16, columns=64, bits=32, width=128, warps=8, stages=1)
 SQUARE = tl.constexpr(penalties.SQUARE.value)
 LOWEST = tl.constexpr(-1e30)
+# Logits lie within +-sqrt(b), or +-sqrt(reference): two may be 64 apart, and exp(-64) is still a normal number.
+MAX_REFERENCE = 1024
 
 
 @triton.jit
@@ -203,12 +205,14 @@ def launch(
     u (N, L) and centers (C, sum of lengths) float32 contiguous; labels int64 ids or multi-hot rows; logits are
     sqrt(reference) cos(u, centre) (0: sqrt(b)); `one_hot` asserts that every multi-hot row has one class.
     """
-    lengths, labels = tiles.check_lengths(lengths), labels.contiguous()
+    lengths, labels, reference = tiles.check_lengths(lengths), labels.contiguous(), tiles.check_reference(reference)
+    if reference > MAX_REFERENCE:
+        raise ValueError(f"reference: the kernel takes at most {MAX_REFERENCE}, got {reference}")
     n, total = u.shape[0], sum(lengths)
     jobs = tiles.jobs(lengths, CONFIG.width)
     softmax_kernel[(CONFIG.row_tiles(n), len(jobs) // 4)](
         u, centers, as_bytes(labels), values, deltas, n, centers.shape[0], float(negative_weight), float(scale),
-        float(quantization), float(reference), LENGTHS=lengths, JOBS=jobs, T=total, MULTI_HOT=labels.ndim == 2,
+        float(quantization), reference, LENGTHS=lengths, JOBS=jobs, T=total, MULTI_HOT=labels.ndim == 2,
         ONE_HOT=one_hot and labels.ndim == 2, PRECISION=tiles.dot_precision(), ROWS=CONFIG.rows,
         CLASSES=CONFIG.columns, BITS=CONFIG.bits,
         **CONFIG.options(), **launch_options(u.device.type),

@@ -79,6 +79,13 @@ def splits(row_tiles: int, column_tiles: int, device: torch.device) -> int:
     return -(-column_tiles // per_part)
 
 
+def check_reference(reference: float) -> float:
+    """The length, in bits, that inner products are scaled to (0: none), or ValueError."""
+    if not 0 <= reference < float("inf"):
+        raise ValueError(f"reference: expected a finite number of at least 0, got {reference}")
+    return float(reference)
+
+
 def dot_precision() -> str:
     """The precision of float32 products: "ieee", or "tf32" where PyTorch's own matrix products may use it."""
     return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"

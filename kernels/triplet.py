@@ -15,7 +15,8 @@ from . import penalties, tiles
 from .arithmetic import load_tile, sigmoid, softplus, zeros
 from .similarity import comparable
 
-ANCHOR_TILE, ANCHOR_BITS, ANCHOR_WARPS = 64, 32, 8
+ANCHOR_TILE, ANCHOR_BITS = 64, 32
+ANCHOR_OPTIONS = {"num_warps": 8, "num_stages": 2, "maxnreg": 255}
 CONFIG = tiles.Tiles(rows=16, columns=32, bits=16, width=64, warps=4, stages=1)
 SIGN_GAP = tl.constexpr(penalties.SIGN_GAP.value)
 
@@ -176,15 +177,15 @@ def launch(
     u (N, L) float32 contiguous, labels ids or multi-hot rows; t is clamped to [low, high]. Inner products of b
     bits count reference / b times (0: as they are). Takes 4 m N^2 bytes.
     """
-    lengths = tiles.check_lengths(lengths)
+    lengths, reference = tiles.check_lengths(lengths), tiles.check_reference(reference)
     n, m, total = u.shape[0], len(lengths), sum(lengths)
     labels, _, words = comparable(labels, labels)
     anchor_tiles = triton.cdiv(n, ANCHOR_TILE)
     slopes, sums = u.new_empty(m, n, n), u.new_empty(n * anchor_tiles, m)
     usable = u.new_empty(n, dtype=torch.int32)
     anchor_kernel[(n, anchor_tiles, m)](
-        u, labels, slopes, sums, usable, n, words, float(margin), float(low), float(high), float(reference),
-        LENGTHS=lengths, MULTI=words > 0, TILE=ANCHOR_TILE, BITS=ANCHOR_BITS, num_warps=ANCHOR_WARPS, num_stages=2,
+        u, labels, slopes, sums, usable, n, words, float(margin), float(low), float(high), reference,
+        LENGTHS=lengths, MULTI=words > 0, TILE=ANCHOR_TILE, BITS=ANCHOR_BITS, **ANCHOR_OPTIONS,
     )  # fmt: skip
     jobs = tiles.jobs(lengths, CONFIG.width)
     gradient_kernel[(CONFIG.row_tiles(n), len(jobs) // 4)](
@@ -204,9 +205,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
             "low": "fp32", "high": "fp32", "reference": "fp32",
         }  # fmt: skip
         constants = {"LENGTHS": lengths, "MULTI": form != "ids", "TILE": ANCHOR_TILE, "BITS": ANCHOR_BITS}
-        made.append(
-            (f"anchors/{form}", anchor_kernel, signature, constants, {"num_warps": ANCHOR_WARPS, "num_stages": 2})
-        )
+        made.append((f"anchors/{form}", anchor_kernel, signature, constants, ANCHOR_OPTIONS))
     for precision in ("ieee", "tf32"):
         signature = {
             **tensors, "usable": "*i32", "out_values": "*fp32", "deltas": "*fp32", "num_rows": "i32:16",

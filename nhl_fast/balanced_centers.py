@@ -49,6 +49,7 @@ class _Search:
                 self.gain = strength * (alignment - alignment.mean()) / spread
         first, second = np.triu_indices(num_classes, 1)
         self.parts = (self.columns[:, first] != self.columns[:, second]).astype(np.int64)
+        self.weights = self.parts.astype(np.float64)
         self.mean = self.parts.sum(1).max() / len(first)
 
     def table(self, bits: int) -> np.ndarray:
@@ -58,7 +59,8 @@ class _Search:
 
     def descend(self, before: np.ndarray, used: np.ndarray, count: int, bits: int):
         """`count` columns after a prefix with pair distances `before` and column uses `used`: columns, distances."""
-        energy = self.table(bits)
+        energy = self.table(bits).astype(np.float64)
+        rise = np.diff(energy)
         # Divided by the length: the energy of a code is a sum over its columns, one column's part of it falls so.
         factor = np.rint(_FINE * np.exp(-self.gain / bits)).astype(np.int64)
         chosen = self.rng.integers(0, len(self.columns), count)
@@ -70,7 +72,8 @@ class _Search:
                 old = chosen[j]
                 distances -= self.parts[old]
                 used[old] -= 1
-                cost = energy[distances + self.parts].sum(1)
+                # A column adds 0 or 1 to a distance: its cost is linear in it. Floats hold these integers exactly.
+                cost = (energy[distances].sum() + self.weights @ rise[distances]).astype(np.int64)
                 # A column that is there already costs a twentieth more.
                 cost = (cost + cost // 20 * used) // _FINE * factor
                 new = int(cost.argmin())

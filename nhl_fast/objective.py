@@ -66,8 +66,9 @@ class NestedObjective(nn.Module):
         weighting: "dominance" (closed-form dominance-aware weights), "uniform" (all 1), m fixed numbers, or a
             callable (dots, values) -> weights: the (m, m) products of `ObjectiveResult.dots` (whose diagonal is each
             length's squared gradient norm), the (m,) values L_k + lambda D_k, both detached, and (m,) weights. A
-            module is registered as part of the objective. The fused kernels do not serve callables.
-        teacher: whose similarities the distillation teaches, see `distillation_losses`.
+            module is registered as part of the objective. Only the reference serves callables.
+        teacher: whose similarities the distillation teaches, see `distillation_losses`; only the reference serves
+            another than "next".
         check_finite: raise ValueError where the outputs hold NaN or infinity (a device-side assertion on CUDA).
         backend: "auto", "reference", "triton" (the fused kernels: float32, float16 and bfloat16 features, the
             ten published losses; "auto" takes them for CUDA tensors where they serve) or "cpp" (the same on the CPU;

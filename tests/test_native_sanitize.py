@@ -1,4 +1,4 @@
-"""The CPU engine under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer."""
+"""The CPU engine and the CPU training step under AddressSanitizer, UndefinedBehaviorSanitizer and ThreadSanitizer."""
 
 import os
 import shlex
@@ -19,8 +19,16 @@ except BuildError:
 
 @pytest.mark.slow
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
-@pytest.mark.parametrize(("sanitizer", "rounds"), [("address,undefined", "120"), ("thread", "40")])
-def test_engine_is_clean(sanitizer, rounds, tmp_path):
+@pytest.mark.parametrize(
+    ("driver", "sanitizer", "rounds"),
+    [
+        ("native_sanitize.cpp", "address,undefined", "120"),
+        ("native_sanitize.cpp", "thread", "40"),
+        ("train_sanitize.cpp", "address,undefined", "25"),
+        ("train_sanitize.cpp", "thread", "8"),
+    ],
+)
+def test_native_code_is_clean(driver, sanitizer, rounds, tmp_path):
     program = tmp_path / "sanitize"
     flags = [
         "-std=c++17",
@@ -30,7 +38,7 @@ def test_engine_is_clean(sanitizer, rounds, tmp_path):
         f"-fsanitize={sanitizer}",
         "-fno-sanitize-recover=all",
     ]
-    sources = [ROOT / "tests/native_sanitize.cpp", *_build.engine_sources(ROOT / "csrc")]
+    sources = [ROOT / "tests" / driver, *_build.engine_sources(ROOT / "csrc")]
     # GCC's false alarms about intrinsics multiply under sanitizers; the library's own build has warnings on.
     command = [*COMPILER, *flags, "-w", f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(program), "-pthread"]
     built = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -602,6 +602,7 @@ def test_operators_refuse_what_they_cannot_read():
         replaced("lcdsh", 1, sets.long()),
         replaced("lcdsh", 5, -1.0),
         replaced("lcdsh", 5, float("nan")),
+        replaced("dhn", 7, float("inf")),
         replaced("dch", 1, torch.arange(5)),
         replaced("center_softmax", 2, torch.randn(1, 17)),
         replaced("center_softmax", 1, sets[:, :2].contiguous()),

@@ -3,8 +3,9 @@
 A config is JSON: "title", "question", "settings" (changes to `TrainConfig` for all runs), "data" (see
 `datasets.build`), "seeds", "axes" (name -> list of {"label", ...}), "arms", "measures", "show" (a plot of `figures`)
 and "quick" (what --quick replaces). An entry of an axis may hold "settings", "settings_by" (axis -> label ->
-settings; "arm" is an axis, too), "seeds_by" (likewise), "data" and "rule" (see `weightings.build`). An arm is
-{"label", "lengths": [..]} for one model with all lengths, or {"label", "each": [..]} for one model a length.
+settings, later ones over earlier ones; "arm" counts as an axis), "seeds_by" (axis -> label -> seeds), "data" and
+"rule" (see `weightings.build`). An arm is {"label", "lengths": [..]} for one model with all lengths, or {"label",
+"each": [..]} for one model a length.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def load(name: str, quick: bool = False) -> dict:
     unknown = sorted(set(config) - KEYS)
     if unknown:
         raise ValueError(f"{path.name}: unknown keys {', '.join(unknown)}; known are {', '.join(sorted(KEYS))}")
+    _check_tables(path.name, config)
     if quick:
         changes = config.get("quick", {})
         axes = {
@@ -45,6 +47,16 @@ def load(name: str, quick: bool = False) -> dict:
         settings = {**config.get("settings", {}), **changes.get("settings", {})}
         config = {**config, "seeds": changes.get("seeds", [0]), "settings": settings, "axes": axes}
     return config
+
+
+def _check_tables(name: str, config: dict) -> None:
+    known = {axis: {e["label"] for e in entries} for axis, entries in config.get("axes", {}).items()}
+    arms = {arm["label"] for arm in config.get("arms", ())}
+    for entry in (e for entries in config.get("axes", {}).values() for e in entries):
+        for kind, axes in (("settings_by", {**known, "arm": arms}), ("seeds_by", known)):
+            for axis, table in entry.get(kind, {}).items():
+                if wrong := sorted(set(table) - axes.get(axis, set())):
+                    raise ValueError(f"{name}: {kind} of {entry['label']!r}: {axis} has no {', '.join(wrong)}")
 
 
 def names() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 
 from nhl_fast.picture import COLORS, MARKERS, picture
 
@@ -69,12 +70,15 @@ def panels(document: dict, path) -> None:
 
 
 def means(document: dict, path) -> None:
-    """Mean mAP over the lengths of every cell: a group for each value of the first axis."""
+    """Mean mAP over the lengths of every cell, with its spread over the seeds: a group for each value of axis one."""
     groups: dict[str, dict[str, tuple]] = {}
     arms = {row["arm"] for row in document["rows"]}
-    for labels, rows in _cells(document["rows"]).items():
-        mean = sum(r["mAP"] for r in rows) / len(rows)
-        spread = math.sqrt(sum(r["std"] ** 2 for r in rows)) / len(rows)
+    for labels, runs in _cells(document["runs"], ("bits", "mAP", "seed")).items():
+        seeds: dict[int, list[float]] = {}
+        for run in runs:
+            seeds.setdefault(run["seed"], []).append(run["mAP"])
+        means_of = [statistics.fmean(values) for values in seeds.values()]
+        mean, spread = statistics.fmean(means_of), statistics.stdev(means_of) if len(means_of) > 1 else 0.0
         name = ", ".join(v for k, v in labels[1:] if k != "arm" or len(arms) > 1)
         groups.setdefault(labels[0][1], {})[name] = (mean, spread)
     names = list(dict.fromkeys(n for g in groups.values() for n in g))

@@ -45,7 +45,7 @@ class Job:
     measures: tuple[str, ...] = field(default=())
 
     def key(self) -> str:
-        """Equal runs of different experiments have equal keys; a record that measured more also serves."""
+        """Equal runs of different experiments have equal keys; a new field of `TrainConfig` changes them all."""
         config = TrainConfig.from_dict(self.config).to_dict()
         same = [FORMAT, self.seed, self.data, config, self.rule, sorted(self.measures)]
         return hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()[:20]

@@ -98,10 +98,21 @@ inline double similar_pairs(const Batch& batch, const Labels& labels, const Bank
   if (labels.ids) {
     std::vector<int64_t> own(labels.ids, labels.ids + batch.n);
     std::sort(own.begin(), own.end());
+    const int64_t lowest = own.front(), highest = own.back();
+    std::vector<int64_t> counts;  // of each id, where the ids are near enough for a table
+    if (static_cast<uint64_t>(highest) - static_cast<uint64_t>(lowest) < (1 << 20)) {
+      counts.assign(highest - lowest + 1, 0);
+      for (int64_t id : own) ++counts[id - lowest];
+    }
     for (int64_t j = 0; j < bank.count; ++j) {
-      if (!bank.written[j]) continue;
-      const auto range = std::equal_range(own.begin(), own.end(), bank.labels.ids[j]);
-      found += range.second - range.first;
+      const int64_t id = bank.labels.ids[j];
+      if (!bank.written[j] || id < lowest || id > highest) continue;
+      if (!counts.empty()) {
+        found += counts[id - lowest];
+      } else {
+        const auto range = std::equal_range(own.begin(), own.end(), id);
+        found += range.second - range.first;
+      }
     }
     return static_cast<double>(found);
   }
@@ -109,12 +120,14 @@ inline double similar_pairs(const Batch& batch, const Labels& labels, const Bank
   std::vector<uint8_t> shared(batch.n);
   for (int64_t j = 0; j < bank.count; ++j) {
     if (!bank.written[j]) continue;
-    const std::vector<uint32_t> theirs = label_words(bank.labels, nullptr, j, 1, 1);
+    const uint8_t* const flags = bank.labels.flags + j * labels.classes;
     std::fill(shared.begin(), shared.end(), 0);
-    for (size_t w = 0; w < theirs.size(); ++w)
-      if (theirs[w])
-        for (int64_t i = 0; i < batch.n; ++i) shared[i] |= (words[w * batch.n + i] & theirs[w]) != 0;
-    found += std::count(shared.begin(), shared.end(), 1);
+    for (int64_t c = 0; c < labels.classes; ++c) {
+      if (!flags[c]) continue;
+      const uint32_t* const word = words.data() + c / 32 * batch.n;
+      for (int64_t i = 0; i < batch.n; ++i) shared[i] |= word[i] >> c % 32 & 1;
+    }
+    for (int64_t i = 0; i < batch.n; ++i) found += shared[i];
   }
   return static_cast<double>(found);
 }

@@ -51,7 +51,14 @@ def _likelihood(loss, u, labels, negative_weight, scale, one_hot):
     )  # fmt: skip
 
 
-@fuses(MDSH, prepare=prepare, refuses=refuses)
+def refuses_sharp(loss, rows, labels):
+    """Why a loss on a softmax cannot be served."""
+    if loss.reference_bits is not None and loss.reference_bits > kernels.MAX_REFERENCE:
+        return f"reference_bits is {loss.reference_bits}, the kernels take at most {kernels.MAX_REFERENCE}"
+    return None
+
+
+@fuses(MDSH, prepare=prepare, refuses=lambda *given: refuses_sharp(*given) or refuses(*given))
 def fused_mdsh(loss, u, labels):
     values, deltas = _likelihood(loss, u, labels, 1.0, 1 / (u.shape[0] * loss.num_classes), False)
     if loss.pair_term_active:
@@ -62,6 +69,6 @@ def fused_mdsh(loss, u, labels):
     return values, deltas
 
 
-@fuses(SHCIR, prepare=prepare_labels)
+@fuses(SHCIR, prepare=prepare_labels, refuses=refuses_sharp)
 def fused_shcir(loss, u, labels):
     return _likelihood(loss, u, labels, 1 / (loss.num_classes - 1), 1 / u.shape[0], True)

@@ -60,11 +60,12 @@ class BankPairLoss(BankMixin, NestedLoss):
 
     def pair_weights(self, similar, written) -> tuple[torch.Tensor, torch.Tensor]:
         """Weights of similar and of dissimilar pairs by which both kinds weigh half; 1 where one kind is missing."""
-        number = written.sum() * similar.shape[0]
-        positives = (similar.to(written.dtype) @ written).sum()
+        number = (written != 0).sum() * similar.shape[0]
+        positives = (similar & (written != 0)).sum()
         negatives = number - positives
         both = (positives > 0) & (negatives > 0)
-        return tuple(torch.where(both, number / (2 * n.clamp(min=1)), 1.0) for n in (positives, negatives))
+        shares = (number.to(written.dtype) / (2 * n.clamp(min=1)) for n in (positives, negatives))
+        return tuple(torch.where(both, share, 1.0) for share in shares)
 
     def pair_sums(self, v, others, similar, written, shares) -> torch.Tensor:
         """(m,) sums of the pair loss over all pairs with a written bank row; `shares` are `pair_weights` or None."""

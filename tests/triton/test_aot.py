@@ -5,7 +5,15 @@ from functools import cache
 import aot
 import pytest
 
-QUICK = ("bank", "similarity", "distillation", "pairwise/pairs/dsh", "pair_sums/dch", "dots/transposed")
+QUICK = (
+    "bank",
+    "similarity",
+    "distillation",
+    "pairwise/pairs/dsh",
+    "pairs/dhn/ieee",
+    "pair_sums/dch",
+    "dots/transposed",
+)
 
 
 @cache

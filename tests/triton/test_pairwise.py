@@ -277,6 +277,24 @@ def arguments(device, add=False):
 def test_opcheck(device):
     torch.library.opcheck(pairwise.pairwise, arguments(device))
     torch.library.opcheck(pairwise.add_pairwise, arguments(device, add=True))
+    *given, _, c0, c1, penalty = arguments(device)
+    torch.library.opcheck(pairwise.pairwise, (*given, "dhn", c0, c1, penalty, 16.0, True))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reference", "balance", "message"),
+    [
+        ("dhn", -1.0, False, "at least 0"),
+        ("dhn", float("nan"), False, "at least 0"),
+        ("dhn", float("inf"), False, "finite"),
+        ("dsh", 16.0, False, "reference: dsh takes none"),
+        ("lcdsh", 0.0, True, "not of lcdsh"),
+    ],
+)
+def test_bad_options_are_refused(kind, reference, balance, message, device):
+    *given, _, c0, c1, penalty = arguments(device)
+    with pytest.raises(ValueError, match=message):
+        pairwise.pairwise(*given, kind, c0, c1, penalty, reference, balance)
 
 
 def test_adding_equals_computing(device):

@@ -42,6 +42,22 @@ def test_sharpness_of_another_length(name, reference_bits, device):
     check(loss, torch.randn(12, 48, device=device), labels)
 
 
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_sharpest_softmax_that_is_served(name, classes, device):
+    """Logits 64 apart, on the right side and on the wrong one; what is sharper is refused."""
+    centers = torch.randn(classes, 16).sign()
+    centers[1] = -centers[0]
+    loss = make(name, (16,), device, classes, centers=[centers], reference_bits=1024)
+    u, labels = loss.centers[0][[0, 1, 1]].clone() + 0.01, torch.tensor([0, 0, 1], device=device)
+    check(loss, u, labels, atol=1e-6)
+    sharper = make(name, (16,), device, classes, reference_bits=1025)
+    with pytest.raises(RuntimeError, match="at most 1024"):
+        sharper(u, labels, backend="triton")
+    with pytest.raises(ValueError, match="at most 1024"):
+        softmax_center(u, loss._centers, labels, [16], 1.0, 1.0, 0.0, False, 1025.0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64])
 def test_multi_hot(dtype, device):
     labels = torch.rand(20, 12, device=device) < 0.3

@@ -16,14 +16,15 @@ OTHERS = tuple(name for name in REGISTRY if name not in POINTWISE)
 NAMES = ("total", "losses", "distill", "weights", "dots")
 
 
-def make(name, n, d, lengths, device, dtype=torch.float32, multi=False, **options):
+def make(name, n, d, lengths, device, dtype=torch.float32, multi=False, loss_options=None, **options):
     torch.manual_seed(0)
     classes = 5
     layer = NestedHashLayer(d, lengths, device=device)
     torch.nn.init.normal_(layer.hash_layer.weight, std=d**-0.5)
     torch.nn.init.normal_(layer.hash_layer.bias, std=0.1)
     train = None if name == "mdsh" else n + 7
-    loss = build(name, num_classes=classes, code_lengths=lengths, num_train=train).to(device)
+    settings = {"num_train": train, **(loss_options or {})}
+    loss = build(name, num_classes=classes, code_lengths=lengths, **settings).to(device)
     if hasattr(loss, "bank") and loss.bank is not None:  # a few rows stay unwritten
         rows = torch.arange(n + 3, device=device)
         loss.bank.update(rows, torch.randn(n + 3, lengths[-1], device=device), rows % classes)
@@ -180,10 +181,14 @@ def test_the_same_bits_every_time(device):
 
 
 @pytest.mark.parametrize("d", [7, 300])
-@pytest.mark.parametrize("name", REGISTRY)
-def test_launch_budget(name, d, device, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "loss_options"),
+    [*((name, {}) for name in REGISTRY), ("mdsh", {"num_train": 27}), ("dhn", {"balance": True})],
+    ids=str,
+)
+def test_launch_budget(name, loss_options, d, device, monkeypatch):
     """Forward, losses, distillation, weights and all gradients: at most 8 launches, or 12, and no wait."""
-    layer, loss, features, labels, _ = make(name, 20, d, (5, 12, 48), device)
+    layer, loss, features, labels, _ = make(name, 20, d, (5, 12, 48), device, loss_options=loss_options)
     if device.type == "cpu":  # there the values are looked at on the host, before the kernels that assert them
         monkeypatch.setattr(step, "check_on_host", lambda tensor: False)
         monkeypatch.setattr(Bank, "check_index", lambda self, index, rows: None)

@@ -38,7 +38,9 @@ def test_golden(golden, device):
     check_golden(golden, "dtsh", make(LENGTHS, labels.shape[1]).to(device), u, labels, LENGTHS)
 
 
-@pytest.mark.parametrize("options", [{"clamp": False}, {"margin": 0.5, "quantization": 0.0}, {"reference_bits": 16}])
+@pytest.mark.parametrize(
+    "options", [{"clamp": False}, {"margin": 0.5, "quantization": 0.0}, {"reference_bits": 16, "clamp": False}]
+)
 def test_options(options, device):
     u, labels = 4 * torch.randn(20, 24, device=device), torch.arange(20, device=device) % 3
     check(make((8, 24), **options).to(device), u, labels)
