@@ -24,8 +24,8 @@ except BuildError:
     [
         ("native_sanitize.cpp", "address,undefined", "120"),
         ("native_sanitize.cpp", "thread", "40"),
-        ("train_sanitize.cpp", "address,undefined", "25"),
-        ("train_sanitize.cpp", "thread", "8"),
+        ("train_sanitize.cpp", "address,undefined", "300"),
+        ("train_sanitize.cpp", "thread", "60"),
     ],
 )
 def test_native_code_is_clean(driver, sanitizer, rounds, tmp_path):

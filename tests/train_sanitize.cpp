@@ -95,6 +95,7 @@ void losses(const Batch& batch, int64_t classes, bool multi) {
   const Labels labels = own.labels();
   const Bank bank{rows.data(), written.data(), count, theirs.labels()};
   const bool balance = random(0, 1);
+  const float clamp = random(0, 1) ? 1.0f : none;
   const Floats centers = signs(classes * width), each = signs(batch.n * width);
 
   for (Pointwise kind : {Pointwise::csq, Pointwise::dpn, Pointwise::dpn_ternary})
@@ -108,7 +109,7 @@ void losses(const Batch& batch, int64_t classes, bool multi) {
     dhn(batch, labels, bank, 0.1f, balance, out, e);
   });
   both("dbdh", batch, [&](const Loss& out, const nhl::Executor& e) {
-    dbdh(batch, labels, bank, 0.1f, random(0, 1) ? 1.0f : none, balance, out, e);
+    dbdh(batch, labels, bank, 0.1f, clamp, balance, out, e);
   });
   both("lcdsh", batch, [&](const Loss& out, const nhl::Executor& e) { lcdsh(batch, labels, 3.0f, 50.0f, out, e); });
   both("dch", batch, [&](const Loss& out, const nhl::Executor& e) {

@@ -1,9 +1,9 @@
 // Vectors of kLanes floats and the few functions of them that the losses need, on GCC's vector extension: the same
 // text is one instruction an operation at every level. Included by one file per instruction set, inside that file's
-// target pragma, after kLanes and kFused (x * y + z rounds once)
-// are defined: no standard header in here.
+// target pragma, after kLanes and kFused (x * y + z rounds once) are defined: no standard header in here.
 //
-// NaN goes through every function. exp, log and log1p are within a few units in the last place.
+// NaN goes through every function; arithmetic of its bits is unsigned, which may wrap. exp, log and log1p are within a
+// few units in the last place.
 
 #define NHL_INLINE static inline __attribute__((always_inline))
 
@@ -12,6 +12,7 @@ namespace {
 
 typedef float V __attribute__((vector_size(4 * kLanes)));
 typedef int32_t I __attribute__((vector_size(4 * kLanes)));
+typedef uint32_t U __attribute__((vector_size(4 * kLanes)));
 
 NHL_INLINE V load(const float* p) {
   V v;
@@ -95,15 +96,15 @@ NHL_INLINE V exp(V x) {
   p = p * r + 4.9999993412e-1f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  return p * from_bits((bits_of(shifted) - bits_of(magic) + 127) << 23);
+  return p * from_bits((I)(((U)bits_of(shifted) - (U)bits_of(magic) + 127) << 23));
 }
 
 // Of a positive normal number.
 NHL_INLINE V log(V x) {
   const I raw = bits_of(x);
   // The mantissa goes to [sqrt(1/2), sqrt(2)).
-  const I e = (raw - 0x3f3504f3) >> 23;
-  const V m = from_bits(raw - (e << 23)) - 1.0f, n = __builtin_convertvector(e, V), z = m * m;
+  const I e = (I)((U)raw - 0x3f3504f3) >> 23;
+  const V m = from_bits((I)((U)raw - ((U)e << 23))) - 1.0f, n = __builtin_convertvector(e, V), z = m * m;
   V p = splat(7.0376836292e-2f);
   p = p * m - 1.1514610310e-1f;
   p = p * m + 1.1676998740e-1f;
@@ -126,7 +127,7 @@ NHL_INLINE V log1p(V x) {
 
 // 1 / sqrt(x) of a positive normal number: three Newton steps from an integer estimate.
 NHL_INLINE V inverse_root(V x) {
-  V r = from_bits(0x5f3759df - (bits_of(x) >> 1));
+  V r = from_bits((I)(0x5f3759df - (U)(bits_of(x) >> 1)));
   const V half = 0.5f * x;
   for (int i = 0; i < 3; ++i) r = r * (1.5f - half * r * r);
   return r;
