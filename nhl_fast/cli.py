@@ -10,8 +10,9 @@ from pathlib import Path
 
 from . import cli_actions
 from .backbones import NAMES as BACKBONES
-from .config import PRESETS, TrainConfig
+from .config import TrainConfig
 from .losses import REGISTRY
+from .presets import PRESETS
 
 DATA_OPTIONS = {
     "root": str,
@@ -105,7 +106,10 @@ def data_spec(args) -> dict:
 def add_training(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training", "settings not given come from the preset")
     group.add_argument(
-        "--preset", choices=tuple(PRESETS), default="default", help="'paper': those of arXiv 2412.08922"
+        "--preset",
+        choices=tuple(PRESETS),
+        default="default",
+        help="'paper': those of arXiv 2412.08922; 'tuned': the best found for each loss, see docs/experiments.md",
     )
     group.add_argument("--loss", choices=tuple(REGISTRY))
     group.add_argument("--loss-option", dest="loss_options", type=option, action="append", metavar="NAME=VALUE")

@@ -8,24 +8,10 @@ from dataclasses import dataclass, field
 
 import torch
 
-from . import _check, backbones, losses
+from . import _check, backbones, losses, presets
 from .aligned_centers import MAX_ROWS, class_similarity
 from .centers import make_centers
 from .distillation import TEACHERS
-
-PRESETS: dict[str, dict] = {
-    "default": {},
-    # The settings of arXiv 2412.08922; torchvision fetches the pretrained weights.
-    "paper": {
-        "backbone": "resnet50",
-        "weights": "DEFAULT",
-        "centers": "hadamard",
-        "lr": 1e-5,
-        "weight_decay": 1e-5,
-        "batch_size": 64,
-        "distill_weight": 0.1,
-    },
-}
 
 _CENTER_LOSSES = ("csq", "dpn", "mdsh", "shcir")
 
@@ -121,8 +107,8 @@ class TrainConfig:
 
     @classmethod
     def preset(cls, name: str = "default", **changes) -> TrainConfig:
-        """The settings `name` ("default" or "paper"), with changes."""
-        return cls(**{**PRESETS[_check.one_of(name, "preset", tuple(PRESETS))], **changes})
+        """The settings `name` ("default", "paper" or "tuned"), with changes; see `nhl_fast.presets`."""
+        return cls(**presets.settings(name, changes, cls.loss, cls.code_lengths))
 
     @classmethod
     def from_dict(cls, values: dict) -> TrainConfig:

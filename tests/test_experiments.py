@@ -9,6 +9,7 @@ import torch
 import nhl_fast as nhl
 from bench.experiments import datasets, engine, jobs, measures, present, weightings
 from nhl_fast.config import TrainConfig
+from nhl_fast.losses import REGISTRY
 
 DIGITS = {"name": "digits", "queries_per_class": 10, "train_per_class": 30}
 
@@ -182,3 +183,12 @@ def test_a_run_with_every_measure(tmp_path):
     for kind in ("means", "prefixes", "heat", "panels"):
         present.figures.draw(kind, document, tmp_path / f"{kind}.png")
         assert (tmp_path / f"{kind}.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("loss", REGISTRY)
+def test_the_preset_is_what_the_experiment_measured(loss):
+    for job in engine.expand(engine.load("nested_vs_single")):
+        if job.labels["recipe"] == "tuned" and job.labels["loss"] == loss and job.seed == 0:
+            given = {"loss": loss, "code_lengths": job.config["code_lengths"], "seed": 0}
+            measured = TrainConfig.from_dict({**job.config, "seed": 0})
+            assert TrainConfig.preset("tuned", **given) == measured

@@ -428,5 +428,8 @@ class TestBadInput:
 def test_config_goes_through_json():
     original = config(weighting=(1, 2, 3), loss_options={"quantization": 0.1})
     assert TrainConfig.from_dict(json.loads(json.dumps(original.to_dict()))) == original
+    tuned = TrainConfig.preset("tuned", loss="dsh", code_lengths=(8, 24), loss_options={"alpha": 0.3}, epochs=2)
+    assert TrainConfig.from_dict(json.loads(json.dumps(tuned.to_dict()))) == tuned
+    assert (tuned.weighting, tuned.epochs, tuned.loss_options) == ((1.0, 2.0), 2, {"balance": True, "alpha": 0.3})
     paper = TrainConfig.preset("paper")
     assert (paper.lr, paper.weight_decay, paper.batch_size, paper.backbone) == (1e-5, 1e-5, 64, "resnet50")

@@ -105,7 +105,8 @@ def means(document: dict, path) -> None:
             axes.axvline(j - 0.5, color="#bbbbbb", linewidth=0.9)
         axes.grid(False, axis="x")
         axes.set_ylabel("mAP, mean over the lengths")
-        figure.legend(loc="outside lower center", ncols=min(4, len(names)))
+        if any(names):
+            figure.legend(loc="outside lower center", ncols=min(4, len(names)))
 
     picture((max(6, 1.2 + 0.32 * len(groups) * len(names)), 4.2), paint, path)
 

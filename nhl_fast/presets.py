@@ -1,0 +1,49 @@
+"""Settings to start from, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from . import _check
+
+PRESETS: dict[str, dict] = {
+    "default": {},
+    # The settings of arXiv 2412.08922; torchvision fetches the pretrained weights.
+    "paper": {
+        "backbone": "resnet50",
+        "weights": "DEFAULT",
+        "centers": "hadamard",
+        "lr": 1e-5,
+        "weight_decay": 1e-5,
+        "batch_size": 64,
+        "distill_weight": 0.1,
+    },
+    # The best found on CIFAR-10 features (docs/experiments.md); the loss's own part is in TUNED.
+    "tuned": {"epochs": 60, "schedule": "cosine", "dropout": 0.5, "centers": "aligned"},
+}
+
+TUNED: dict[str, dict] = {
+    "dsh": {"dropout": 0.2, "loss_options": {"balance": True, "alpha": 0.0}},
+    "dhn": {"loss_options": {"balance": True, "reference_bits": 16}},
+    "dbdh": {"loss_options": {"balance": True, "reference_bits": 16}},
+    "dtsh": {"loss_options": {"reference_bits": 32}},
+    "lcdsh": {"loss_options": {"reference_bits": 256}},
+    "dch": {"weighting": "dominance"},
+    "mdsh": {"loss_options": {"reference_bits": 16}},
+    "shcir": {"loss_options": {"reference_bits": 8}},
+}
+
+
+def settings(name: str, changes: Mapping, default_loss: str, default_lengths) -> dict:
+    """The settings `name` with changes, for `TrainConfig`; given loss options are added to those of the preset.
+
+    "tuned" weighs several code lengths by 1, 2, 3, ... from the shortest to the longest (dch: dominance-aware).
+    """
+    found = dict(PRESETS[_check.one_of(name, "preset", tuple(PRESETS))])
+    if name == "tuned":
+        lengths = _check.code_lengths(changes.get("code_lengths", default_lengths))
+        if len(lengths) > 1:
+            found["weighting"] = tuple(float(i + 1) for i in range(len(lengths)))
+        found |= TUNED.get(changes.get("loss", default_loss), {})
+    options = {**found.get("loss_options", {}), **changes.get("loss_options", {})}
+    return {**found, **changes, **({"loss_options": options} if options else {})}
