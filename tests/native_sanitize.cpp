@@ -6,16 +6,10 @@
 #include <cstdlib>
 #include <cstring>
 #include <numeric>
-#include <random>
-#include <thread>
 
-#include "hamming.h"
+#include "sanitize.h"
 
 namespace {
-
-std::mt19937_64 generator(1);
-
-int64_t random(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
 
 [[noreturn]] void fail(const char* what, int line) {
   std::fprintf(stderr, "line %d: %s\n", line, what);
@@ -23,12 +17,6 @@ int64_t random(int64_t low, int64_t high) { return std::uniform_int_distribution
 }
 #define EXPECT(condition) \
   if (!(condition)) fail(#condition, __LINE__)
-
-void in_threads(int64_t count, void (*body)(int64_t, int64_t, void*), void* context) {
-  std::vector<std::thread> threads;
-  for (int64_t i = 0; i < count; ++i) threads.emplace_back([=] { body(i, i + 1, context); });
-  for (auto& thread : threads) thread.join();
-}
 
 int64_t brute(const uint8_t* a, const uint8_t* b, int64_t bits) {
   int64_t d = 0;
@@ -159,14 +147,7 @@ void packing(const nhl::Executor& executor) {
 
 int main(int count, char** arguments) {
   const int64_t rounds = count > 1 ? std::atoll(arguments[1]) : 100;
-  for (const char* isa : {"scalar", "avx2", "avx512"}) {
-    setenv("NHL_FAST_CPU_ISA", isa, 1);
-    try {
-      nhl::active_isa();
-    } catch (const std::exception& error) {
-      std::printf("%s: %s\n", isa, error.what());
-      continue;
-    }
+  at_every_level(rounds, [&] {
     for (int64_t round = 0; round < rounds / 40; ++round) {
       // Large enough for a guess of the limit, with everything near a query where the guess looks, or nothing.
       const nhl::Executor executor{random(1, 3), in_threads};
@@ -194,7 +175,6 @@ int main(int count, char** arguments) {
       if (n < 3000) evaluation(queries, items, lengths, executor);
       packing(executor);
     }
-    std::printf("%s: %lld rounds\n", isa, static_cast<long long>(rounds));
-  }
+  });
   return 0;
 }

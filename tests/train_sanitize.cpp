@@ -6,20 +6,14 @@
 #include <cstdlib>
 #include <cstring>
 #include <limits>
-#include <random>
-#include <thread>
 
-#include "hamming.h"
+#include "sanitize.h"
 #include "train/train.h"
 
 namespace {
 
 using namespace nhl::train;
 using Floats = std::vector<float>;
-
-std::mt19937_64 generator(1);
-
-int64_t random(int64_t low, int64_t high) { return std::uniform_int_distribution<int64_t>(low, high)(generator); }
 
 Floats normal(int64_t count) {
   Floats out(count);
@@ -31,12 +25,6 @@ Floats signs(int64_t count) {
   Floats out(count);
   for (float& x : out) x = random(0, 1) ? 1.0f : -1.0f;
   return out;
-}
-
-void in_threads(int64_t count, void (*body)(int64_t, int64_t, void*), void* context) {
-  std::vector<std::thread> threads;
-  for (int64_t i = 0; i < count; ++i) threads.emplace_back([=] { body(i, i + 1, context); });
-  for (auto& thread : threads) thread.join();
 }
 
 [[noreturn]] void fail(const char* what, const char* where) {
@@ -162,14 +150,7 @@ void head(const Batch& batch, int64_t d) {
 
 int main(int count, char** arguments) {
   const int64_t rounds = count > 1 ? std::atoll(arguments[1]) : 20;
-  for (const char* isa : {"scalar", "avx2", "avx512"}) {
-    setenv("NHL_FAST_CPU_ISA", isa, 1);
-    try {
-      nhl::active_isa();
-    } catch (const std::exception& error) {
-      std::printf("%s: %s\n", isa, error.what());
-      continue;
-    }
+  at_every_level(rounds, [&] {
     for (int64_t round = 0; round < rounds; ++round) {
       Lengths lengths{random(1, 20)};
       while (static_cast<int64_t>(lengths.size()) < random(1, 5)) lengths.push_back(lengths.back() + random(1, 70));
@@ -179,7 +160,6 @@ int main(int count, char** arguments) {
       losses(batch, random(2, 70), random(0, 1));
       head(batch, round % 5 ? random(1, 90) : random(250, 600));
     }
-    std::printf("%s: %lld rounds\n", isa, static_cast<long long>(rounds));
-  }
+  });
   return 0;
 }
