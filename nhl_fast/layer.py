@@ -87,3 +87,10 @@ class NestedHashLayer(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, code_lengths={self.code_lengths}"
+
+
+def refuses_layer(layer: NestedHashLayer) -> str | None:
+    """Why a compiled projection cannot stand in for this layer's, or None."""
+    if type(layer).project is not NestedHashLayer.project:
+        return f"{type(layer).__name__} has its own projection"
+    return "the layer has no bias" if layer.hash_layer.bias is None else None

@@ -6,7 +6,7 @@ import torch
 import triton
 
 from .. import _check
-from ..layer import NestedHashLayer
+from ..layer import refuses_layer
 from ..losses.base import NestedLoss
 from . import distillation, pairwise, pointwise, projection, softmax_center, triplet, weighting  # noqa: F401
 from .registry import EXTRAS, FUSED
@@ -38,15 +38,11 @@ def refuses_lengths(code_lengths) -> str | None:
 
 def refuses_projection(layer, features: torch.Tensor) -> str | None:
     """Why the layer's projection of these features cannot be served, or None."""
-    linear = layer.hash_layer
-    if type(layer).project is not NestedHashLayer.project:
-        return f"{type(layer).__name__} has its own projection"
-    if linear.bias is None:
-        return "the layer has no bias"
     return (
-        refuses_lengths(layer.code_lengths)
+        refuses_layer(layer)
+        or refuses_lengths(layer.code_lengths)
         or refuses_tensor(features, "the features' tensor")
-        or refuses_tensor(linear.weight, "the layer's weight")
+        or refuses_tensor(layer.hash_layer.weight, "the layer's weight")
     )
 
 

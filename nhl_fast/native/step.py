@@ -12,7 +12,7 @@ import torch
 
 from ..known_gradient import known_gradient
 from ..labels import to_multi_hot
-from ..layer import NestedHashLayer
+from ..layer import refuses_layer
 from ..losses.bank_pairs import DBDH, DHN, DSH
 from ..losses.base import NestedLoss
 from ..losses.batch_pairs import DCH, LCDSH
@@ -30,12 +30,11 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 def refuses_projection(layer, features: torch.Tensor) -> str | None:
     """Why the layer's projection of these features cannot be served, or None."""
-    linear = layer.hash_layer
-    if type(layer).project is not NestedHashLayer.project:
-        return f"{type(layer).__name__} has its own projection"
-    if linear.bias is None:
-        return "the layer has no bias"
-    return refuses_tensor(features, "the features' tensor") or refuses_tensor(linear.weight, "the layer's weight")
+    return (
+        refuses_layer(layer)
+        or refuses_tensor(features, "the features' tensor")
+        or refuses_tensor(layer.hash_layer.weight, "the layer's weight")
+    )
 
 
 def refuses_tensor(x: torch.Tensor, name: str) -> str | None:
