@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import time
 
@@ -18,24 +19,31 @@ def synchronize(device="cuda") -> None:
 
 
 def milliseconds(function, budget_s: float = 0.4, device="cuda") -> tuple[float, int]:
-    """(median milliseconds, runs) of a function, warm: by device events on CUDA, by the wall clock elsewhere."""
+    """(median milliseconds, runs) of a function, warm: by device events on CUDA, by the wall clock elsewhere.
+
+    On CUDA a run is as many calls as take about 200 us between two events: around a single call of a few
+    microseconds they would measure the launch.
+    """
     function()
     synchronize(device)
     started = time.perf_counter()
     function()
     synchronize(device)
     once = max(time.perf_counter() - started, 1e-6)
-    runs = int(max(3 if once < 1 else 1, min(200, budget_s / once)))
-    times = []
     if torch.device(device).type == "cuda":
+        calls = max(1, math.ceil(200e-6 / once))
+        runs = int(max(3 if once < 1 else 1, min(100, budget_s / (calls * once))))
         events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(runs)]
         for begin, end in events:
             begin.record()
-            function()
+            for _ in range(calls):
+                function()
             end.record()
         torch.cuda.synchronize()
-        times = [begin.elapsed_time(end) for begin, end in events]
+        times = [begin.elapsed_time(end) / calls for begin, end in events]
     else:
+        runs = int(max(3 if once < 1 else 1, min(200, budget_s / once)))
+        times = []
         for _ in range(runs):
             started = time.perf_counter()
             function()

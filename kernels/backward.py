@@ -37,7 +37,7 @@ def backward_kernel(
                 mask=(ks < L)[:, None] & (wide < d)[None, :],
                 other=0.0,
             ).to(tl.float32)
-            acc = multiply(x, y, acc, PRECISION, "none")
+            acc = multiply(x, y, acc, PRECISION, "both")
         at = df + rows[:, None] * d + wide[None, :]
         tl.store(at, (acc * factor).to(df.dtype.element_ty), mask=(rows < N)[:, None] & (wide < d)[None, :])
     elif NEED_W:

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from . import tiles
-from .arithmetic import load_tile
+from .arithmetic import dot, load_tile
 
 NORMS = tiles.Tiles(rows=16, columns=64, bits=32, width=16, warps=8)
 GRADIENT = tiles.Tiles(rows=16, columns=32, bits=32, width=64, warps=4)
@@ -29,13 +29,13 @@ def _gram_pair(
         bits = start + tl.arange(0, BITS)
         x = load_tile(u, first_row, num_rows, bits, B, ROWS, L, False)
         y = load_tile(u, first_column, num_rows, bits, B, COLUMNS, L, False)
-        short = tl.dot(x, tl.trans(y), short, input_precision=PRECISION)
+        short = dot(x, tl.trans(y), short, PRECISION)
     long = short
     for start in range(B, NEXT, BITS):
         bits = start + tl.arange(0, BITS)
         x = load_tile(u, first_row, num_rows, bits, NEXT, ROWS, L, False)
         y = load_tile(u, first_column, num_rows, bits, NEXT, COLUMNS, L, False)
-        long = tl.dot(x, tl.trans(y), long, input_precision=PRECISION)
+        long = dot(x, tl.trans(y), long, PRECISION)
     return short, long
 
 
@@ -130,7 +130,7 @@ def _gradient(
         unit = short * inverse[None, :]
         slope += (unit - long * following[None, :] - unit * along[None, :]) * scale[None, :]
         y = load_tile(u, tile * 0 + start, num_rows, bits, B, COLUMNS, L, False)
-        found = tl.dot(slope, y, found, input_precision=PRECISION)
+        found = dot(slope, y, found, PRECISION)
     size = num_rows * 1.0
     place = rows[:, None] * T + OFFSET + bits[None, :]
     mask = (rows[:, None] < num_rows) & (bits[None, :] < B)

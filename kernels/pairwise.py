@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from . import penalties, tiles
-from .arithmetic import bit_sign, load_tile, zeros
+from .arithmetic import bit_sign, dot, load_tile, zeros
 from .pair_losses import PAIR_LOSSES
 from .pair_sums import add_up
 from .similarity import comparable, count_pairs, similar_tile
@@ -41,13 +41,13 @@ def _products(
         bits = start + tl.arange(0, BITS)
         x = load_tile(u, first_row, num_rows, bits, B, ROWS, L, CLAMP)
         y = load_tile(others, first_column, num_columns, bits, B, COLUMNS, L, CLAMP)
-        inner = tl.dot(x, tl.trans(y), inner, input_precision=PRECISION)
+        inner = dot(x, tl.trans(y), inner, PRECISION)
         if SQUARES:
             squares += y * y
         if SIGNS:
             x = tl.where(bits[None, :] < B, bit_sign(x), 0.0)
             y = tl.where(bits[None, :] < B, bit_sign(y), 0.0)
-            coded = tl.dot(x, tl.trans(y), coded, input_precision=PRECISION)
+            coded = dot(x, tl.trans(y), coded, PRECISION)
     return inner, coded, tl.sum(squares, axis=1)
 
 
@@ -129,7 +129,7 @@ def _job(
         if SQUARES:
             keep += tl.where(inside, kept, 0.0)
         y = load_tile(others, tile * 0 + start, num_columns, kept_bits, B, COLUMNS, L, CLAMP)
-        found = tl.dot(tl.where(inside, pull, 0.0), y, found, input_precision=PRECISION)
+        found = dot(tl.where(inside, pull, 0.0), y, found, PRECISION)
     if COUNTS:
         tl.store(counts + tile * tl.num_programs(1) + part, tl.sum(count.to(tl.int64)))
     if SQUARES:

@@ -8,15 +8,17 @@ import torch
 import triton
 import triton.language as tl
 
+from .arithmetic import dot
 from .pointwise import LOSSES, as_bytes, launch_options, tile_losses
+from .tiles import dot_precision
 
 
 @triton.jit
 def multiply(a, b, acc, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
     """acc + a @ b for float32 tiles.
 
-    "half": the features came in half precision, which tf32 holds exactly; the float32 operand named by SPLIT is
-    taken as the sum of two tf32 numbers, so that nothing is rounded to half precision.
+    "half": the features came in half precision, which tf32 holds exactly; the float32 operand named by SPLIT ("a",
+    "b", "both" or "none") is taken as the sum of two tf32 numbers, so that nothing is rounded to half precision.
     """
     if PRECISION == "half":
         if SPLIT == "a":
@@ -27,10 +29,12 @@ def multiply(a, b, acc, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
             high = (b.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
             acc = tl.dot(a, high, acc, input_precision="tf32")
             return tl.dot(a, b - high, acc, input_precision="tf32")
+        elif SPLIT == "both":
+            return tl.dot(a, b, acc, input_precision="tf32x3")
         else:
             return tl.dot(a, b, acc, input_precision="tf32")
     else:
-        return tl.dot(a, b, acc, input_precision=PRECISION)
+        return dot(a, b, acc, PRECISION)
 
 
 @triton.jit
@@ -165,7 +169,7 @@ def precision(features: torch.Tensor) -> str:
     """How products with the features are taken: "half", or PyTorch's switch for float32 ("ieee", "tf32")."""
     if features.dtype in (torch.float16, torch.bfloat16):
         return "half"
-    return "tf32" if features.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    return dot_precision() if features.is_cuda else "ieee"
 
 
 MIN_SPLIT = 128  # columns of F that one program takes at least

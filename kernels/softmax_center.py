@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import penalties, tiles
-from .arithmetic import inverse_norm, load_tile, log1m, log_add_exp, zeros
+from .arithmetic import dot, inverse_norm, load_tile, log1m, log_add_exp, zeros
 from .pointwise import as_bytes, launch_options
 
 CONFIG = tiles.Tiles(rows=16, columns=64, bits=32, width=128, warps=8, stages=1)
@@ -34,7 +34,7 @@ def _logits(
         bits = first + tl.arange(0, BITS)
         x = load_tile(u, first_row, num_rows, bits, B, ROWS, L, False)
         c = load_tile(centers + OFFSET, start, num_classes, bits, B, CLASSES, T, False)
-        product = tl.dot(x, tl.trans(c), product, input_precision=PRECISION)
+        product = dot(x, tl.trans(c), product, PRECISION)
     classes = start + tl.arange(0, CLASSES)
     return tl.where(classes[None, :] < num_classes, product * inverse[:, None], LOWEST)
 
@@ -156,7 +156,7 @@ def _rows(
         slope = tl.where(known, slope, 0.0)
         along += tl.sum(tl.where(known, slope * logits, 0.0), axis=1)
         c = load_tile(centers + OFFSET, start, num_classes, columns, B, CLASSES, T, False)
-        found = tl.dot(slope, c, found, input_precision=PRECISION)
+        found = dot(slope, c, found, PRECISION)
 
     size = num_rows * 1.0
     x = load_tile(u, first_row, num_rows, columns, B, ROWS, L, False)

@@ -88,4 +88,5 @@ def check_reference(reference: float) -> float:
 
 def dot_precision() -> str:
     """The precision of float32 products: "ieee", or "tf32" where PyTorch's own matrix products may use it."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    # Not `allow_tf32`: its getter raises once the newer switches are in use.
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import penalties, tiles
-from .arithmetic import load_tile, sigmoid, softplus, zeros
+from .arithmetic import dot, load_tile, sigmoid, softplus, zeros
 from .similarity import comparable
 
 ANCHOR_TILE, ANCHOR_BITS = 64, 32
@@ -128,7 +128,7 @@ def _gradient(
         slope = tl.load(slopes + row_place[:, None] + columns[None, :], mask=mask, other=0.0)
         slope += tl.load(slopes + column_place[None, :] + rows[:, None], mask=mask, other=0.0)
         y = load_tile(u, tile * 0 + start, num_rows, bits, B, COLUMNS, L, False)
-        found = tl.dot(slope, y, found, input_precision=PRECISION)
+        found = dot(slope, y, found, PRECISION)
     share = 1.0 / tl.maximum(tl.sum(counted), 1).to(tl.float32)
     weight = quantization / (num_rows * 1.0)
     x = load_tile(u, first_row, num_rows, bits, B, ROWS, L, False)

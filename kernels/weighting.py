@@ -53,23 +53,27 @@ def pick(vector, slots, k):
 
 
 @triton.jit
-def check_finite(u, rows, columns, N, L):
-    """A device-side assertion on a tile of the outputs."""
+def not_finite(u, rows, columns, N, L, CHECK: tl.constexpr):
+    """0 where the outputs of a tile are finite; elsewhere a device-side assertion ("raise"), or NaN ("nan")."""
     inside = (rows < N)[:, None] & (columns < L)[None, :]
     outputs = tl.load(u + rows[:, None] * L + columns[None, :], mask=inside, other=0.0)
-    tl.device_assert(
-        tl.abs(outputs) < float("inf"),
-        "features: the layer's outputs hold NaN or infinity (bad features, or training diverged)",
-    )
+    if CHECK == "raise":
+        tl.device_assert(
+            tl.abs(outputs) < float("inf"),
+            "features: the layer's outputs hold NaN or infinity (bad features, or training diverged)",
+        )
+    return outputs - outputs
 
 
 @triton.jit
 def weighted_deltas(
-    weights, slots, deltas, du, rows, columns, N, L, T,
-    LENGTHS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr,
+    weights, slots, deltas, du, u, rows, columns, N, L, T,
+    LENGTHS: tl.constexpr, CHECK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr,
 ):  # fmt: skip
-    """A tile of dU = sum_k a_k pad(delta_k)."""
+    """A tile of dU = sum_k a_k pad(delta_k), of finite outputs (see `not_finite`)."""
     acc = tl.zeros((BLOCK_N, BLOCK_L), tl.float32)
+    if CHECK != "no":
+        acc += not_finite(u, rows, columns, N, L, CHECK)
     offset = 0
     for k in tl.static_range(len(LENGTHS)):
         at = deltas + rows[:, None] * T + offset + columns[None, :]
@@ -135,9 +139,7 @@ def combine_kernel(
     if program < row_tiles * column_tiles:
         rows = (program // column_tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
         columns = (program % column_tiles) * BLOCK_L + tl.arange(0, BLOCK_L)
-        if CHECK:
-            check_finite(u, rows, columns, N, L)
-        weighted_deltas(weights, slots, deltas, du, rows, columns, N, L, T, LENGTHS, BLOCK_N, BLOCK_L)
+        weighted_deltas(weights, slots, deltas, du, u, rows, columns, N, L, T, LENGTHS, CHECK, BLOCK_N, BLOCK_L)
     elif READY:
         rest = program - row_tiles * column_tiles
         columns = (rest % column_tiles) * BLOCK_L + tl.arange(0, BLOCK_L)
@@ -160,13 +162,14 @@ def combine_block(num_rows: int, longest: int) -> dict[str, int]:
 
 def combine(
     deltas, u, code_lengths, *, dots=None, fixed=None, losses=None, distill=None, distill_scale=0.0,
-    gradients=None, sums=None, outputs=None, du=None, dw=None, db=None, check=False,
+    gradients=None, sums=None, outputs=None, du=None, dw=None, db=None, check="no",
 ) -> None:  # fmt: skip
     """dU (N, L) from the deltas (N, T), weighted by partial `dots` in closed form or by `fixed` numbers (m,).
 
     outputs: (total (), weights (m,), dots (m, m), losses (m,), distill (m,)) to fill from partial `losses` (P, m)
     and `distill` (Q, m) or None. gradients (T, d) and sums (splits, T): fill dw (L, d) and db (L,) too.
-    check: a device-side assertion that u is finite.
+    check: what becomes of outputs u that are not finite: "no" (nothing), "raise" (a device-side assertion) or "nan"
+    (NaN in dU).
     """
     (n, t), m, longest = deltas.shape, len(code_lengths), code_lengths[-1]
     block = combine_block(n, longest)
@@ -181,7 +184,7 @@ def combine(
         n, longest, d, *total, distill_scale, row_tiles, column_tiles,
         T=t, LENGTHS=tuple(code_lengths), FIXED=fixed is not None, DISTILL=distill is not None, SUMMARY=summary,
         READY=ready, CHECK=check, **slots(m), **block, **SMALL,
-        **(launch_options(u.device.type) if check else {}),
+        **(launch_options(u.device.type) if check == "raise" else {}),
     )  # fmt: skip
 
 
@@ -195,7 +198,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     found = []
     for rows, fixed, ready in ((64, False, False), (32768, False, True), (64, True, False), (32768, True, False)):
         constants = {"LENGTHS": lengths, "T": sum(lengths), "FIXED": fixed, "DISTILL": True, "SUMMARY": True}
-        constants |= {"READY": ready, "CHECK": True, **slots(len(lengths)), **combine_block(rows, 128)}
+        constants |= {"READY": ready, "CHECK": "raise", **slots(len(lengths)), **combine_block(rows, 128)}
         name = f"{'fixed' if fixed else 'dominance'}/n{rows}"
         found.append((name, combine_kernel, types, constants, {**SMALL, **launch_options("cuda")}))
     return found

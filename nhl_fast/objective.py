@@ -14,6 +14,7 @@ from .distillation import TEACHERS, expanded_distillation_losses
 from .known_gradient import known_gradient
 from .layer import NestedHashLayer
 from .losses.base import NestedLoss, fused_step, native_step, no_autocast
+from .precision import scaled_training
 from .prefixes import expand, pad, weighted_sum
 from .weighting import dominance_dots, dominance_weights
 
@@ -69,7 +70,9 @@ class NestedObjective(nn.Module):
             module is registered as part of the objective. Only the reference serves callables.
         teacher: whose similarities the distillation teaches, see `distillation_losses`; only the reference serves
             another than "next".
-        check_finite: raise ValueError where the outputs hold NaN or infinity (a device-side assertion on CUDA).
+        check_finite: raise ValueError where the outputs hold NaN or infinity. On CUDA, where that would wait for the
+            device, it is a device-side assertion; with float16 features or autocast, where a GradScaler skips a
+            step that overflows, the total's gradient becomes NaN instead.
         backend: "auto", "reference", "triton" (the fused kernels: float32, float16 and bfloat16 features, the
             ten published losses; "auto" takes them for CUDA tensors where they serve) or "cpp" (the same on the CPU;
             "auto" takes it for CPU tensors, with any other loss evaluated as it defines itself, and leaves
@@ -144,10 +147,13 @@ class NestedObjective(nn.Module):
         }
         if (chosen := pick(self.backend, "NestedObjective", features.device, compiled)) != "reference":
             step = fused_step() if chosen == "triton" else native_step()
+            scaled = scaled_training(features)
             with no_autocast(features):
-                return ObjectiveResult(*step.step(self, features, labels, index))
+                return ObjectiveResult(*step.step(self, features, labels, index, scaled))
         u = self.layer.project(features, "reference")
-        if self.check_finite:
+        if self.check_finite and scaled_training(features):
+            u = u + (u - u).detach()  # infinity becomes NaN, which every loss hands on
+        elif self.check_finite:
             _check.values(torch.isfinite(u).all(), self.NOT_FINITE)
         with no_autocast(u):
             if torch.compiler.is_compiling():

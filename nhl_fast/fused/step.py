@@ -80,8 +80,11 @@ def loss_values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tenso
     return weighting.with_gradient(u, values, deltas, list(loss.code_lengths))
 
 
-def step(objective, features: torch.Tensor, labels, index):
-    """(total, losses, distill, weights, dots or None) of an objective; only the total has a gradient."""
+def step(objective, features: torch.Tensor, labels, index, scaled: bool = False):
+    """(total, losses, distill, weights, dots or None) of an objective; only the total has a gradient.
+
+    scaled: outputs that are not finite make the gradient NaN, for a GradScaler to see, instead of an assertion.
+    """
     layer = objective.layer
     weight, bias, lengths = layer.hash_layer.weight, layer.hash_layer.bias, list(layer.code_lengths)
     layer.check_features(features)
@@ -94,9 +97,10 @@ def step(objective, features: torch.Tensor, labels, index):
             distill = distillation.distill(u, lengths, objective.distill_weight, deltas)
             distill = distill if distill.ndim == 2 else distill[None]
         values = values if values.ndim == 2 else values[None]
+    check = "no" if not objective.check_finite else "nan" if scaled else "raise" if u.is_cuda else "no"
     results = weighting.combine(
         features, weight, bias, u, deltas, gram, values, distill, objective.distill_weight,
-        objective._fixed_weights, lengths, objective.check_finite and u.device.type == "cuda",
+        objective._fixed_weights, lengths, check,
     )  # fmt: skip
     weights, dots, losses, cascade = (t.detach() for t in results[1:5])
     return results[0], losses, cascade, weights, dots if objective.weighting == "dominance" else None

@@ -23,7 +23,7 @@ def combine(
     distill_weight: float,
     fixed_weights: torch.Tensor | None,
     code_lengths: list[int],
-    check_finite: bool,
+    check: str,
 ) -> tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]:
@@ -31,13 +31,13 @@ def combine(
 
     Args:
         features, weight, bias: (N, d), (L, d), (L,), which the total's gradient goes to.
-        u: (N, L) outputs, looked at only if `check_finite`.
+        u: (N, L) outputs, looked at only for `check`.
         deltas: (N, T) gradients of every length's loss (distillation included) with respect to its outputs.
         gram: (N, N) feature Gram matrix, or empty: the dots then come from deltas^T F.
         losses: (P, m) partial sums. distill: (Q, m) likewise, or None.
         distill_weight: lambda.
         fixed_weights: (m,) weights instead of the dominance-aware ones, or None.
-        check_finite: a device-side assertion that u is finite.
+        check: where u is not finite: "raise" (a device-side assertion), "nan" (NaN in dU) or "no" (nothing).
 
     Returns:
         total (), weights (m,), dots (m, m) (empty with fixed weights), losses (m,), distill (m,) without lambda,
@@ -56,7 +56,7 @@ def combine(
         kernels.combine(
             deltas, u, code_lengths, dots=partial, fixed=fixed_weights, losses=losses, distill=distill,
             distill_scale=distill_weight, gradients=product, sums=sums,
-            outputs=(total, weights, dots, losses_out, distill_out), du=du, dw=dw, db=db, check=check_finite,
+            outputs=(total, weights, dots, losses_out, distill_out), du=du, dw=dw, db=db, check=check,
         )  # fmt: skip
     return total, weights, dots, losses_out, distill_out, du, dw, db
 

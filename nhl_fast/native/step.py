@@ -214,8 +214,11 @@ def _plain(x: torch.Tensor) -> torch.Tensor:
     return x.detach().float().contiguous()
 
 
-def step(objective, features: torch.Tensor, labels, index):
-    """(total, losses, distill, weights, dots or None) of an objective; only the total has a gradient."""
+def step(objective, features: torch.Tensor, labels, index, scaled: bool = False):
+    """(total, losses, distill, weights, dots or None) of an objective; only the total has a gradient.
+
+    scaled: see `nhl_fast.fused.step.step`; never on a CPU.
+    """
     layer, loss = objective.layer, objective.loss
     lengths, linear = layer.code_lengths, layer.hash_layer
     weight, bias = linear.weight, linear.bias

@@ -23,7 +23,7 @@ def problem(n, d, lengths, device, dtype=torch.float32, conflict=True):
     return torch.cat(deltas, 1) / n, x, w, torch.randn(lengths[-1], device=device)
 
 
-def combined(deltas, x, w, b, lengths, fixed=None, distill=True, check=False):
+def combined(deltas, x, w, b, lengths, fixed=None, distill=True, check="no"):
     m, n = len(lengths), x.shape[0]
     losses = torch.arange(3.0 * m, device=x.device).view(3, m)
     cascade = torch.ones(2, m, device=x.device) if distill else None
@@ -120,7 +120,7 @@ def test_launches(d, device):
     kept = []
 
     def forward():
-        kept.append(fused.combine(*inputs, u, deltas, gram, losses, None, 0.0, None, list(lengths), False)[0])
+        kept.append(fused.combine(*inputs, u, deltas, gram, losses, None, 0.0, None, list(lengths), "no")[0])
 
     dots = ["gram_dots_kernel"] if d == 300 else ["transposed_product_kernel", "product_dots_kernel"]
     assert launches(forward) == [*dots, "combine_kernel"]
@@ -155,7 +155,7 @@ def test_opcheck(shape, device):
         deltas, x, w, b = problem(*shape, lengths, device)
         gram = x @ x.T if fixed is None and dots_kernels.uses_gram(*shape, lengths) else x.new_empty(0, 0)
         u, losses = torch.zeros(shape[0], 12, device=device), torch.ones(1, 2, device=device)
-        arguments = (u, deltas, gram, losses, None, 0.5, fixed, list(lengths), False)
+        arguments = (u, deltas, gram, losses, None, 0.5, fixed, list(lengths), "no")
         inputs = [t.requires_grad_() for t in (x, w, b)]
         torch.library.opcheck(fused.combine, (*inputs, *arguments))
     deltas, x, w, b = problem(*shape, lengths, device)
