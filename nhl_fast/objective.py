@@ -137,6 +137,8 @@ class NestedObjective(nn.Module):
             self.distill_weight = 0.0
             if self.weighting in ("dominance", "custom"):
                 self.weighting, self.rule, fixed = "uniform", None, torch.ones(1)
+        if fixed is not None and not layer.hash_layer.weight.is_meta:
+            fixed = fixed.to(layer.hash_layer.weight.device)
         self.register_buffer("_fixed_weights", fixed, persistent=False)
 
     def forward(self, features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None):

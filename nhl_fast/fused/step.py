@@ -98,9 +98,10 @@ def step(objective, features: torch.Tensor, labels, index, scaled: bool = False)
             distill = distill if distill.ndim == 2 else distill[None]
         values = values if values.ndim == 2 else values[None]
     check = "no" if not objective.check_finite else "nan" if scaled else "raise" if u.is_cuda else "no"
+    fixed = objective._fixed_weights
     results = weighting.combine(
         features, weight, bias, u, deltas, gram, values, distill, objective.distill_weight,
-        objective._fixed_weights, lengths, check,
+        fixed if fixed is None else fixed.to(u.device), lengths, check,
     )  # fmt: skip
     weights, dots, losses, cascade = (t.detach() for t in results[1:5])
     return results[0], losses, cascade, weights, dots if objective.weighting == "dominance" else None
