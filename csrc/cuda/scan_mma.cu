@@ -16,23 +16,23 @@ struct Fragment {
   }
 };
 
+// `first`: the first word's place in an item's row; the others are `places` further. Words that the code has not got
+// are others of it, which meet zeros in A.
 template <int W>
-__device__ __forceinline__ void load_words(uint32_t (&b)[Fragment<W>::R], const uint8_t* row, int lane, int words,
+__device__ __forceinline__ void load_words(uint32_t (&b)[Fragment<W>::R], const uint8_t* first, const int (&places)[Fragment<W>::R],
                                            bool wide) {
   using F = Fragment<W>;
 #pragma unroll
   for (int r = 0; r < F::R; r += F::V) {
-    const int at = F::word(lane, r);
-    const uint32_t* const from = reinterpret_cast<const uint32_t*>(row) + at;
     if (F::V == 4 && wide) {
-      const uint4 v = at < words ? __ldg(reinterpret_cast<const uint4*>(from)) : uint4{0, 0, 0, 0};
+      const uint4 v = __ldg(reinterpret_cast<const uint4*>(first + places[r]));
       b[r] = v.x, b[r + F::V / 4] = v.y, b[r + F::V / 2] = v.z, b[r + F::V * 3 / 4] = v.w;
     } else if (F::V == 2 && wide) {
-      const uint2 v = at < words ? __ldg(reinterpret_cast<const uint2*>(from)) : uint2{0, 0};
+      const uint2 v = __ldg(reinterpret_cast<const uint2*>(first + places[r]));
       b[r] = v.x, b[r + F::V / 2] = v.y;
     } else {
 #pragma unroll
-      for (int v = 0; v < F::V; ++v) b[r + v] = at + v < words ? __ldg(from + v) : 0;
+      for (int v = 0; v < F::V; ++v) b[r + v] = __ldg(reinterpret_cast<const uint32_t*>(first + places[r + v]));
     }
   }
 }
@@ -40,51 +40,72 @@ __device__ __forceinline__ void load_words(uint32_t (&b)[Fragment<W>::R], const 
 // All warps of a block hold the same 16 MT queries and take turns at 8 U items, the next of which are on their way while
 // the last are counted. Floor: the tensor cores, or HBM once when the queries are few (MT = 1).
 template <int W, int MT, int U>
-__global__ void __launch_bounds__(kThreads, MT == 1 ? 3 : 2)
+__global__ void __launch_bounds__(kThreads, MT == 1 && W <= 16 ? 3 : 2)
     mma_kernel(Rows queries, Rows items, Layout query_layout, int words, bool wide, Find find) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 1000
   using F = Fragment<W>;
   constexpr int R = F::R;
+  extern __shared__ __align__(16) uint32_t query_words[];
+  __shared__ int64_t limits[16 * MT];
+  __shared__ uint4 found[kThreads / 32 * MT * 32];  // D where something is found; a thread reads only its own
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * 16 * MT;
+  const int num = static_cast<int>(min(static_cast<int64_t>(16 * MT), queries.count - first));
+  stage_queries<0>(queries, query_layout, first, first + num, query_words);
+  if (threadIdx.x < 16 * MT) limits[threadIdx.x] = threadIdx.x < num ? find.limit_of(first + threadIdx.x) : 0;
+  __syncthreads();
   uint32_t a[MT][R][4];
   int c[MT][4], reach = 0;
 #pragma unroll
   for (int m = 0; m < MT; ++m)
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int64_t q = first + 16 * m + 8 * h + row;
-      const int own = q < queries.count ? reach_of(find.limit_of(q)) : 0;
-      c[m][2 * h] = c[m][2 * h + 1] = -own;
+      const int q = 16 * m + 8 * h + row, own = reach_of(limits[q]);
+      // From two lanes that hold the same, so that both stay in registers: else they are made anew for every product.
+#pragma unroll
+      for (int i = 0; i < 2; ++i) c[m][2 * h + i] = __shfl_sync(~0u, -own, lane ^ i);
       reach |= own;
 #pragma unroll
       for (int r = 0; r < R; ++r) {
         const int w = F::word(lane, r);
-        uint32_t bits = 0, counting = 0;
-        if (q < queries.count && w < words) {
-          bits = Code<0>{queries.data + q * queries.stride, query_layout}(w);
-          counting = w == words - 1 ? query_layout.tail : ~0u;
-        }
+        const uint32_t counting = q >= num || w >= words ? 0 : w == words - 1 ? query_layout.tail : ~0u;
+        const uint32_t bits = counting ? query_words[q * words + w] : 0;
         a[m][r][h] = W <= 2 && lane % 4 >= 2 ? ~bits & counting : bits;
         a[m][r][2 + h] = ~bits & counting;
       }
     }
   if (!__any_sync(~0u, reach)) return;
+  uint4* const own = found + warp * MT * 32 + lane;
   const uint32_t flip = lane % 4 < 2 ? ~0u : 0;
-  const int64_t groups = (items.count + 8 * U - 1) / (8 * U), step = static_cast<int64_t>(gridDim.x) * (kThreads / 32);
-  int64_t g = static_cast<int64_t>(blockIdx.x) * (kThreads / 32) + warp;
+  const auto place = [&](int r) { return 4 * (F::word(lane, r) < words ? F::word(lane, r) : wide ? r % F::V : 0); };
+  const int front = place(0);
+  int places[R];
+#pragma unroll
+  for (int r = 0; r < R; ++r) places[r] = r == 0 ? 0 : place(r) - front;
+  const auto full = static_cast<unsigned>(items.count / (8 * U));
+  const unsigned groups = full + (items.count % (8 * U) != 0), step = gridDim.x * (kThreads / 32);
+  unsigned g = blockIdx.x * (kThreads / 32) + warp;
+  const uint8_t* from = items.data + (static_cast<int64_t>(g) * 8 * U + row) * items.stride + front;
+  const int64_t eight = 8 * items.stride, far = step * U * eight;
   uint32_t next[U][R];
-  const auto load = [&](int64_t group) {
-    const int64_t item = group * 8 * U + row;
-    const uint8_t* const at = items.data + item * items.stride;
-    if ((group + 1) * 8 * U <= items.count) {
+  const auto load = [&](unsigned group) {
+    if (group < full) {
+      const uint8_t* at = from;
 #pragma unroll
-      for (int u = 0; u < U; ++u) load_words<W>(next[u], at + 8 * u * items.stride, lane, words, wide);
-    } else {
+      for (int u = 0; u < U; ++u, at += eight) load_words<W>(next[u], at, places, wide);
+    } else {  // the last one: items past the end are the last one, and not found
+#pragma unroll 1
+      for (int u = 0; u < U; ++u) {
+        const int64_t item = min(static_cast<int64_t>(group) * 8 * U + 8 * u + row, items.count - 1);
+        uint32_t words_of[R];
+        load_words<W>(words_of, items.data + item * items.stride + front, places, wide);
 #pragma unroll
-      for (int u = 0; u < U; ++u)
-        load_words<W>(next[u], at + 8 * u * items.stride, lane, item + 8 * u < items.count ? words : 0, wide);
+        for (int v = 0; v < U; ++v)
+#pragma unroll
+          for (int r = 0; r < R; ++r) next[v][r] = v == u ? words_of[r] : next[v][r];
+      }
     }
+    from += far;
   };
   if (g < groups) load(g);
   for (; g < groups; g += step) {
@@ -109,19 +130,24 @@ __global__ void __launch_bounds__(kThreads, MT == 1 ? 3 : 2)
         }
         any |= d[m][0] | d[m][1] | d[m][2] | d[m][3];
       }
-      if (__any_sync(~0u, any < 0)) {
-        const int64_t item = (g * U + u) * 8 + 2 * (lane % 4);
+      if (!__any_sync(~0u, any < 0)) continue;
+      uint32_t signs = 0;  // of d, the first one highest
 #pragma unroll
-        for (int m = 0; m < MT; ++m)
+      for (int m = 0; m < MT; ++m) {
 #pragma unroll
-          for (int i = 0; i < 4; ++i)
-            if (d[m][i] < 0) {
-              const int64_t q = first + 16 * m + 8 * (i / 2) + row, id = item + i % 2;
-              const int distance = d[m][i] - c[m][i];
-              if (id < items.count && (static_cast<int64_t>(distance) << kIdBits | id) < find.limit_of(q) &&
-                  (find.allow == nullptr || find.allow[id]))
-                find.put(q, static_cast<int64_t>(atomicAdd(find.counts + q, 1ull)), distance, id);
-            }
+        for (int i = 0; i < 4; ++i) signs = __funnelshift_l(d[m][i], signs, 1);
+        own[m * 32] = uint4{static_cast<uint32_t>(d[m][0]), static_cast<uint32_t>(d[m][1]),
+                            static_cast<uint32_t>(d[m][2]), static_cast<uint32_t>(d[m][3])};
+      }
+      const int64_t item = (static_cast<int64_t>(g) * U + u) * 8 + 2 * (lane % 4);
+      while (signs) {
+        const unsigned at = __clz(signs) - (32 - 4 * MT), q = at / 4 * 16 + at % 4 / 2 * 8 + row;
+        signs ^= 1u << (4 * MT - 1 - at);
+        const int64_t id = item + at % 2, limit = limits[q];
+        const int distance = reinterpret_cast<const int*>(own + at / 4 * 32)[at % 4] + reach_of(limit);
+        if (id < items.count && (static_cast<int64_t>(distance) << kIdBits | id) < limit &&
+            (find.allow == nullptr || find.allow[id]))
+          find.put(first + q, static_cast<int64_t>(atomicAdd(find.counts + first + q, 1ull)), distance, id);
       }
     }
   }
@@ -139,14 +165,14 @@ void launch(const Rows& queries, const Rows& items, int64_t bits, const Find& fi
   const int64_t tiles = divide_up(queries.count, 16 * MT), groups = divide_up(items.count, 8 * U * (kThreads / 32));
   const int64_t turn = 2 * context.multiprocessors * (MT == 1 ? 2 : 1);
   const int64_t blocks = std::min(groups, tiles >= turn / 2 ? divide_up(4 * turn, tiles) : std::max<int64_t>(1, turn / tiles));
-  mma_kernel<W, MT, U><<<grid_of(blocks, tiles), kThreads, 0, context.stream>>>(
+  mma_kernel<W, MT, U><<<grid_of(blocks, tiles), kThreads, 16 * MT * 4 * query_layout.words, context.stream>>>(
       queries, items, query_layout, query_layout.words, wide, find);
   check(cudaGetLastError());
 }
 
 template <int W>
 void launch_for(const Rows& queries, const Rows& items, int64_t bits, const Find& find, const Context& context) {
-  constexpr int MT = W <= 8 ? 4 : W <= 16 ? 2 : 1, U = W <= 4 ? 4 : W <= 8 ? 2 : 1;
+  constexpr int MT = W <= 8 ? 4 : W <= 16 ? 2 : 1, U = W <= 4 ? 8 : W <= 8 ? 4 : W <= 16 ? 2 : 1;
   constexpr int few_U = W <= 4 ? 8 : W <= 8 ? 4 : W <= 16 ? 2 : 1;
   if (queries.count <= 16) return launch<W, 1, few_U>(queries, items, bits, find, context);
   launch<W, MT, U>(queries, items, bits, find, context);

@@ -241,6 +241,10 @@ T __shfl_down_sync(unsigned, T value, int step) {
 }
 
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
+inline int __clz(uint32_t x) { return x ? __builtin_clz(x) : 32; }
+inline uint32_t __funnelshift_l(uint32_t low, uint32_t high, uint32_t by) {
+  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) << by % 32 >> 32);
+}
 inline int __ffs(uint32_t x) { return __builtin_ffs(static_cast<int>(x)); }
 
 template <class T>
