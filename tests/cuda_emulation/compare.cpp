@@ -197,6 +197,7 @@ int main(int count, char** arguments) {
     if (round % 8 == 1) misled(bits);
     std::vector<int64_t> lengths{bits};
     if (bits > 3) lengths = {random(1, bits / 2), random(bits / 2 + 1, bits - 1), bits};
+    if (bits == 128) lengths = {8, 16, 32, 64, 128};
     if (bits > 100 && round % 3 == 0) {
       lengths.clear();
       for (int64_t b = 1; b <= 70; ++b) lengths.push_back(b);  // more than one program holds
