@@ -8,11 +8,12 @@ from nhl_fast.kernels import arrival, projection
 from nhl_fast.kernels import pointwise as kernels
 
 from ..losses.pointwise import CSQ, DPN
+from .operators import direct, operator
 from .projection import project_outputs
 from .registry import fuses, outputs, prepare_labels
 
 
-@torch.library.custom_op("nhl_fast::pointwise", mutates_args=())
+@operator("nhl_fast::pointwise", mutates_args=())
 def pointwise(
     u: torch.Tensor,
     labels: torch.Tensor,
@@ -35,7 +36,7 @@ def _(u, labels, centers, ties, code_lengths, kind, parameter):
     return outputs(u, code_lengths, kernels.num_programs(*u.shape))
 
 
-@torch.library.custom_op("nhl_fast::project_pointwise", mutates_args=())
+@operator("nhl_fast::project_pointwise", mutates_args=())
 def project_pointwise(
     features: torch.Tensor,
     weight: torch.Tensor,
@@ -88,4 +89,4 @@ def tensors(loss) -> tuple[torch.Tensor, torch.Tensor]:
 @fuses(CSQ, DPN, prepare=prepare_labels)
 def fused(loss, u, labels):
     """Values and deltas of a CSQ or DPN loss; labels out of range are a device-side assertion."""
-    return pointwise(u, labels, *tensors(loss), list(loss.code_lengths), *options(loss))
+    return direct(pointwise)(u, labels, *tensors(loss), list(loss.code_lengths), *options(loss))

@@ -7,10 +7,12 @@ import torch
 from nhl_fast.kernels import arrival, backward, dots
 from nhl_fast.kernels import projection as kernels
 
+from .operators import operator
+
 MAX_FORMED = 1024  # rows up to which the backward kernel goes through the whole batch in one program
 
 
-@torch.library.custom_op("nhl_fast::project", mutates_args=())
+@operator("nhl_fast::project", mutates_args=())
 def project(
     features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, gram: bool, finite: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,7 +40,7 @@ def _(features, weight, bias, gram, finite=False):
     return project_outputs(features, weight, gram)
 
 
-@torch.library.custom_op("nhl_fast::project_backward", mutates_args=())
+@operator("nhl_fast::project_backward", mutates_args=())
 def project_backward(
     grad: torch.Tensor, features: torch.Tensor, weight: torch.Tensor, need_features: bool, need_weight: bool
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -119,7 +121,7 @@ def _backward(ctx, grad_u, grad_gram):
 project.register_autograd(_backward, setup_context=_save)
 
 
-@torch.library.custom_op("nhl_fast::encode", mutates_args=())
+@operator("nhl_fast::encode", mutates_args=())
 def encode(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     """Packed signs (N, ceil(L/8)) uint8 of F W^T + c, most significant bit first."""
     bits = torch.empty(features.shape[0], -(-weight.shape[0] // 8), device=features.device, dtype=torch.uint8)

@@ -9,6 +9,7 @@ from .. import _check
 from ..layer import refuses_layer
 from ..losses.base import NestedLoss
 from . import distillation, pairwise, pointwise, projection, softmax_center, triplet, weighting  # noqa: F401
+from .operators import direct
 from .registry import EXTRAS, FUSED
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -94,10 +95,10 @@ def step(objective, features: torch.Tensor, labels, index, scaled: bool = False)
         u, gram, values, deltas = outputs_and_loss(objective, features.detach(), labels, index, scaled)
         distill = None
         if objective.distill_weight and len(lengths) > 1:
-            distill = distillation.distill(u, lengths, objective.distill_weight, deltas)
+            distill = direct(distillation.distill)(u, lengths, objective.distill_weight, deltas)
             distill = distill if distill.ndim == 2 else distill[None]
         values = values if values.ndim == 2 else values[None]
-    results = weighting.combine(
+    results = weighting.evaluate(
         features, weight, bias, u, deltas, gram, values, distill, objective.distill_weight,
         objective._fixed_weights, lengths, objective.check_finite and scaled,
     )  # fmt: skip
@@ -115,7 +116,7 @@ def outputs_and_loss(objective, features, labels, index, scaled: bool = False):
     if together:
         like = features.new_empty(features.shape[0], lengths[-1], dtype=torch.float32)
         labels = prepare(loss, like, labels, index)
-        u, matrix, values, deltas = pointwise.project_pointwise(
+        u, matrix, values, deltas = direct(pointwise.project_pointwise)(
             features,
             weight,
             bias,
@@ -128,7 +129,7 @@ def outputs_and_loss(objective, features, labels, index, scaled: bool = False):
         )
         check_outputs(objective, u)
         return u, matrix, values, deltas
-    u, matrix = projection.project(features, weight, bias, gram, finite)
+    u, matrix = direct(projection.project)(features, weight, bias, gram, finite)
     check_outputs(objective, u)
     labels = prepare(loss, u, labels, index)
     return u, matrix, *FUSED[type(loss)](loss, u, labels)

@@ -9,10 +9,11 @@ from nhl_fast.kernels import dots as dots_kernels
 from nhl_fast.kernels import weighting as kernels
 from nhl_fast.kernels.closed_form import Report
 
+from .operators import direct, observed, operator
 from .projection import MAX_FORMED, gradient_shapes, gradients
 
 
-@torch.library.custom_op("nhl_fast::combine", mutates_args=())
+@operator("nhl_fast::combine", mutates_args=())
 def combine(
     features: torch.Tensor,
     weight: torch.Tensor,
@@ -94,7 +95,7 @@ def _(features, weight, bias, u, deltas, gram, losses, distill, distill_weight, 
     return _combined(features, weight, deltas, gram, fixed_weights, code_lengths)
 
 
-@torch.library.custom_op("nhl_fast::head_backward", mutates_args=())
+@operator("nhl_fast::head_backward", mutates_args=())
 def head_backward(
     scale: torch.Tensor,
     du: torch.Tensor,
@@ -144,7 +145,7 @@ def _backward(ctx, scale, *_):
     unused = [None] * len(rest)
     if scale is None:
         return None, None, None, *unused
-    df, dw, db = head_backward(
+    df, dw, db = direct(head_backward)(
         scale, du, deltas, weights, u, features, weight, dw, db, ctx.code_lengths, need_features,
         need_weight or need_bias,
     )  # fmt: skip
@@ -159,7 +160,32 @@ def _backward(ctx, scale, *_):
 combine.register_autograd(_backward, setup_context=_save)
 
 
-@torch.library.custom_op("nhl_fast::with_gradient", mutates_args=())
+class _Step(torch.autograd.Function):
+    """`combine` without its operator: the total alone comes out, the rest is left in `results`."""
+
+    @staticmethod
+    def forward(ctx, features, weight, bias, rest, results):
+        results += combine.function(features, weight, bias, *rest)
+        if any(ctx.needs_input_grad[:3]):
+            _save(ctx, (features, weight, bias, *rest), results)
+        return results[0]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, scale):
+        return _backward(ctx, scale)
+
+
+def evaluate(features, weight, bias, *rest):
+    """`combine`, by its operator where that is observed."""
+    if observed():
+        return combine(features, weight, bias, *rest)
+    results = []
+    total = _Step.apply(features, weight, bias, rest, results)
+    return total, *results[1:]
+
+
+@operator("nhl_fast::with_gradient", mutates_args=())
 def with_gradient(
     u: torch.Tensor, values: torch.Tensor, deltas: torch.Tensor, code_lengths: list[int]
 ) -> torch.Tensor:
@@ -172,7 +198,7 @@ def _(u, values, deltas, code_lengths):
     return values.new_empty(values.shape[1])
 
 
-@torch.library.custom_op("nhl_fast::weigh", mutates_args=())
+@operator("nhl_fast::weigh", mutates_args=())
 def weigh(deltas: torch.Tensor, weights: torch.Tensor, code_lengths: list[int]) -> torch.Tensor:
     """sum_k weights[k] pad(delta_k): (N, T) and (m,) to (N, L)."""
     du = torch.empty(deltas.shape[0], code_lengths[-1], device=deltas.device, dtype=torch.float32)
