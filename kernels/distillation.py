@@ -85,7 +85,7 @@ def _row_statistics(
     tl.store(partial + tile * M + K, tl.sum(squares))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def statistics_kernel(
     u, norms, alongs, partial, num_rows, LENGTHS: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, BITS: tl.constexpr,
@@ -138,7 +138,7 @@ def _gradient(
     tl.store(deltas + place, found, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "row_tiles"])
 def gradient_kernel(
     u, norms, alongs, partial, values, deltas, num_rows, row_tiles, weight, LENGTHS: tl.constexpr,
     JOBS: tl.constexpr, T: tl.constexpr, MP: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
@@ -190,7 +190,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     made = []
     tensors = dict.fromkeys(("u", "norms", "alongs", "partial", "values", "deltas"), "*fp32")
-    for precision in ("ieee", "tf32"):
+    for precision in tiles.PRECISIONS:
         for name, kernel, config in (
             ("statistics", statistics_kernel, NORMS),
             ("gradient", gradient_kernel, GRADIENT),
@@ -200,7 +200,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
                 "MP": tiles.power_of_two(len(lengths), 1), "PRECISION": precision, "ROWS": config.rows,
                 "COLUMNS": config.columns, "BITS": config.bits,
             }  # fmt: skip
-            signature = {**tensors, "num_rows": "i32:16", "row_tiles": "i32", "weight": "fp32"}
+            signature = {**tensors, "num_rows": "i32", "row_tiles": "i32", "weight": "fp32"}
             made.append((
                 f"{name}/{precision}",
                 kernel,

@@ -38,6 +38,14 @@ class ObjectiveResult(NamedTuple):
     dots: torch.Tensor | None
 
 
+class _Form(NamedTuple):
+    """Shape, dtype and device of a tensor that is not made."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
+
+
 def per_length_gradients(function, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(values, gradient of their sum at v); a column belongs to one length, so this is each length's own gradient."""
     if torch.compiler.is_compiling():
@@ -173,7 +181,7 @@ class NestedObjective(nn.Module):
             return why
         if any_loss:
             return None
-        like = torch.empty(features.shape[0], self.layer.out_features, device=features.device)
+        like = _Form((features.shape[0], self.layer.out_features), torch.float32, features.device)
         return step.refuses_loss(self.loss, like, labels)
 
     def _ruled(self, dots, values) -> torch.Tensor:

@@ -42,12 +42,12 @@ class Bank(nn.Module):
         self.labels[index] = labels
         self.written.index_fill_(0, index.long(), True)  # an indexed assignment would copy True to the device
 
-    def check_index(self, index, num_rows: int) -> None:
-        """Raise unless `index` holds `num_rows` valid row numbers."""
+    def check_index(self, index, num_rows: int, values: bool = True) -> None:
+        """Raise unless `index` holds `num_rows` valid row numbers (without `values`: any integers)."""
         _check.tensor(index, "index", ndim=1)
         if index.dtype not in (torch.int64, torch.int32) or index.shape[0] != num_rows:
             raise ValueError(f"index: expected {num_rows} integers, got {_check.describe(index)}")
-        if num_rows:
+        if values and num_rows:
             _check.values(
                 (index.min() >= 0) & (index.max() < self.num_train),
                 f"index: expected rows from 0 to {self.num_train - 1} (num_train - 1), got one out of range",

@@ -7,6 +7,7 @@ from launches import launches
 
 from nhl_fast.backend import backends
 from nhl_fast.fused import step
+from nhl_fast.fused.projection import arrival
 from nhl_fast.layer import NestedHashLayer
 from nhl_fast.losses import CSQ, DPN, REGISTRY, Bank, PerLength, build
 from nhl_fast.objective import NestedObjective
@@ -80,7 +81,9 @@ def test_step_equals_the_reference(name, shape, distill, device):
 @pytest.mark.parametrize("shape", [(1, 7), (33, 40)], ids=str)
 @pytest.mark.parametrize("name", OTHERS)
 def test_step_of_the_other_losses(name, shape, device):
-    check(make(name, *shape, (5, 12, 48), device, distill_weight=0.7), floor=3e-6)
+    # A single row pairs with itself alone: DCH's gradient there is what rounding leaves of a cosine of 1.
+    floor = 1e-4 if (name, shape[0]) == ("dch", 1) else 3e-6
+    check(make(name, *shape, (5, 12, 48), device, distill_weight=0.7), floor=floor)
 
 
 @pytest.mark.parametrize("lengths", [(1,), (8, 16, 32, 64, 128), (3, 1024)], ids=str)
@@ -180,27 +183,37 @@ def test_the_same_bits_every_time(device):
         assert torch.equal(value, second[key]), key
 
 
+# A step's launches with class ids where the dots come from the Gram matrix; from the gradients it is two more.
+BUDGET = {"csq": 5, "dpn": 5, "shcir": 6, "mdsh": 6, "dtsh": 7, "lcdsh": 7}
+BANK_BUDGET = 8
+
+
+@pytest.mark.parametrize("distill", [0.0, 1.0])
 @pytest.mark.parametrize("d", [7, 300])
 @pytest.mark.parametrize(
     ("name", "loss_options"),
     [*((name, {}) for name in REGISTRY), ("mdsh", {"num_train": 27}), ("dhn", {"balance": True})],
     ids=str,
 )
-def test_launch_budget(name, loss_options, d, device, monkeypatch):
-    """Forward, losses, distillation, weights and all gradients: at most 8 launches, or 12, and no wait."""
-    layer, loss, features, labels, _ = make(name, 20, d, (5, 12, 48), device, loss_options=loss_options)
+def test_launch_budget(name, loss_options, d, distill, device, monkeypatch):
+    """Forward, losses, distillation, weights and all gradients keep to the budget, and nothing waits."""
+    options = {"loss_options": loss_options, "distill_weight": distill}
+    layer, loss, features, labels, options = make(name, 20, d, (5, 12, 48), device, **options)
+    budget = BUDGET.get(name, BANK_BUDGET) if not loss_options else BANK_BUDGET + 1
+    budget += (2 if d == 7 else 0) - (0 if distill else 2)
     if device.type == "cpu":  # there the values are looked at on the host, before the kernels that assert them
         monkeypatch.setattr(step, "check_on_host", lambda tensor: False)
-        monkeypatch.setattr(Bank, "check_index", lambda self, index, rows: None)
-    objective = NestedObjective(layer, loss, backend="triton")
+        monkeypatch.setattr(Bank, "check_index", lambda self, index, rows, values=True: None)
+    objective = NestedObjective(layer, loss, backend="triton", **options)
     index = torch.arange(20, device=device)
     features.requires_grad_()
+    arrival.prepare(device)  # once a device
     total = []
     forward = launches(lambda: total.append(objective(features, labels, index).total))
     one = torch.ones_like(total[0])
     backward = launches(lambda: total[0].backward(one))
     both = forward + backward
-    assert len(both) <= (8 if name in POINTWISE else 12), both
+    assert len(both) <= budget, both
     assert not any(name in both for name in ("aten::item", "aten::_local_scalar_dense"))
 
 
