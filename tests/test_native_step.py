@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from native_cases import AVAILABLE, DETAIL, each_isa, levels, one_and_two_threads  # noqa: F401
+from numeric import expected
 
 from nhl_fast import backend as backends
 from nhl_fast.distillation import distillation_losses
@@ -85,16 +86,11 @@ def error(a, b):
     return ((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-6)).item()
 
 
-def check(problem, floor=2e-7, scale=1.0):
-    """The step's error is at most twice that of the reference in float32 (and a few roundings)."""
-    truth = run(problem, "reference", torch.float64, scale)
-    plain, native = run(problem, "reference", scale=scale), run(problem, "cpp", scale=scale)
-    assert native.keys() == plain.keys()
-    for key, value in native.items():
-        assert value.dtype == torch.float32, key
-        assert value.shape == plain[key].shape, key
-        assert error(value, truth[key]) <= 2 * error(plain[key], truth[key]) + floor, key
-    return native
+def check(problem, scale=1.0):
+    """The step in float32 is the truth but for float32's own errors (see `numeric`)."""
+    native = run(problem, "cpp", scale=scale)
+    assert all(value.dtype == torch.float32 for value in native.values())
+    return expected(run, problem, "reference", torch.float64, scale).check(native)
 
 
 @pytest.mark.parametrize("multi", [False, True], ids=["ids", "multi-hot"])
@@ -110,7 +106,8 @@ def test_step_equals_the_reference(isa, name, shape, multi):
 @pytest.mark.parametrize("n", [1, 3, 130])
 def test_odd_lengths_and_batches(isa, lengths, n):
     for name in REGISTRY:
-        native = check(make(name, n, 9, lengths), floor=1e-6)
+        rows = min(n, 66) if name == "dtsh" else n  # its reference holds all triplets
+        native = check(make(name, rows, 9, lengths))
         assert ("dots" in native) == (len(lengths) > 1)
 
 
@@ -260,14 +257,14 @@ def test_extreme_outputs_stay_finite(isa, name, scale):
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_batches_without_negatives_or_positives(isa, name, labels):
     layer, loss, features, _, index, options = make(name, 6, 9, (8, 16), classes=6, num_train=6)
-    check((layer, loss, features, labels, index, options), floor=1e-6)
+    check((layer, loss, features, labels, index, options))
 
 
 @pytest.mark.parametrize("name", [n for n in REGISTRY if n != "shcir"])
 def test_labels_with_no_class(isa, name):
     layer, loss, features, labels, index, options = make(name, 12, 9, (8, 16), multi=True)
     labels[:4] = False
-    check((layer, loss, features, labels, index, options), floor=1e-6)
+    check((layer, loss, features, labels, index, options))
 
 
 @pytest.mark.parametrize("name", BANK_LOSSES)
@@ -282,9 +279,9 @@ def test_banks(isa, name, state):
     elif state == "sets, then ids":
         loss.bank.update(rows, torch.randn(50, 16), F.one_hot(rows % 5, 5))
     labels = ids if state == "sets, then ids" else sets
-    check((layer, loss, features, labels, index, options), floor=1e-6)
-    check((layer, loss.eval(), features, labels, None, options), floor=1e-6)
-    check((layer, loss.eval(), features, ids, None, options), floor=1e-6)
+    check((layer, loss, features, labels, index, options))
+    check((layer, loss.eval(), features, labels, None, options))
+    check((layer, loss.eval(), features, ids, None, options))
 
 
 @pytest.mark.parametrize("labels", ["ids", "multi-hot"])
@@ -292,7 +289,7 @@ def test_many_classes(isa, labels):
     for name in REGISTRY:
         if name == "shcir" and labels == "multi-hot":
             continue
-        check(make(name, 40, 20, (8, 32), labels == "multi-hot", classes=101), floor=1e-6)
+        check(make(name, 40, 20, (8, 32), labels == "multi-hot", classes=101))
 
 
 @pytest.mark.parametrize("name", ["mdsh", "shcir"])
