@@ -37,24 +37,28 @@ RUNS = 6
 # Numbers under this are taken for zero: what is left of a difference of equal numbers near 1, squared.
 LEAST = 1e-12
 
+
+def _names(text: str) -> set[str]:
+    return set(text.split())
+
+
 # Operations (aten names, without the _ of those in place) by how they round; one that is in no set is refused.
-_PRODUCTS = set("mm bmm addmm baddbmm mv addmv".split())
-_SUMS = set("sum mean cumsum dot".split())
-_OTHER_SUMS = set(
-    "linalg_vector_norm norm logsumexp _softmax _log_softmax _softmax_backward_data _log_softmax_backward_data".split()
-)
-_FUNCTIONS = set(
-    "exp expm1 log log1p tanh sigmoid softplus rsqrt pow cosh logaddexp log_sigmoid_forward log_sigmoid_backward "
-    "softplus_backward tanh_backward sigmoid_backward".split()
-)
-_CLAMPS = set("clamp clamp_min clamp_max".split())
-_ROUNDED_ONCE = set("add sub rsub mul div square sqrt reciprocal addcmul addcdiv lerp".split())
-_EXACT = set(
-    "neg abs sign sgn clone _to_copy copy cat stack index index_select gather where maximum minimum max min amax amin "
-    "triu tril relu fill zero zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones "
-    "new_full new_empty new_empty_strided empty_strided repeat arange masked_fill scatter constant_pad_nd index_put "
-    "_index_put_impl sort topk flip scalar_tensor slice_backward select_backward threshold_backward lift_fresh "
-    "clamp_backward select_scatter slice_scatter squeeze unsqueeze transpose t _unsafe_view".split()
+_PRODUCTS = _names("mm bmm addmm baddbmm mv addmv")
+_SUMS = _names("sum mean cumsum dot")
+_OTHER_SUMS = _names("linalg_vector_norm norm logsumexp _softmax _log_softmax _softmax_backward_data")
+_OTHER_SUMS |= _names("_log_softmax_backward_data")
+_FUNCTIONS = _names("exp expm1 log log1p tanh sigmoid softplus rsqrt pow cosh logaddexp log_sigmoid_forward")
+_FUNCTIONS |= _names("log_sigmoid_backward softplus_backward tanh_backward sigmoid_backward")
+_CLAMPS = _names("clamp clamp_min clamp_max")
+_ROUNDED_ONCE = _names("add sub rsub mul div square sqrt reciprocal addcmul addcdiv lerp")
+_EXACT = _names(
+    """
+    neg abs sign sgn clone _to_copy copy cat stack index index_select gather where maximum minimum max min amax amin
+    triu tril relu fill zero zeros ones full empty zeros_like ones_like full_like empty_like new_zeros new_ones
+    new_full new_empty new_empty_strided empty_strided repeat arange masked_fill scatter constant_pad_nd index_put
+    _index_put_impl sort topk flip scalar_tensor slice_backward select_backward threshold_backward lift_fresh
+    clamp_backward select_scatter slice_scatter squeeze unsqueeze transpose t _unsafe_view
+    """
 )
 
 

@@ -144,7 +144,7 @@ def test_a_row_of_the_bank_does_not_go_missing(name):
     assert truth(whole).wrong(reference(less)).keys() >= GRADIENTS | {"losses"}
 
 
-PENALTIES = {name: "quantization" for name in ("csq", "dch", "dtsh", "mdsh", "shcir")}
+PENALTIES = dict.fromkeys(("csq", "dch", "dtsh", "mdsh", "shcir"), "quantization")
 PENALTIES |= {"dsh": "alpha", "dhn": "alpha", "dbdh": "alpha", "lcdsh": "eta"}
 
 
