@@ -155,6 +155,7 @@ def test_a_penalty_with_the_wrong_sign_does_not_pass(name, option):
     assert truth(problem(name)).wrong(reference(turned)).keys() >= GRADIENTS | {"losses", "total"}
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_bounds_are_a_few_float32_roundings(name):
     """No bound is wider than 1e-5 of its result: a float16's last place is 100 times as much."""
@@ -164,6 +165,7 @@ def test_bounds_are_a_few_float32_roundings(name):
     assert right.bound("distill") <= 1e-5
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_the_reference_in_float32_passes(name):
     truth(problem(name)).check(run(problem(name), "reference"))
@@ -174,6 +176,7 @@ def test_the_bound_does_not_depend_on_the_run():
     assert a.spread == b.spread
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("count", [1, 100, 10_000])
 def test_sums_and_products_of_float32_keep_the_rules(count):
     """Sums from the first to the last term, the worst of the usual orders."""
