@@ -238,7 +238,6 @@ def test_golden_distillation(golden, isa):
     torch.testing.assert_close(distillation_losses(u, LENGTHS), distill, rtol=1e-4, atol=1e-9)
 
 
-@pytest.mark.numeric
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_results_do_not_depend_on_the_number_of_threads(isa, name):
     problem, found = make(name, 150, 600, (8, 20, 64), num_train=3000), []
