@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from launches import launches
+from numeric import Expected
 
 import nhl_fast.fused.projection as fused
 from nhl_fast.codes import pack_codes
@@ -19,8 +20,14 @@ def tensors(n, d, longest, device, dtype=torch.float32):
     return features, torch.randn(longest, d, device=device), torch.randn(longest, device=device)
 
 
-def relative(a, b):
-    return ((a.double() - b).norm() / b.norm()).item()
+def check(u, matrix, x, w, b):
+    """Outputs, and the features' Gram matrix where there is one, are float64's but for float32's own errors."""
+    assert u.dtype == matrix.dtype == torch.float32
+    x, w, b = x.double(), w.double(), b.double()
+    if matrix.numel():
+        Expected(lambda: {"u": F.linear(x, w, b), "gram": x @ x.T}).check({"u": u, "gram": matrix})
+    else:
+        Expected(lambda: {"u": F.linear(x, w, b)}).check({"u": u})
 
 
 @pytest.mark.parametrize("gram", [False, True])
@@ -28,25 +35,16 @@ def relative(a, b):
 def test_outputs_and_gram(shape, gram, device):
     x, w, b = tensors(*shape, device)
     u, matrix = torch.ops.nhl_fast.project(x, w, b, gram)
-    truth = F.linear(x.double(), w.double(), b.double())
-    assert relative(u, truth) <= 2 * relative(F.linear(x, w, b), truth) + 3e-7
     assert matrix.shape == ((shape[0],) * 2 if gram else (0, 0))
-    if gram:
-        truth = x.double() @ x.double().T
-        assert relative(matrix, truth) <= 2 * relative(x @ x.T, truth) + 3e-7
+    check(u, matrix, x, w, b)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
 def test_half_precision(shape, dtype, device):
-    """Accumulated and returned in float32; far closer than PyTorch's product in that precision."""
+    """Accumulated and returned in float32."""
     x, w, b = tensors(*shape, device, dtype)
-    u, matrix = torch.ops.nhl_fast.project(x, w, b, True)
-    truth = F.linear(x.double(), w.double(), b.double())
-    plain = F.linear(x, w.to(dtype), b.to(dtype))
-    assert u.dtype == torch.float32
-    assert relative(u, truth) <= 0.05 * relative(plain, truth) + 1e-6
-    assert relative(matrix, x.double() @ x.double().T) < 1e-6
+    check(*torch.ops.nhl_fast.project(x, w, b, True), x, w, b)
 
 
 def test_split_product_is_taken_and_matches(device):
