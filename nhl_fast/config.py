@@ -5,15 +5,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
+from . import _check, names, presets
 
-from . import _check, backbones, losses, presets
-from .aligned_centers import MAX_ROWS, class_similarity
-from .centers import make_centers
-from .distillation import TEACHERS
-
-_CENTER_LOSSES = ("csq", "dpn", "mdsh", "shcir")
+if TYPE_CHECKING:  # the command line checks its settings before PyTorch is loaded
+    from . import losses
 
 
 @dataclass
@@ -29,7 +26,7 @@ class TrainConfig:
         distill_weight: weight of the self-distillation.
         teacher: whose similarities a length learns: "next" (the next longer length), "longest" or "longer" (all).
         weighting: "dominance", "uniform", one number a length, or "custom" where the trainer is given a callable.
-        backbone: one of `backbones.NAMES`, or "custom" where a module is given to the trainer.
+        backbone: one of `names.BACKBONES`, or "custom" where a module is given to the trainer.
         hidden, dropout, weights: see `backbones.build_backbone`.
         epochs: number of epochs.
         batch_size: rows a step.
@@ -78,14 +75,14 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        _check.one_of(self.loss, "loss", tuple(losses.REGISTRY))
+        _check.one_of(self.loss, "loss", names.LOSSES)
         self.code_lengths = _check.code_lengths(self.code_lengths)
         self.hidden = tuple(_check.positive_int(w, "hidden") for w in self.hidden)
-        _check.one_of(self.backbone, "backbone", (*backbones.NAMES, "custom"))
-        _check.one_of(self.optimizer, "optimizer", ("adam", "adamw", "sgd"))
-        _check.one_of(self.schedule, "schedule", ("constant", "cosine"))
-        _check.one_of(self.amp, "amp", (None, "bf16", "fp16"))
-        _check.one_of(self.teacher, "teacher", TEACHERS)
+        _check.one_of(self.backbone, "backbone", (*names.BACKBONES, "custom"))
+        _check.one_of(self.optimizer, "optimizer", names.OPTIMIZERS)
+        _check.one_of(self.schedule, "schedule", names.SCHEDULES)
+        _check.one_of(self.amp, "amp", (None, *names.AMP))
+        _check.one_of(self.teacher, "teacher", names.TEACHERS)
         if isinstance(self.weighting, str):
             _check.one_of(self.weighting, "weighting", ("dominance", "uniform", "custom"))
         else:
@@ -128,8 +125,10 @@ class TrainConfig:
 
     def build_loss(self, num_classes: int, num_train: int, train=None) -> losses.NestedLoss:
         """The loss of this run; `train` is the training split, which aligned centres need."""
+        from . import losses
+
         options = dict(self.loss_options)
-        if self.loss in _CENTER_LOSSES:
+        if self.loss in names.CENTER_LOSSES:
             options = {"centers": self.centers, "seed": self.seed, **options}
         if isinstance(options.get("centers"), str) and options["centers"] == "aligned":
             options["centers"] = self._aligned_centers(num_classes, train)
@@ -140,6 +139,11 @@ class TrainConfig:
         )
 
     def _aligned_centers(self, num_classes: int, train) -> list:
+        import torch
+
+        from .aligned_centers import MAX_ROWS, class_similarity
+        from .centers import make_centers
+
         if train is None or not train.in_memory:
             raise ValueError("centers: 'aligned' needs training rows in memory; take 'nested', or give the centres")
         picked = torch.linspace(0, len(train) - 1, min(len(train), MAX_ROWS)).long()

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .code_quality import code_quality
+from .quality import code_quality
 from .metrics import evaluate_retrieval
 from .report_files import naming
 from .report_groups import Method
