@@ -16,10 +16,10 @@ from .paper_table import methods_table, summarize
 from .report_groups import Section, group
 from .report_page import render
 from .report_runs import distinct_names, load_records
+from .run_folder import check_output
 
 _TABLES = {".tex": "latex", ".md": "markdown", ".csv": "csv"}
 _PAGES = (".html", ".htm")
-_TAKEN = ("metrics.csv", "compare.csv")
 
 
 def write_report(runs: Sequence, page=None, table=None, *, title: str | None = None, date: str | None = None) -> dict:
@@ -118,10 +118,4 @@ def _target(value, name: str, suffixes: tuple[str, ...]) -> Path:
     path = as_path(value, name)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{name}: expected a file name ending in {' or '.join(suffixes)}, got {str(path)!r}")
-    if path.name in _TAKEN and path.is_file():
-        raise ValueError(f"{name}: {path} is a file of train or compare; take another name")
-    if path.is_dir():
-        raise ValueError(f"{name}: {path} is a folder")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{name}: cannot write to {path}: no such folder")
-    return path
+    return check_output(path, name)

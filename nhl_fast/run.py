@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,9 @@ from .hamming import search
 from .labels import similarity
 from .metrics import RetrievalResult, evaluate_retrieval
 from .model import HashModel, encode_split
-from .train import load_model, read_config, resolve_device, weights_file
+from .run_folder import CODES, LOG, METRICS, METRICS_TABLE, PICTURES, SPLIT, read_config, weights_file
+from .train import load_model, resolve_device
 
-SPLIT = "split.json"
 CURVE_POINTS = 200
 PREFIX_BYTES = 1 << 27
 
@@ -121,6 +122,17 @@ def load_array(path, name: str) -> np.ndarray:
     return array
 
 
+def read_log(path: Path) -> list[dict]:
+    """The records of a run folder's log; none where there is no log."""
+    log = path / LOG
+    if not log.exists():
+        return []
+    try:
+        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise ValueError(f"run: {log} is damaged ({error})") from None
+
+
 def save_array(path: Path, array) -> None:
     """An .npy file, written whole or not at all."""
     with atomic_write(path) as handle:
@@ -156,13 +168,13 @@ def metric_rows(evaluation: Evaluation) -> list[dict]:
 
 def write_evaluation(path: Path, evaluation: Evaluation, data: RetrievalData) -> dict:
     """Packed codes, labels, metrics.json and metrics.csv into a run folder; the content of metrics.json."""
-    (path / "codes").mkdir(parents=True, exist_ok=True)
+    (path / CODES).mkdir(parents=True, exist_ok=True)
     for name, codes, split in (
         ("query", evaluation.query_codes, data.query),
         ("database", evaluation.database_codes, data.database),
     ):
-        save_array(path / "codes" / f"{name}.npy", codes)
-        save_array(path / "codes" / f"{name}_labels.npy", split.labels)
+        save_array(path / CODES / f"{name}.npy", codes)
+        save_array(path / CODES / f"{name}_labels.npy", split.labels)
     result, rows = evaluation.result, metric_rows(evaluation)
     metrics = {
         "data": data.name,
@@ -175,8 +187,8 @@ def write_evaluation(path: Path, evaluation: Evaluation, data: RetrievalData) ->
         "prefix_map": {str(b): v for b, v in evaluation.prefix_map.items()},
         "weights_sha256": weights_sha256(path),
     }
-    write_json(path / "metrics.json", metrics)
-    save_csv(path / "metrics.csv", rows)
+    write_json(path / METRICS, metrics)
+    save_csv(path / METRICS_TABLE, rows)
     return metrics
 
 
@@ -192,7 +204,7 @@ def write_pictures(
     """mAP against bits (the trained `lengths` marked), precision and recall, training log, gallery of images."""
     from . import plots
 
-    folder = path / "pictures"
+    folder = path / PICTURES
     folder.mkdir(parents=True, exist_ok=True)
     result = evaluation.result
     written = []
