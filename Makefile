@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	@echo "setup: virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setup: PyTorch ($(TORCH))"
-	@$(BIN)/python -m pip install -q "$(TORCH)" "setuptools>=77" wheel ninja >$(LOG) 2>&1 || (tail -n 20 $(LOG); exit 1)
+	@$(BIN)/python -m pip install -q "$(TORCH)" "setuptools>=77" wheel >$(LOG) 2>&1 || (tail -n 20 $(LOG); exit 1)
 	@echo "setup: nhl-fast and its tools ($(EXTRAS))"
 	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[$(EXTRAS)]" >>$(LOG) 2>&1 || (tail -n 40 $(LOG); exit 1)
 	@touch $@
