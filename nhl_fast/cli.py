@@ -100,13 +100,17 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--validation", type=float, help="share of training rows kept for validation (default 0.1)")
 
 
+def places(args) -> dict:
+    """Where the data lies, as absolute paths."""
+    given = {name: getattr(args, name, None) for name in ("root", "path", "labels")}
+    return {n: str(as_path(v, f"--{n}").resolve()) for n, v in given.items() if v is not None}
+
+
 def given_data(args) -> dict:
     """What was given of what `load_dataset` takes."""
     given = {name: getattr(args, name) for name in DATA_OPTIONS if getattr(args, name) is not None}
     given |= {name: True for name in DATA_FLAGS if getattr(args, name)}
-    for name in ("root", "path", "labels"):
-        if name in given:
-            given[name] = str(as_path(given[name], f"--{name}").resolve())
+    given |= places(args)
     for name, dest in (("name", "data"), ("seed", "split_seed"), ("validation", "validation")):
         if getattr(args, dest) is not None:
             given[name] = getattr(args, dest)
@@ -309,8 +313,9 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def prepare(parser: argparse.ArgumentParser, args) -> None:
-    """Settings and data of the commands that train, checked."""
+def prepare(args) -> None:
+    """Where the data lies, and settings and data of the commands that train, checked."""
+    args.places = places(args)
     if not hasattr(args, "preset"):
         return
     if args.command == "train" and args.resume is not None:
@@ -319,19 +324,22 @@ def prepare(parser: argparse.ArgumentParser, args) -> None:
     args.config = TrainConfig.preset(args.preset or "default", **given_settings(args))
     args.data_spec = {"name": "digits", "seed": 0, "validation": 0.1, **given_data(args)}
     if args.command == "train":
-        check_target(args.out, resume=False)
+        check_target(args.out, resume=False, name="--out")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status (2 for wrong usage, 1 for an error that is said in one line)."""
     parser = build_parser()
     args = parser.parse_args(argv)
+    for name, value in vars(args).items():
+        if value == []:  # what argparse makes of --root=--
+            parser.error(f"argument --{name.replace('_', '-')}: expected one argument")
     if args.command == "train":
         if args.out is None and not isinstance(args.resume, str):
             parser.error("train: give --out RUN, or --resume RUN to go on with a run")
         args.out = args.resume if args.out is None else args.out
     try:
-        prepare(parser, args)
+        prepare(args)
         from . import cli_actions  # PyTorch is loaded once the arguments are right
 
         status = getattr(cli_actions, args.action)(args) or 0

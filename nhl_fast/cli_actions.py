@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from . import _check
@@ -19,7 +20,7 @@ from .hamming import search as hamming_search
 from .labels import similarity
 from .metrics import evaluate_retrieval
 from .model import encode_split
-from .report import write_report
+from .report import check_targets, write_report
 from .run import (
     Evaluation,
     Run,
@@ -55,12 +56,8 @@ def emit(args, obj, text: str) -> None:
     print(json.dumps(obj, indent=2) if args.json else text)
 
 
-def moved_data(args) -> dict:
-    return {n: str(Path(v).resolve()) for n in ("root", "path") if (v := getattr(args, n, None)) is not None}
-
-
 def open_run(args) -> Run:
-    return Run.open(args.run, moved_data(args), args.device)
+    return Run.open(args.run, args.places, args.device)
 
 
 def train(args) -> None:
@@ -93,7 +90,7 @@ def train_and_evaluate(args, trainer: Trainer, resume: bool, folder: Path) -> No
         return
     args.lengths = None
     args.workers = args.config.workers
-    evaluate_run(args, Run.open(folder, moved_data(args), device=args.config.device), said)
+    evaluate_run(args, Run.open(folder, args.places, device=args.config.device), said)
 
 
 def evaluate(args) -> None:
@@ -142,14 +139,18 @@ def evaluate_run(args, run: Run, said: dict) -> None:
 
 def encode(args) -> None:
     stored = read_config(args.run)["data"]
-    output = check_output(args.output, "--output", [args.input, args.path, stored.get("path"), stored.get("labels")])
+    read = [None if args.input is None else as_path(args.input, "--input"), args.places.get("path")]
+    output = check_output(args.output, "--output", [*read, stored.get("path"), stored.get("labels")])
     run = open_run(args)
     longest = run.code_lengths[-1]
     length = longest if args.length is None else args.length
     if not 1 <= length <= longest:
         raise ValueError(f"--length: expected 1 to {longest} bits, got {args.length}")
     if args.input is not None:
-        inputs = torch.as_tensor(load_array(args.input, "--input")).float()
+        inputs = load_array(args.input, "--input")
+        if inputs.dtype.kind not in "biuf":
+            raise TypeError(f"--input: expected an array of numbers, got {_check.describe(inputs)}")
+        inputs = torch.from_numpy(inputs.astype(np.float32))
         shape = tuple(run.data.input_shape)
         if tuple(inputs.shape[1:]) != shape:
             raise ValueError(f"--input: expected rows of shape {shape}, got an array of shape {tuple(inputs.shape)}")
@@ -253,6 +254,7 @@ def run_comparison(args, folder: Path | None) -> None:
 def report(args) -> None:
     if args.output is None and args.table is None:
         raise ValueError("give -o PAGE.html, --table FILE (.tex, .md or .csv), or both")
+    check_targets(args.output, args.table, ("--output", "--table"))
     said = write_report(args.runs, args.output, args.table, title=args.title)
     lines = []
     for section in said["sections"]:
@@ -279,6 +281,8 @@ def advise(args) -> None:
     stored = read_json(metrics)
     if not isinstance(stored, dict) or not isinstance(stored.get("prefix_map"), dict):
         raise ValueError(f"{metrics} is not the evaluation of a run")
+    if args.max_latency_ms is not None:
+        _check.number(args.max_latency_ms, "--max-latency-ms", positive=True)
     curve = {int(b): v for b, v in stored["prefix_map"].items()}
     items, latencies = int(args.items), None
     if args.max_latency_ms is not None:

@@ -9,6 +9,8 @@ import re
 # What our own checks and the system raise on purpose; of anything else the type is a part of what happened.
 _SAID = (ValueError, TypeError, OSError, ImportError, RuntimeError)
 _WORKER = "Original Traceback (most recent call last):"
+_MEMORY = r"(?:Tried|you tried) to allocate [\d.]+ \w+|CUDA out of memory"
+_FRAMES = r"\n?(?:Exception raised from|C\+\+ CapturedTraceback)"  # of PyTorch's own errors
 _LONGEST = 2000
 
 
@@ -17,11 +19,12 @@ def one_line(error: BaseException) -> str:
     text = str(error)
     if _WORKER in text:
         text = _raised_in_worker(text)
-    elif isinstance(error, MemoryError) or re.search(r"can't allocate memory|CUDA out of memory", text):
-        text = f"out of memory ({text})" if text else "out of memory"
+    elif isinstance(error, MemoryError) or (found := re.search(_MEMORY, text)):
+        what = text if isinstance(error, MemoryError) else found[0]
+        text = f"out of memory ({what})" if what else "out of memory"
     elif not isinstance(error, _SAID) or not text:
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
-    text = " ".join(text.split())
+    text = " ".join(re.split(_FRAMES, text)[0].split())
     return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 

@@ -31,7 +31,7 @@ def prepare(args, settings: dict, data: dict) -> None:
         run = as_path(args.resume, "--resume")
         if as_path(args.out, "--out").resolve() != run.resolve():
             raise ValueError(f"--out: expected the folder of --resume ({args.resume}), got {args.out}")
-    run = check_target(args.out, resume=True)
+    run = check_target(args.out, resume=True, name="--resume")
     stored = read_config(run)
     config = TrainConfig.from_dict(stored["config"])
     for name in ("backbone", "weighting"):

@@ -12,6 +12,15 @@ from . import _check, names, presets
 if TYPE_CHECKING:  # the command line checks its settings before PyTorch is loaded
     from . import losses
 
+LARGEST, MAX_WORKERS, MAX_SEED = 2**31 - 1, 1024, 2**63 - 1
+
+
+def _whole(value, name: str, minimum: int = 1, maximum: int = LARGEST) -> int:
+    value = _check.positive_int(value, name, minimum)
+    if value > maximum:
+        raise ValueError(f"{name}: expected an integer of at most {maximum}, got {value}")
+    return value
+
 
 @dataclass
 class TrainConfig:
@@ -77,7 +86,10 @@ class TrainConfig:
     def __post_init__(self):
         _check.one_of(self.loss, "loss", names.LOSSES)
         self.code_lengths = _check.code_lengths(self.code_lengths)
-        self.hidden = tuple(_check.positive_int(w, "hidden") for w in self.hidden)
+        _whole(self.code_lengths[-1], "code_lengths")
+        if isinstance(self.hidden, str) or not hasattr(self.hidden, "__iter__"):
+            raise TypeError(f"hidden: expected a sequence of integers, got {_check.describe(self.hidden)}")
+        self.hidden = tuple(_whole(w, "hidden") for w in self.hidden)
         _check.one_of(self.backbone, "backbone", (*names.BACKBONES, "custom"))
         _check.one_of(self.optimizer, "optimizer", names.OPTIMIZERS)
         _check.one_of(self.schedule, "schedule", names.SCHEDULES)
@@ -86,13 +98,16 @@ class TrainConfig:
         if isinstance(self.weighting, str):
             _check.one_of(self.weighting, "weighting", ("dominance", "uniform", "custom"))
         else:
-            self.weighting = tuple(float(w) for w in self.weighting)
+            if not hasattr(self.weighting, "__iter__"):
+                raise TypeError(f"weighting: expected a name or numbers, got {_check.describe(self.weighting)}")
+            self.weighting = tuple(_check.number(w, "weighting") for w in self.weighting)
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
-            setattr(self, name, _check.positive_int(getattr(self, name), name))
-        for name in ("workers", "seed"):
-            setattr(self, name, _check.positive_int(getattr(self, name), name, minimum=0))
+            setattr(self, name, _whole(getattr(self, name), name))
+        self.workers = _whole(self.workers, "workers", 0, MAX_WORKERS)
+        self.seed = _whole(self.seed, "seed", 0, MAX_SEED)
         if self.patience is not None:
-            self.patience = _check.positive_int(self.patience, "patience")
+            self.patience = _whole(self.patience, "patience")
+        self._check_loss_options()
         for name, low in (("lr", 0.0), ("weight_decay", 0.0), ("distill_weight", 0.0), ("momentum", 0.0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -101,6 +116,15 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected a finite number of at least {low:g}, got {value}")
         if not self.momentum < 1:
             raise ValueError(f"momentum: expected a decay below 1, got {self.momentum}")
+
+    def _check_loss_options(self) -> None:
+        options = self.loss_options
+        if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+            raise TypeError(f"loss_options: expected a dict of names and values, got {_check.describe(options)}")
+        for name in ("name", "num_classes", "num_train", "code_lengths"):
+            if name in options:
+                where = "code_lengths of the settings" if name == "code_lengths" else "loss and the data"
+                raise ValueError(f"loss_options: {name} follows from the {where}, got {options[name]!r}")
 
     @classmethod
     def preset(cls, name: str = "default", **changes) -> TrainConfig:

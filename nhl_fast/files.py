@@ -164,5 +164,7 @@ def read_json(path) -> Any:
         raise ValueError(f"{path}: not valid JSON ({where}: {error.msg})") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not valid JSON (byte {error.start} is not UTF-8)") from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except RecursionError:
         raise ValueError(f"{path}: not readable JSON (nested too deeply)") from None

@@ -114,6 +114,10 @@ def load_array(path, name: str) -> np.ndarray:
         array = np.load(existing_file(path, name), allow_pickle=False)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{name}: {path} is no readable .npy file ({error})") from error
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, f"{name}: {error.strerror}", str(path)) from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise ValueError(f"{name}: expected one array in an .npy file, but {path} is an archive of several")

@@ -69,7 +69,7 @@ def read_config(run_dir) -> dict:
 # ------------------------------------------------------------------------------------------- what may be written
 
 
-def check_target(run_dir, resume: bool) -> Path:
+def check_target(run_dir, resume: bool, name: str = "run_dir") -> Path:
     """The folder to train into: absent or empty or, with `resume`, a run that can go on.
 
     Raises:
@@ -77,25 +77,26 @@ def check_target(run_dir, resume: bool) -> Path:
         FileNotFoundError, ValueError: there is no run to resume, or none that can go on.
         NotADirectoryError: it is a file.
     """
-    path = as_path(run_dir, "run_dir")
-    if path.exists() and not path.is_dir():
-        raise NotADirectoryError(f"run_dir: expected a folder, but {path} is a file")
-    found = sorted(e.name for e in os.scandir(path) if not _ours(e.name)) if path.is_dir() else []
+    path = as_path(run_dir, name)
+    above = next((p for p in (path, *path.absolute().parents) if p.exists()), path)
+    if above.exists() and not above.is_dir():
+        raise NotADirectoryError(f"{name}: expected a folder, but {above} is a file")
+    found = sorted(entry for entry in os.listdir(path) if not _ours(entry)) if path.is_dir() else []
     if resume:
         if not path.is_dir():
-            raise FileNotFoundError(f"run_dir: there is no run to resume, {path} does not exist")
+            raise FileNotFoundError(f"{name}: there is no run to resume, {path} does not exist")
         read_config(path)
         if not (path / CHECKPOINT).exists() and _has_trained(path):
             raise ValueError(
-                f"run_dir: {path} has lost its {CHECKPOINT} and cannot go on; its weights still evaluate and encode"
+                f"{name}: {path} has lost its {CHECKPOINT} and cannot go on; its weights still evaluate and encode"
             )
     elif found and _is_run(path):
         raise FileExistsError(
-            f"run_dir: {path} already holds a run; go on with it (--resume, resume=True) or take another folder"
+            f"{name}: {path} already holds a run; go on with it (--resume, resume=True) or take another folder"
         )
     elif found:
         raise FileExistsError(
-            f"run_dir: {path} is not empty and holds no run of nhl_fast ({_some(found)}); take a new folder"
+            f"{name}: {path} is not empty and holds no run of nhl_fast ({_some(found)}); take a new folder"
         )
     return path
 
@@ -109,8 +110,8 @@ def check_output(value, name: str, inputs: Sequence = ()) -> Path:
     """
     path = as_path(value, name)
     target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise ValueError(f"{name}: {path} is a folder")
+    if target.exists() and not target.is_file():
+        raise ValueError(f"{name}: expected a regular file or a new one, but {path} is none")
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{name}: cannot write to {path}: no such folder")
     for read in inputs:
