@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import sys
+from pathlib import Path
 
 from . import __version__, names
 from . import cli_resume as resume
@@ -13,7 +14,7 @@ from .cli_errors import one_line, silence
 from .config import TrainConfig
 from .files import as_path
 from .presets import PRESETS
-from .run_folder import check_target
+from .run_folder import CONFIG, check_target
 
 DATA_OPTIONS = {
     "root": str,
@@ -178,7 +179,7 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.add_argument("--json", action="store_true", help="print JSON in place of text")
-        sub.set_defaults(action=name)
+        sub.set_defaults(action=name, parser=sub)
         return sub
 
     def evaluation(sub):
@@ -333,10 +334,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     for name, value in vars(args).items():
         if value == []:  # what argparse makes of --root=--
-            parser.error(f"argument --{name.replace('_', '-')}: expected one argument")
+            args.parser.error(f"argument --{name.replace('_', '-')}: expected one argument")
     if args.command == "train":
         if args.out is None and not isinstance(args.resume, str):
-            parser.error("train: give --out RUN, or --resume RUN to go on with a run")
+            args.parser.error("give --out RUN, or --resume RUN to go on with a run")
         args.out = args.resume if args.out is None else args.out
     try:
         prepare(args)
@@ -350,7 +351,8 @@ def main(argv: list[str] | None = None) -> int:
         silence(sys.stdout)
         return 0
     except KeyboardInterrupt:
-        hint = f"; go on with: nhl-fast train --resume {args.out}" if args.command == "train" else ""
+        begun = args.command == "train" and (Path(args.out) / CONFIG).exists()
+        hint = f"; go on with: nhl-fast train --resume {args.out}" if begun else ""
         print(f"nhl-fast: interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:
