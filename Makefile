@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 LOG := .setup.log
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slow test-triton sanitize lint bench experiments clean
+.PHONY: setup demo test test-slow test-triton test-install sanitize lint bench experiments clean
 
 setup: $(VENV)/.ready
 
@@ -37,6 +37,9 @@ test-slow: setup
 
 test-triton: setup
 	@$(BIN)/python -m pytest tests/triton -m "not slow" -n 2 $(PYTEST)
+
+test-install: setup
+	@$(BIN)/python -m pytest -m slow tests/test_install.py $(PYTEST)
 
 sanitize: setup
 	@$(BIN)/python -m pytest -m slow tests/test_native_sanitize.py $(PYTEST)

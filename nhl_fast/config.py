@@ -126,6 +126,11 @@ class TrainConfig:
                 where = "code_lengths of the settings" if name == "code_lengths" else "loss and the data"
                 raise ValueError(f"loss_options: {name} follows from the {where}, got {options[name]!r}")
 
+        centers = options.get("centers")
+        several = centers if isinstance(centers, (list, tuple)) else [centers]
+        if centers is not None and not all(isinstance(c, str) or hasattr(c, "shape") for c in several):
+            raise TypeError(f"loss_options: centers: expected a name or arrays, got {_check.describe(centers)}")
+
     @classmethod
     def preset(cls, name: str = "default", **changes) -> TrainConfig:
         """The settings `name` ("default", "paper" or "tuned"), with changes; see `nhl_fast.presets`."""

@@ -74,7 +74,13 @@ ARRAYS = {
 }
 FILES = [*TEXTS, *(f"{{tmp}}/{name}.npy" for name in ARRAYS)]
 # What an error may call an option besides its flag.
-ALSO = {"--split-seed": "seed", "--lr": "diverged", "--loss-option": "option", "run": "run|JSON", "runs": "run|JSON"}
+ALSO = {
+    "--split-seed": "seed",
+    "--lr": "diverged",
+    "--loss-option": "option|quantization|seed",
+    "run": "run|JSON",
+    "runs": "run|JSON",
+}
 ALSO |= {"--max-memory": "no length meets every bound", "--min-map": "no length meets every bound"}
 ALSO |= dict.fromkeys(("--query-codes", "--database-codes"), "give either a run folder")
 ALSO |= dict.fromkeys(("--query-labels", "--database-labels"), "give either a run folder")
