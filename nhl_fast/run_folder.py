@@ -110,6 +110,8 @@ def check_output(value, name: str, inputs: Sequence = ()) -> Path:
     """
     path = as_path(value, name)
     target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise ValueError(f"{name}: {path} is a folder")
     if target.exists() and not target.is_file():
         raise ValueError(f"{name}: expected a regular file or a new one, but {path} is none")
     if not target.parent.is_dir():

@@ -215,9 +215,11 @@ def test_any_other_error_is_one_line_too(run, capsys, monkeypatch):
 
 
 def command(*argv, **options):
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     return subprocess.run(
-        [sys.executable, "-m", "nhl_fast", *map(str, argv)], stderr=subprocess.PIPE, text=True, **options
-    )
+        [sys.executable, "-m", "nhl_fast", *map(str, argv)],
+        stderr=subprocess.PIPE, text=True, env=environment, **options,
+    )  # fmt: skip
 
 
 @pytest.fixture
