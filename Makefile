@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 LOG := .setup.log
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-machines test-slow test-triton sanitize lint bench experiments clean
+.PHONY: setup demo test test-machines test-slow test-triton test-install sanitize lint bench experiments clean
 
 setup: $(VENV)/.ready
 
@@ -17,7 +17,7 @@ $(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
 	@echo "setup: virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setup: PyTorch ($(TORCH))"
-	@$(BIN)/python -m pip install -q "$(TORCH)" "setuptools>=77" wheel ninja >$(LOG) 2>&1 || (tail -n 20 $(LOG); exit 1)
+	@$(BIN)/python -m pip install -q "$(TORCH)" "setuptools>=77" wheel >$(LOG) 2>&1 || (tail -n 20 $(LOG); exit 1)
 	@echo "setup: nhl-fast and its tools ($(EXTRAS))"
 	@$(BIN)/python -m pip install -q --no-build-isolation -e ".[$(EXTRAS)]" >>$(LOG) 2>&1 || (tail -n 40 $(LOG); exit 1)
 	@touch $@
@@ -41,6 +41,9 @@ test-slow: setup
 
 test-triton: setup
 	@$(BIN)/python -m pytest tests/triton -m "not slow" -n 2 $(PYTEST)
+
+test-install: setup
+	@$(BIN)/python -m pytest -m slow tests/test_install.py $(PYTEST)
 
 sanitize: setup
 	@$(BIN)/python -m pytest -m slow tests/test_native_sanitize.py $(PYTEST)

@@ -6,10 +6,13 @@ NHL_FAST_CUDA=0 or 1 leaves out or demands the CUDA library.
 
 import importlib.util
 import os
+import shutil
 import sys
 from pathlib import Path
+from typing import ClassVar
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -28,33 +31,48 @@ native = load_build()
 
 
 class BuildNative(build_ext):
-    """Builds each library; where one cannot be built, leaves the reason for `nhl_fast.backends()`."""
+    """Builds each library; where one cannot be built, it is built at its first use."""
+
+    made: ClassVar[set[Path]] = set()
 
     def build_extensions(self):
         for extension in self.extensions:
             output = Path(self.get_ext_fullpath(extension.name)).resolve()
-            log = output.parent / native.FAILURE
-            log.unlink(missing_ok=True)
+            if output in self.made and output.exists():
+                continue
             try:
-                native.build(extension.name.rpartition("_")[2], output, Path(self.build_temp))
+                native.build(extension.name.rpartition("_")[2], output)
+                self.made.add(output)
             except native.BuildError as error:
-                self.report(log, str(error))
+                self.report(str(error))
 
-    def report(self, log, reason):
+    def report(self, reason):
         if os.environ.get("NHL_FAST_REQUIRE_NATIVE") == "1":
             raise SystemExit(f"nhl_fast: the native library was not built: {reason}")
-        log.parent.mkdir(parents=True, exist_ok=True)
-        log.write_text(reason)
         line = "!" * 100
         print(
-            f"{line}\nnhl_fast: WARNING: installed without its native library; the PyTorch reference serves "
-            f"instead.\n{reason}\nTo build it later: python -m nhl_fast.native build\n{line}",
+            f"{line}\nnhl_fast: WARNING: a native library was not built now; it will be at its first use.\n{reason}\n"
+            f"To build it yourself: python -m nhl_fast.native build\n{line}",
             file=sys.stderr,
         )
 
     def get_outputs(self):
-        made = [*super().get_outputs(), *(str(Path(p).parent / native.FAILURE) for p in super().get_outputs())]
-        return sorted({path for path in made if os.path.exists(path)})
+        return [path for path in super().get_outputs() if os.path.exists(path)]
+
+
+class Wheel(bdist_wheel):
+    """A wheel without a library is a pure one."""
+
+    def run(self):
+        # Modules and libraries of an earlier build would go into this wheel.
+        shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)
+        BuildNative.made.clear()
+        if self.distribution.ext_modules:
+            self.run_command("build_ext")
+            if not self.get_finalized_command("build_ext").get_outputs():
+                self.distribution.ext_modules = []
+                self.root_is_pure = True
+        super().run()
 
 
 def extensions():
@@ -62,7 +80,6 @@ def extensions():
         kinds = native.wanted(native.find_torch())
     except native.BuildError:
         kinds = ["cpp"]  # BuildNative says what is missing
-    # ext_modules is never empty, so that the wheel is tagged for its platform; optional: may be absent.
     return [Extension(f"nhl_fast.native._{kind}", [], py_limited_api=True, optional=True) for kind in kinds]
 
 
@@ -77,8 +94,8 @@ setup(
         "nhl_fast.native",
     ],
     package_dir={"nhl_fast.kernels": "kernels", "nhl_fast.csrc": "csrc"},
-    package_data={"nhl_fast.csrc": ["*.h", "*.cpp", "cpu/*", "cuda/*", "train/*"]},
+    package_data={"nhl_fast.csrc": ["**/*"]},
     ext_modules=extensions(),
-    cmdclass={"build_ext": BuildNative},
+    cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -4,19 +4,24 @@ One hash layer whose first 8, 16, 32, 64 and 128 outputs are all good codes (arX
 losses, dominance-aware weights and self-distillation; Hamming evaluation and search on packed codes.
 """
 
-from . import losses
-from .aligned_centers import class_similarity
-from .backend import backends
-from .centers import make_centers, min_distances
-from .code_quality import code_quality
-from .codes import pack_codes, unpack_codes
-from .distillation import distillation_losses
-from .hamming import hamming_distances, radius_search, search
-from .index import IndexFileError, NestedIndex
-from .layer import NestedHashLayer
-from .metrics import RetrievalResult, evaluate_retrieval
-from .objective import NestedObjective, ObjectiveResult
-from .weighting import dominance_weights
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from . import losses
+    from .aligned_centers import class_similarity
+    from .backend import backends
+    from .centers import make_centers, min_distances
+    from .codes import pack_codes, unpack_codes
+    from .distillation import distillation_losses
+    from .hamming import hamming_distances, radius_search, search
+    from .index import IndexFileError, NestedIndex
+    from .layer import NestedHashLayer
+    from .metrics import RetrievalResult, evaluate_retrieval
+    from .objective import NestedObjective, ObjectiveResult
+    from .quality import code_quality
+    from .weighting import dominance_weights
 
 __all__ = [
     "IndexFileError",
@@ -41,3 +46,42 @@ __all__ = [
     "unpack_codes",
 ]
 __version__ = "0.1.0"
+
+# Modules are loaded when their names are first used, so that the command line answers without PyTorch. No module
+# may bear the name of a public function: its import would hide the function.
+_HOMES = {
+    "IndexFileError": "index",
+    "NestedHashLayer": "layer",
+    "NestedIndex": "index",
+    "NestedObjective": "objective",
+    "ObjectiveResult": "objective",
+    "RetrievalResult": "metrics",
+    "backends": "backend",
+    "class_similarity": "aligned_centers",
+    "code_quality": "quality",
+    "distillation_losses": "distillation",
+    "dominance_weights": "weighting",
+    "evaluate_retrieval": "metrics",
+    "hamming_distances": "hamming",
+    "make_centers": "centers",
+    "min_distances": "centers",
+    "pack_codes": "codes",
+    "radius_search": "hamming",
+    "search": "hamming",
+    "unpack_codes": "codes",
+}
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        value = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    elif not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}") is not None:
+        value = importlib.import_module(f".{name}", __name__)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})

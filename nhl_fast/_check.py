@@ -6,8 +6,10 @@ import itertools
 import math
 import operator
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:  # the command line checks its arguments before PyTorch is loaded
+    import torch
 
 DEFAULT_CODE_LENGTHS = (8, 16, 32, 64, 128)
 
@@ -63,6 +65,8 @@ def code_lengths(lengths, name: str = "code_lengths") -> tuple[int, ...]:
 
 def tensor(value, name: str, ndim: int | None = None, floating: bool = False) -> torch.Tensor:
     """`value` if it is a tensor with `ndim` dimensions (and of a floating dtype, if asked)."""
+    import torch
+
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {describe(value)}")
     if ndim is not None and value.ndim != ndim:
@@ -85,6 +89,8 @@ def values(condition: torch.Tensor, message: str) -> None:
     On a CUDA device the check is a device-side assertion, so that no step waits for the host; while
     torch.compile traces it is left out.
     """
+    import torch
+
     if torch.compiler.is_compiling():
         return
     if condition.device.type == "cuda":
@@ -95,6 +101,8 @@ def values(condition: torch.Tensor, message: str) -> None:
 
 def finite(value: torch.Tensor, name: str) -> torch.Tensor:
     """`value` if it holds no NaN or infinity (see `values` for CUDA tensors)."""
+    import torch
+
     values(torch.isfinite(value).all(), f"{name}: expected finite numbers, got NaN or infinity")
     return value
 

@@ -11,8 +11,7 @@ from torch import nn
 
 from . import _check
 from .backend import require
-
-NAMES = ("mlp", "conv", "identity", "resnet18", "resnet50", "vit_b_16")
+from .names import BACKBONES as NAMES
 
 
 class MLP(nn.Module):

@@ -106,9 +106,12 @@ def choose(backend: str, supported: Sequence[str], operation: str) -> str:
     return backend
 
 
-@torch.compiler.assume_constant_result
 def _available(name: str) -> bool:
     return probe(name).available
+
+
+# What torch.compiler.assume_constant_result sets; calling it would import torch._dynamo, a second on its own.
+_available._dynamo_marked_constant = True
 
 
 # Where "auto" takes a compiled backend.

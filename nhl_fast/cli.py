@@ -8,11 +8,13 @@ import json
 import sys
 from pathlib import Path
 
-from . import cli_actions
-from .backbones import NAMES as BACKBONES
+from . import __version__, names
+from . import cli_resume as resume
+from .cli_errors import one_line, silence
 from .config import TrainConfig
-from .losses import REGISTRY
+from .files import as_path
 from .presets import PRESETS
+from .run_folder import CONFIG, check_target
 
 DATA_OPTIONS = {
     "root": str,
@@ -76,31 +78,44 @@ def size(text: str) -> float:
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--data", default="digits", choices=("digits", "cifar10", "list", "features"))
+    group.add_argument("--data", choices=names.DATASETS, help="which data set (default: digits)")
     group.add_argument("--root", help="folder of cifar10's or list's files")
     group.add_argument("--path", help="file of features (.npz, .npy or .safetensors)")
     group.add_argument("--labels", help="labels for features in an .npy file")
-    group.add_argument("--protocol", choices=("paper", "keep-train", "full"), help="how rows are split")
+    group.add_argument("--protocol", choices=names.PROTOCOLS, help="how rows are split")
     group.add_argument("--queries-per-class", type=int)
     group.add_argument("--train-per-class", type=int)
     group.add_argument("--num-queries", type=int, help="multi-label data: number of queries")
     group.add_argument("--num-train", type=int)
     group.add_argument("--image-size", type=int)
-    group.add_argument("--as-images", action="store_true", help="digits as 1 x 8 x 8 images, for --backbone conv")
-    group.add_argument("--standardize", action="store_true", help="features: mean 0 and deviation 1 on training rows")
-    group.add_argument("--augment", action="store_true", help="list: random crops and flips of training images")
-    group.add_argument("--split-seed", type=int, default=0, help="seed of the split (default 0)")
-    group.add_argument("--validation", type=float, default=0.1, help="share of training rows kept for validation")
+    group.add_argument(
+        "--as-images", action="store_true", default=None, help="digits as 1 x 8 x 8 images, for --backbone conv"
+    )
+    group.add_argument(
+        "--standardize", action="store_true", default=None, help="features: mean 0 and deviation 1 on training rows"
+    )
+    group.add_argument(
+        "--augment", action="store_true", default=None, help="list: random crops and flips of training images"
+    )
+    group.add_argument("--split-seed", type=int, help="seed of the split (default 0)")
+    group.add_argument("--validation", type=float, help="share of training rows kept for validation (default 0.1)")
 
 
-def data_spec(args) -> dict:
-    """What `load_dataset` needs, of what was given."""
+def places(args) -> dict:
+    """Where the data lies, as absolute paths."""
+    given = {name: getattr(args, name, None) for name in ("root", "path", "labels")}
+    return {n: str(as_path(v, f"--{n}").resolve()) for n, v in given.items() if v is not None}
+
+
+def given_data(args) -> dict:
+    """What was given of what `load_dataset` takes."""
     given = {name: getattr(args, name) for name in DATA_OPTIONS if getattr(args, name) is not None}
     given |= {name: True for name in DATA_FLAGS if getattr(args, name)}
-    for name in ("root", "path", "labels"):
-        if name in given:
-            given[name] = str(Path(given[name]).resolve())
-    return {"name": args.data, "seed": args.split_seed, "validation": args.validation, **given}
+    given |= places(args)
+    for name, dest in (("name", "data"), ("seed", "split_seed"), ("validation", "validation")):
+        if getattr(args, dest) is not None:
+            given[name] = getattr(args, dest)
+    return given
 
 
 def add_training(parser: argparse.ArgumentParser) -> None:
@@ -108,46 +123,43 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        default="default",
         help="'paper': those of arXiv 2412.08922; 'tuned': the best found for each loss, see docs/experiments.md",
     )
-    group.add_argument("--loss", choices=tuple(REGISTRY))
+    group.add_argument("--loss", choices=names.LOSSES)
     group.add_argument("--loss-option", dest="loss_options", type=option, action="append", metavar="NAME=VALUE")
-    group.add_argument(
-        "--centers", choices=("nested", "aligned", "hadamard", "balanced", "random"), help="hash centres"
-    )
+    group.add_argument("--centers", choices=names.CENTERS, help="hash centres")
     group.add_argument(
         "--lengths", dest="code_lengths", type=lengths, metavar="8,16,...", help="code lengths in bits"
     )
     group.add_argument("--distill-weight", type=float, help="weight of the long-short self-distillation")
     group.add_argument("--weighting", type=weighting, help="dominance, uniform, or numbers with commas")
-    group.add_argument("--backbone", choices=BACKBONES)
+    group.add_argument("--backbone", choices=names.BACKBONES)
     group.add_argument("--hidden", type=lengths, metavar="512,...", help="widths of the mlp's hidden layers")
     group.add_argument("--dropout", type=float)
     group.add_argument("--weights", help="torchvision's name of pretrained weights")
     group.add_argument("--epochs", type=int)
     group.add_argument("--batch-size", type=int)
     group.add_argument("--accumulate", type=int, help="steps whose gradients are added up")
-    group.add_argument("--optimizer", choices=("adam", "adamw", "sgd"))
+    group.add_argument("--optimizer", choices=names.OPTIMIZERS)
     group.add_argument("--lr", type=float)
     group.add_argument("--weight-decay", type=float)
-    group.add_argument("--schedule", choices=("constant", "cosine"))
+    group.add_argument("--schedule", choices=names.SCHEDULES)
     group.add_argument("--validate-every", type=int, help="epochs between validations")
     group.add_argument("--patience", type=int, help="validations without progress before training stops")
-    group.add_argument("--amp", choices=("bf16", "fp16"))
+    group.add_argument("--amp", choices=names.AMP)
     group.add_argument("--compile", action="store_true", default=None)
     group.add_argument("--device")
     group.add_argument("--workers", type=int)
     group.add_argument("--seed", type=int)
 
 
-def train_config(args) -> TrainConfig:
-    """The preset, with what was given."""
-    names = [f.name for f in dataclasses.fields(TrainConfig)]
-    given = {n: getattr(args, n) for n in names if getattr(args, n, None) is not None}
+def given_settings(args) -> dict:
+    """What was given of what `TrainConfig` takes."""
+    fields = [f.name for f in dataclasses.fields(TrainConfig)]
+    given = {n: getattr(args, n) for n in fields if getattr(args, n, None) is not None}
     if "loss_options" in given:
         given["loss_options"] = dict(given["loss_options"])
-    return TrainConfig.preset(args.preset, **given)
+    return given
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -156,9 +168,10 @@ def build_parser() -> argparse.ArgumentParser:
         prog="nhl-fast",
         description="Nested binary codes: train one model for every code length, evaluate, search.",
     )
+    parser.add_argument("--version", action="version", version=f"nhl-fast {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def command(name, action, summary, description=None):
+    def command(name, summary, description=None):
         sub = commands.add_parser(
             name,
             help=summary,
@@ -166,23 +179,31 @@ def build_parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.add_argument("--json", action="store_true", help="print JSON in place of text")
-        sub.set_defaults(action=action)
+        sub.set_defaults(action=name, parser=sub)
         return sub
 
     def evaluation(sub):
         sub.add_argument("--topk", type=int, help="mAP over the first K of the ranking (default: all of it)")
-        sub.add_argument("--ties", choices=("id", "expected", "best", "worst"), default="id")
+        sub.add_argument("--ties", choices=names.TIES, default="id")
 
     sub = command(
         "train",
-        cli_actions.train,
         "train one nested model and evaluate it",
         "Train one nested model, then evaluate it and draw its pictures.\n\n"
         "  nhl-fast train --out runs/digits\n"
-        "  nhl-fast train --data cifar10 --root DIR --backbone conv --out runs/cifar",
+        "  nhl-fast train --data cifar10 --root DIR --backbone conv --out runs/cifar\n"
+        "  nhl-fast train --resume runs/cifar              # after a kill\n"
+        "  nhl-fast train --resume runs/cifar --epochs 60  # longer",
     )
-    sub.add_argument("--out", required=True, metavar="RUN", help="run folder to write")
-    sub.add_argument("--resume", action="store_true", help="go on where a killed or shorter run stopped")
+    sub.add_argument("--out", metavar="RUN", help="run folder to write: absent or empty")
+    sub.add_argument(
+        "--resume",
+        nargs="?",
+        const=True,
+        metavar="RUN",
+        help="go on with a run (or that of --out) with its own settings and data. Of the options only --epochs, "
+        "--patience, --device, --workers, --compile and where the data lies may differ from the run's",
+    )
     sub.add_argument("--no-evaluate", action="store_true", help="only train")
     sub.add_argument(
         "--best-per-length",
@@ -197,7 +218,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(
         "evaluate",
-        cli_actions.evaluate,
         "mAP and more at every length, with pictures",
         "Evaluate a run folder, or codes from files.\n\n"
         "  nhl-fast evaluate runs/digits --topk 1000\n"
@@ -218,7 +238,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(
         "encode",
-        cli_actions.encode,
         "packed codes of a split or of features",
         "Write packed codes, uint8 rows as numpy.packbits gives them.\n\n"
         "  nhl-fast encode runs/digits --split database -o codes.npy\n"
@@ -226,7 +245,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("run", metavar="RUN", help="run folder")
     source = sub.add_mutually_exclusive_group()
-    source.add_argument("--split", choices=("query", "database", "train", "validation"), default="database")
+    source.add_argument("--split", choices=names.SPLITS, default="database")
     source.add_argument("--input", metavar="NPY", help="inputs (N, ...) in an .npy file, as the model takes them")
     sub.add_argument("--length", type=int, help="keep the first LENGTH bits only")
     sub.add_argument("-o", "--output", required=True, metavar="NPY")
@@ -237,7 +256,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(
         "search",
-        cli_actions.search,
         "nearest codes of queries",
         "Search a run's database with some of its queries, or codes from files.\n\n"
         "  nhl-fast search runs/digits --query 0 7 --length 32\n"
@@ -256,7 +274,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(
         "compare",
-        cli_actions.compare,
         "one nested model against one model a length",
         "Train one nested model and one model for every code length at equal settings; compare mAP and time.",
     )
@@ -267,7 +284,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(
         "report",
-        cli_actions.report,
         "one HTML page about runs, and tables for papers",
         "Write one HTML page that needs no other file, or a table of methods x code lengths, or both.\n"
         "Runs that differ in the seed alone are one method: mean and standard deviation. The runs are only read.\n\n"
@@ -281,7 +297,6 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = command(
         "advise",
-        cli_actions.advise,
         "the shortest length that meets your bounds",
         "The shortest code length that meets a bound on mAP, memory or latency, from the mAP of every prefix.\n\n"
         "  nhl-fast advise runs/digits --items 100M --min-map 0.95 --max-memory 1GB --max-latency-ms 20",
@@ -295,26 +310,52 @@ def build_parser() -> argparse.ArgumentParser:
         "--tolerance", type=float, default=0.005, help="without --min-map: accepted distance to the best mAP"
     )
 
-    command("backends", cli_actions.backends, "what is built and active on this machine, and why not")
+    command("backends", "what is built and active on this machine, and why not")
     return parser
+
+
+def prepare(args) -> None:
+    """Where the data lies, and settings and data of the commands that train, checked."""
+    args.places = places(args)
+    if not hasattr(args, "preset"):
+        return
+    if args.command == "train" and args.resume is not None:
+        resume.prepare(args, given_settings(args), given_data(args))
+        return
+    args.config = TrainConfig.preset(args.preset or "default", **given_settings(args))
+    args.data_spec = {"name": "digits", "seed": 0, "validation": 0.1, **given_data(args)}
+    if args.command == "train":
+        check_target(args.out, resume=False, name="--out")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status (2 for wrong usage, 1 for an error that is said in one line)."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    if hasattr(args, "split_seed"):
-        args.data_spec = data_spec(args)
+    for name, value in vars(args).items():
+        if value == []:  # what argparse makes of --root=--
+            args.parser.error(f"argument --{name.replace('_', '-')}: expected one argument")
+    if args.command == "train":
+        if args.out is None and not isinstance(args.resume, str):
+            args.parser.error("give --out RUN, or --resume RUN to go on with a run")
+        args.out = args.resume if args.out is None else args.out
     try:
-        if hasattr(args, "preset"):
-            args.config = train_config(args)
-        return args.action(args) or 0
+        prepare(args)
+        from . import cli_actions  # PyTorch is loaded once the arguments are right
+
+        status = getattr(cli_actions, args.action)(args) or 0
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
     except BrokenPipeError:
+        silence(sys.stdout)
         return 0
     except KeyboardInterrupt:
-        hint = f"; go on with --resume --out {args.out}" if args.command == "train" else ""
+        begun = args.command == "train" and (Path(args.out) / CONFIG).exists()
+        hint = f"; go on with: nhl-fast train --resume {args.out}" if begun else ""
         print(f"nhl-fast: interrupted{hint}", file=sys.stderr)
         return 130
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError, IndexError) as error:
-        print(f"nhl-fast {args.command}: {error}", file=sys.stderr)
+    except Exception as error:
+        print(f"nhl-fast {args.command}: {one_line(error)}", file=sys.stderr)
+        silence(sys.stdout)
         return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from . import _check
@@ -14,12 +15,12 @@ from .backend import backends as list_backends
 from .codes import mask_tail, num_bytes
 from .data import load_dataset
 from .environment import environment
-from .files import read_json, write_json
+from .files import as_path, read_json, write_json
 from .hamming import search as hamming_search
 from .labels import similarity
 from .metrics import evaluate_retrieval
 from .model import encode_split
-from .report import write_report
+from .report import check_targets, write_report
 from .run import (
     Evaluation,
     Run,
@@ -28,13 +29,26 @@ from .run import (
     label_text,
     load_array,
     metric_rows,
+    read_log,
     save_array,
     save_csv,
     write_evaluation,
     write_pictures,
 )
+from .run_folder import (
+    CODES,
+    COMPARISON,
+    COMPARISON_TABLE,
+    METRICS,
+    METRICS_TABLE,
+    SPLIT,
+    check_output,
+    claim,
+    hold,
+    read_config,
+)
 from .table import format_table
-from .train import train as run_training
+from .train import Trainer
 
 
 def emit(args, obj, text: str) -> None:
@@ -42,26 +56,29 @@ def emit(args, obj, text: str) -> None:
     print(json.dumps(obj, indent=2) if args.json else text)
 
 
-def moved_data(args) -> dict:
-    return {n: str(Path(v).resolve()) for n in ("root", "path") if (v := getattr(args, n, None)) is not None}
-
-
 def open_run(args) -> Run:
-    return Run.open(args.run, moved_data(args), args.device)
+    return Run.open(args.run, args.places, args.device)
 
 
 def train(args) -> None:
     if args.topk is not None:
         _check.positive_int(args.topk, "--topk")
-    data = load_dataset(**args.data_spec)
+    resume = args.resume is not None
+    split = Path(args.out) / SPLIT if resume and (Path(args.out) / SPLIT).exists() else None
+    data = load_dataset(split_file=split, **args.data_spec)
+    trainer = Trainer(data, args.config, args.out, data_spec=args.data_spec, progress=not args.json)
+    with claim(args.out, resume) as folder:
+        train_and_evaluate(args, trainer, resume, folder)
+
+
+def train_and_evaluate(args, trainer: Trainer, resume: bool, folder: Path) -> None:
+    data = trainer.data
     if not args.json:
         print(
             f"{data.name}: {len(data.train)} training, {len(data.validation)} validation, {len(data.query)} query, "
             f"{len(data.database)} database rows, {data.num_classes} classes"
         )
-    result = run_training(
-        data, args.config, args.out, resume=args.resume, data_spec=args.data_spec, progress=not args.json
-    )
+    result = trainer.fit(resume)
     seconds = sum(r["seconds"] for r in result.history)
     said = {"run": args.out, "epochs": len(result.history), "best_epoch": result.best_epoch, "seconds": seconds}
     if not args.json:
@@ -73,7 +90,7 @@ def train(args) -> None:
         return
     args.lengths = None
     args.workers = args.config.workers
-    evaluate_run(args, Run.open(args.out, device=args.config.device), said)
+    evaluate_run(args, Run.open(folder, args.places, device=args.config.device), said)
 
 
 def evaluate(args) -> None:
@@ -81,7 +98,9 @@ def evaluate(args) -> None:
     if (args.run is None) == (not any(files)):
         raise ValueError("give either a run folder or --query-codes, --database-codes and their labels")
     if args.run is not None:
-        evaluate_run(args, open_run(args), {"run": args.run})
+        read_config(args.run)
+        with hold(Path(args.run)):
+            evaluate_run(args, open_run(args), {"run": args.run})
         return
     if not all(files):
         raise ValueError(
@@ -101,8 +120,7 @@ def evaluate_run(args, run: Run, said: dict) -> None:
         run.model, run.data, lengths=args.lengths, topk=args.topk, ties=args.ties, workers=args.workers
     )
     metrics = write_evaluation(run.path, evaluation, run.data)
-    log = run.path / "log.jsonl"
-    history = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    history = read_log(run.path)
     try:
         pictures, note = write_pictures(run.path, evaluation, run.data, history, run.code_lengths), ""
     except ImportError as error:
@@ -111,7 +129,7 @@ def evaluate_run(args, run: Run, said: dict) -> None:
     if run.config["best_per_length"]:
         own = best_per_length_map(run, topk=args.topk, ties=args.ties)
         rows = [{**row, "mAP_own_best": own.get(row["bits"])} for row in rows]
-    written = [str(run.path / "metrics.json"), str(run.path / "metrics.csv"), str(run.path / "codes")]
+    written = [str(run.path / name) for name in (METRICS, METRICS_TABLE, CODES)]
     paths = [str(p) for p in pictures]
     where = "over the whole ranking" if args.topk is None else f"over the first {args.topk}"
     title = f"{run.data.name}: {len(run.data.query)} queries, {len(run.data.database)} database items, mAP {where}"
@@ -120,13 +138,19 @@ def evaluate_run(args, run: Run, said: dict) -> None:
 
 
 def encode(args) -> None:
+    stored = read_config(args.run)["data"]
+    read = [None if args.input is None else as_path(args.input, "--input"), args.places.get("path")]
+    output = check_output(args.output, "--output", [*read, stored.get("path"), stored.get("labels")])
     run = open_run(args)
     longest = run.code_lengths[-1]
     length = longest if args.length is None else args.length
     if not 1 <= length <= longest:
         raise ValueError(f"--length: expected 1 to {longest} bits, got {args.length}")
     if args.input is not None:
-        inputs = torch.as_tensor(load_array(args.input, "--input")).float()
+        inputs = load_array(args.input, "--input")
+        if inputs.dtype.kind not in "biuf":
+            raise TypeError(f"--input: expected an array of numbers, got {_check.describe(inputs)}")
+        inputs = torch.from_numpy(inputs.astype(np.float32))
         shape = tuple(run.data.input_shape)
         if tuple(inputs.shape[1:]) != shape:
             raise ValueError(f"--input: expected rows of shape {shape}, got an array of shape {tuple(inputs.shape)}")
@@ -141,7 +165,7 @@ def encode(args) -> None:
     else:
         codes = encode_split(run.model, getattr(run.data, args.split), workers=args.workers)
     codes = mask_tail(codes[:, : num_bytes(length)], length)
-    save_array(Path(args.output), codes)
+    save_array(output, codes)
     said = {"output": args.output, "codes": len(codes), "bits": length, "bytes_per_code": codes.shape[1]}
     emit(args, said, f"{len(codes)} codes of {length} bits ({codes.shape[1]} bytes each) in {args.output}")
 
@@ -192,19 +216,27 @@ def search_run(args) -> None:
 
 
 def compare(args) -> None:
+    _check.positive_int(args.seeds, "--seeds")
+    if args.out is None:
+        run_comparison(args, None)
+        return
+    folder = as_path(args.out, "--out")
+    folder.mkdir(parents=True, exist_ok=True)
+    with hold(folder):
+        for name in (COMPARISON, COMPARISON_TABLE):
+            check_output(folder / name, "--out")
+        run_comparison(args, folder)
+
+
+def run_comparison(args, folder: Path | None) -> None:
     data = load_dataset(**args.data_spec)
-    if args.seeds < 1:
-        raise ValueError(f"--seeds: expected at least 1, got {args.seeds}")
-    if args.out is not None:
-        folder = Path(args.out)
-        folder.mkdir(parents=True, exist_ok=True)
     first = args.config.seed
     result = comparing.compare(data, args.config, range(first, first + args.seeds), progress=not args.json)
     result |= {"split": data.summary(), "data_spec": args.data_spec, "data_fingerprint": data.run_fingerprint}
     result["environment"] = environment(args.config.device)
-    if args.out is not None:
-        write_json(folder / "compare.json", result)
-        save_csv(folder / "compare.csv", result["summary"])
+    if folder is not None:
+        write_json(folder / COMPARISON, result)
+        save_csv(folder / COMPARISON_TABLE, result["summary"])
     times, means = result["time"], result["mean"]
     lines = [
         format_table(result["summary"]),
@@ -222,6 +254,7 @@ def compare(args) -> None:
 def report(args) -> None:
     if args.output is None and args.table is None:
         raise ValueError("give -o PAGE.html, --table FILE (.tex, .md or .csv), or both")
+    check_targets(args.output, args.table, ("--output", "--table"))
     said = write_report(args.runs, args.output, args.table, title=args.title)
     lines = []
     for section in said["sections"]:
@@ -242,12 +275,14 @@ def report(args) -> None:
 
 
 def advise(args) -> None:
-    metrics = Path(args.run) / "metrics.json"
+    metrics = Path(args.run) / METRICS
     if not metrics.is_file():
         raise FileNotFoundError(f"{args.run} is not evaluated yet: run 'nhl-fast evaluate {args.run}' first")
     stored = read_json(metrics)
     if not isinstance(stored, dict) or not isinstance(stored.get("prefix_map"), dict):
         raise ValueError(f"{metrics} is not the evaluation of a run")
+    if args.max_latency_ms is not None:
+        _check.number(args.max_latency_ms, "--max-latency-ms", positive=True)
     curve = {int(b): v for b, v in stored["prefix_map"].items()}
     items, latencies = int(args.items), None
     if args.max_latency_ms is not None:

@@ -5,15 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-import torch
+from . import _check, names, presets
 
-from . import _check, backbones, losses, presets
-from .aligned_centers import MAX_ROWS, class_similarity
-from .centers import make_centers
-from .distillation import TEACHERS
+if TYPE_CHECKING:  # the command line checks its settings before PyTorch is loaded
+    from . import losses
 
-_CENTER_LOSSES = ("csq", "dpn", "mdsh", "shcir")
+LARGEST, MAX_WORKERS, MAX_SEED = 2**31 - 1, 1024, 2**63 - 1
+
+
+def _whole(value, name: str, minimum: int = 1, maximum: int = LARGEST) -> int:
+    value = _check.positive_int(value, name, minimum)
+    if value > maximum:
+        raise ValueError(f"{name}: expected an integer of at most {maximum}, got {value}")
+    return value
 
 
 @dataclass
@@ -29,7 +35,7 @@ class TrainConfig:
         distill_weight: weight of the self-distillation.
         teacher: whose similarities a length learns: "next" (the next longer length), "longest" or "longer" (all).
         weighting: "dominance", "uniform", one number a length, or "custom" where the trainer is given a callable.
-        backbone: one of `backbones.NAMES`, or "custom" where a module is given to the trainer.
+        backbone: one of `names.BACKBONES`, or "custom" where a module is given to the trainer.
         hidden, dropout, weights: see `backbones.build_backbone`.
         epochs: number of epochs.
         batch_size: rows a step.
@@ -78,24 +84,30 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        _check.one_of(self.loss, "loss", tuple(losses.REGISTRY))
+        _check.one_of(self.loss, "loss", names.LOSSES)
         self.code_lengths = _check.code_lengths(self.code_lengths)
-        self.hidden = tuple(_check.positive_int(w, "hidden") for w in self.hidden)
-        _check.one_of(self.backbone, "backbone", (*backbones.NAMES, "custom"))
-        _check.one_of(self.optimizer, "optimizer", ("adam", "adamw", "sgd"))
-        _check.one_of(self.schedule, "schedule", ("constant", "cosine"))
-        _check.one_of(self.amp, "amp", (None, "bf16", "fp16"))
-        _check.one_of(self.teacher, "teacher", TEACHERS)
+        _whole(self.code_lengths[-1], "code_lengths")
+        if isinstance(self.hidden, str) or not hasattr(self.hidden, "__iter__"):
+            raise TypeError(f"hidden: expected a sequence of integers, got {_check.describe(self.hidden)}")
+        self.hidden = tuple(_whole(w, "hidden") for w in self.hidden)
+        _check.one_of(self.backbone, "backbone", (*names.BACKBONES, "custom"))
+        _check.one_of(self.optimizer, "optimizer", names.OPTIMIZERS)
+        _check.one_of(self.schedule, "schedule", names.SCHEDULES)
+        _check.one_of(self.amp, "amp", (None, *names.AMP))
+        _check.one_of(self.teacher, "teacher", names.TEACHERS)
         if isinstance(self.weighting, str):
             _check.one_of(self.weighting, "weighting", ("dominance", "uniform", "custom"))
         else:
-            self.weighting = tuple(float(w) for w in self.weighting)
+            if not hasattr(self.weighting, "__iter__"):
+                raise TypeError(f"weighting: expected a name or numbers, got {_check.describe(self.weighting)}")
+            self.weighting = tuple(_check.number(w, "weighting") for w in self.weighting)
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
-            setattr(self, name, _check.positive_int(getattr(self, name), name))
-        for name in ("workers", "seed"):
-            setattr(self, name, _check.positive_int(getattr(self, name), name, minimum=0))
+            setattr(self, name, _whole(getattr(self, name), name))
+        self.workers = _whole(self.workers, "workers", 0, MAX_WORKERS)
+        self.seed = _whole(self.seed, "seed", 0, MAX_SEED)
         if self.patience is not None:
-            self.patience = _check.positive_int(self.patience, "patience")
+            self.patience = _whole(self.patience, "patience")
+        self._check_loss_options()
         for name, low in (("lr", 0.0), ("weight_decay", 0.0), ("distill_weight", 0.0), ("momentum", 0.0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -104,6 +116,20 @@ class TrainConfig:
                 raise ValueError(f"{name}: expected a finite number of at least {low:g}, got {value}")
         if not self.momentum < 1:
             raise ValueError(f"momentum: expected a decay below 1, got {self.momentum}")
+
+    def _check_loss_options(self) -> None:
+        options = self.loss_options
+        if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+            raise TypeError(f"loss_options: expected a dict of names and values, got {_check.describe(options)}")
+        for name in ("name", "num_classes", "num_train", "code_lengths"):
+            if name in options:
+                where = "code_lengths of the settings" if name == "code_lengths" else "loss and the data"
+                raise ValueError(f"loss_options: {name} follows from the {where}, got {options[name]!r}")
+
+        centers = options.get("centers")
+        several = centers if isinstance(centers, (list, tuple)) else [centers]
+        if centers is not None and not all(isinstance(c, str) or hasattr(c, "shape") for c in several):
+            raise TypeError(f"loss_options: centers: expected a name or arrays, got {_check.describe(centers)}")
 
     @classmethod
     def preset(cls, name: str = "default", **changes) -> TrainConfig:
@@ -128,8 +154,10 @@ class TrainConfig:
 
     def build_loss(self, num_classes: int, num_train: int, train=None) -> losses.NestedLoss:
         """The loss of this run; `train` is the training split, which aligned centres need."""
+        from . import losses
+
         options = dict(self.loss_options)
-        if self.loss in _CENTER_LOSSES:
+        if self.loss in names.CENTER_LOSSES:
             options = {"centers": self.centers, "seed": self.seed, **options}
         if isinstance(options.get("centers"), str) and options["centers"] == "aligned":
             options["centers"] = self._aligned_centers(num_classes, train)
@@ -140,6 +168,11 @@ class TrainConfig:
         )
 
     def _aligned_centers(self, num_classes: int, train) -> list:
+        import torch
+
+        from .aligned_centers import MAX_ROWS, class_similarity
+        from .centers import make_centers
+
         if train is None or not train.in_memory:
             raise ValueError("centers: 'aligned' needs training rows in memory; take 'nested', or give the centres")
         picked = torch.linspace(0, len(train) - 1, min(len(train), MAX_ROWS)).long()

@@ -7,11 +7,11 @@ import torch.nn.functional as F
 
 from . import _check
 from .known_gradient import known_gradient
+from .names import TEACHERS
 from .precision import no_autocast
 from .prefixes import expand, segment_matrix, split
 
 EPSILON = 1e-12
-TEACHERS = ("next", "longest", "longer")
 
 
 def distillation_losses(u: torch.Tensor, code_lengths, teacher: str = "next") -> torch.Tensor:

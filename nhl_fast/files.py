@@ -6,7 +6,9 @@ import contextlib
 import errno
 import json
 import os
+import re
 import secrets
+import socket
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,8 +21,9 @@ def as_path(value, name: str = "path") -> Path:
     """`value` as a Path; TypeError where it is neither a string nor a path, ValueError where it is empty."""
     if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
         raise TypeError(f"{name}: expected a path (str or os.PathLike), got {_check.describe(value)}")
-    if not os.fspath(value):
-        raise ValueError(f"{name}: expected a path, got an empty string")
+    if not os.fspath(value) or "\0" in os.fspath(value):
+        what = "a null character" if os.fspath(value) else "an empty string"
+        raise ValueError(f"{name}: expected a path, got {what}")
     return Path(value)
 
 
@@ -62,7 +65,7 @@ def atomic_write(path, mode: str = "wb") -> Iterator[IO]:
         permissions = stat.S_IMODE(status.st_mode)
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "cannot write: no such directory", str(target.parent))
-    temporary = target.with_name(f".{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".nhl_fast-{_host()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
     try:
         # "x" rather than mkstemp, whose 0600 would ignore the umask. Leaving the block closes the file, so
         # that what its buffer still holds meets a full disk before the rename.
@@ -83,6 +86,41 @@ def atomic_write(path, mode: str = "wb") -> Iterator[IO]:
     # Some file systems refuse to sync a directory; the rename itself has happened.
     with contextlib.suppress(OSError):
         _sync(target.parent)
+
+
+_TEMPORARY = re.compile(r"\.nhl_fast-([^-]*)-(\d+)-[0-9a-f]{16}\.tmp")
+
+
+def _host() -> str:
+    """Where a process id means something: the host's name, and the process namespace where there are several."""
+    name = re.sub(r"[^A-Za-z0-9]", "", socket.gethostname())[:64]
+    with contextlib.suppress(OSError):
+        name += "." + re.sub(r"\D", "", os.readlink("/proc/self/ns/pid"))
+    return name
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file's name is that of a write of `atomic_write` which is going on, or was cut short by a kill."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def remove_stale(folder: Path) -> None:
+    """Remove what processes of this host that are no more left half-written in a folder; nobody else's files."""
+    for entry in os.scandir(folder) if folder.is_dir() else ():
+        found = _TEMPORARY.fullmatch(entry.name)
+        if found and found[1] == _host() and not _alive(int(found[2])) and entry.is_file(follow_symlinks=False):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(entry.path)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def _sync(path: Path) -> None:
@@ -126,5 +164,7 @@ def read_json(path) -> Any:
         raise ValueError(f"{path}: not valid JSON ({where}: {error.msg})") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: not valid JSON (byte {error.start} is not UTF-8)") from None
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
     except RecursionError:
         raise ValueError(f"{path}: not readable JSON (nested too deeply)") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import torch
 from torch import nn
 
@@ -56,8 +58,19 @@ def batches(split, batch_size: int, order: torch.Tensor | None = None, workers: 
         return
     sampler = [part.tolist() for part in parts]
     loader = torch.utils.data.DataLoader(split, batch_sampler=sampler, num_workers=workers)
-    for inputs, labels, index in loader:
+    for inputs, labels, index in _start(loader):
         yield inputs, labels, index.long()
+
+
+def _start(loader):
+    """The loader's iterator; its workers leave Ctrl-C to this process, which ends them."""
+    if not hasattr(signal, "pthread_sigmask"):
+        return iter(loader)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        return iter(loader)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @torch.no_grad()

@@ -16,10 +16,10 @@ from .paper_table import methods_table, summarize
 from .report_groups import Section, group
 from .report_page import render
 from .report_runs import distinct_names, load_records
+from .run_folder import check_output
 
 _TABLES = {".tex": "latex", ".md": "markdown", ".csv": "csv"}
 _PAGES = (".html", ".htm")
-_TAKEN = ("metrics.csv", "compare.csv")
 
 
 def write_report(runs: Sequence, page=None, table=None, *, title: str | None = None, date: str | None = None) -> dict:
@@ -48,8 +48,7 @@ def write_report(runs: Sequence, page=None, table=None, *, title: str | None = N
         raise ValueError(f"runs: expected at least one run folder, got {runs!r}")
     if page is None and table is None:
         raise ValueError("page, table: expected at least one file to write, got none")
-    page = None if page is None else _target(page, "page", _PAGES)
-    table = None if table is None else _target(table, "table", tuple(_TABLES))
+    page, table = check_targets(page, table)
     sections = group(distinct_names([record for run in runs for record in load_records(run)]))
     texts = {}
     if table is not None:
@@ -113,15 +112,14 @@ def _summary(section: Section) -> dict:
     }
 
 
+def check_targets(page, table, names: tuple[str, str] = ("page", "table")) -> tuple[Path | None, Path | None]:
+    """The files to write, checked before the work; `names` are those of the arguments."""
+    page = None if page is None else _target(page, names[0], _PAGES)
+    return page, None if table is None else _target(table, names[1], tuple(_TABLES))
+
+
 def _target(value, name: str, suffixes: tuple[str, ...]) -> Path:
-    """A file to write, checked before the work."""
     path = as_path(value, name)
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{name}: expected a file name ending in {' or '.join(suffixes)}, got {str(path)!r}")
-    if path.name in _TAKEN and path.is_file():
-        raise ValueError(f"{name}: {path} is a file of train or compare; take another name")
-    if path.is_dir():
-        raise ValueError(f"{name}: {path} is a folder")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"{name}: cannot write to {path}: no such folder")
-    return path
+    return check_output(path, name)

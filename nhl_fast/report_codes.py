@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .code_quality import code_quality
 from .metrics import evaluate_retrieval
+from .quality import code_quality
 from .report_files import naming
 from .report_groups import Method
 from .report_runs import Record

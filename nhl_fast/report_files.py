@@ -11,9 +11,7 @@ from . import _check
 from .data import splits
 from .files import read_json
 from .metrics import TIES
-from .train import LOG
-
-METRICS, SPLIT = "metrics.json", "split.json"
+from .run_folder import LOG, METRICS, SPLIT
 
 
 @contextlib.contextmanager

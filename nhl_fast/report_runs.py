@@ -13,11 +13,9 @@ from . import _check
 from .config import TrainConfig
 from .data import splits
 from .files import as_path
-from .report_files import METRICS, naming, read_history, read_metrics, read_object, read_split, share
+from .report_files import naming, read_history, read_metrics, read_object, read_split, share
 from .run import weights_sha256
-from .train import CONFIG, read_config
-
-COMPARISON = "compare.json"
+from .run_folder import COMPARISON, CONFIG, METRICS, read_config
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,9 +20,9 @@ from .hamming import search
 from .labels import similarity
 from .metrics import RetrievalResult, evaluate_retrieval
 from .model import HashModel, encode_split
-from .train import load_model, read_config, resolve_device, weights_file
+from .run_folder import CODES, LOG, METRICS, METRICS_TABLE, PICTURES, SPLIT, read_config, weights_file
+from .train import load_model, resolve_device
 
-SPLIT = "split.json"
 CURVE_POINTS = 200
 PREFIX_BYTES = 1 << 27
 
@@ -113,12 +114,27 @@ def load_array(path, name: str) -> np.ndarray:
         array = np.load(existing_file(path, name), allow_pickle=False)
     except (ValueError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(f"{name}: {path} is no readable .npy file ({error})") from error
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        raise OSError(error.errno, f"{name}: {error.strerror}", str(path)) from error
     if not isinstance(array, np.ndarray):
         array.close()
         raise ValueError(f"{name}: expected one array in an .npy file, but {path} is an archive of several")
     if array.ndim == 0:
         raise ValueError(f"{name}: expected an array of rows, got {_check.describe(array)} in {path}")
     return array
+
+
+def read_log(path: Path) -> list[dict]:
+    """The records of a run folder's log; none where there is no log."""
+    log = path / LOG
+    if not log.exists():
+        return []
+    try:
+        return [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    except ValueError as error:
+        raise ValueError(f"run: {log} is damaged ({error})") from None
 
 
 def save_array(path: Path, array) -> None:
@@ -156,13 +172,13 @@ def metric_rows(evaluation: Evaluation) -> list[dict]:
 
 def write_evaluation(path: Path, evaluation: Evaluation, data: RetrievalData) -> dict:
     """Packed codes, labels, metrics.json and metrics.csv into a run folder; the content of metrics.json."""
-    (path / "codes").mkdir(parents=True, exist_ok=True)
+    (path / CODES).mkdir(parents=True, exist_ok=True)
     for name, codes, split in (
         ("query", evaluation.query_codes, data.query),
         ("database", evaluation.database_codes, data.database),
     ):
-        save_array(path / "codes" / f"{name}.npy", codes)
-        save_array(path / "codes" / f"{name}_labels.npy", split.labels)
+        save_array(path / CODES / f"{name}.npy", codes)
+        save_array(path / CODES / f"{name}_labels.npy", split.labels)
     result, rows = evaluation.result, metric_rows(evaluation)
     metrics = {
         "data": data.name,
@@ -175,8 +191,8 @@ def write_evaluation(path: Path, evaluation: Evaluation, data: RetrievalData) ->
         "prefix_map": {str(b): v for b, v in evaluation.prefix_map.items()},
         "weights_sha256": weights_sha256(path),
     }
-    write_json(path / "metrics.json", metrics)
-    save_csv(path / "metrics.csv", rows)
+    write_json(path / METRICS, metrics)
+    save_csv(path / METRICS_TABLE, rows)
     return metrics
 
 
@@ -192,7 +208,7 @@ def write_pictures(
     """mAP against bits (the trained `lengths` marked), precision and recall, training log, gallery of images."""
     from . import plots
 
-    folder = path / "pictures"
+    folder = path / PICTURES
     folder.mkdir(parents=True, exist_ok=True)
     result = evaluation.result
     written = []

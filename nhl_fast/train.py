@@ -19,20 +19,12 @@ from .checkpoint import load_state, load_weights, save_state, save_weights, writ
 from .config import TrainConfig
 from .data import RetrievalData
 from .environment import continued, environment
-from .files import as_path, read_json, write_json
+from .files import as_path, write_json
 from .losses import MDSH
 from .metrics import evaluate_retrieval
 from .model import HashModel, batches, encode_split
 from .objective import NestedObjective
-
-CONFIG, CHECKPOINT, LOG, WEIGHTS = "config.json", "checkpoint.safetensors", "log.jsonl", "model.safetensors"
-# What may differ when a run is resumed: how long it goes on, and where.
-_FREE = ("epochs", "patience", "device", "workers", "compile")
-
-
-def weights_file(length: int | None = None) -> str:
-    """Name in a run folder of the shared weights, or of one length's best."""
-    return WEIGHTS if length is None else f"model_{length}.safetensors"
+from .run_folder import CHECKPOINT, CONFIG, LOG, SPLIT, WEIGHTS, claim, free_settings, read_config, weights_file
 
 
 @dataclass
@@ -176,15 +168,24 @@ class Trainer:
         """Train to the end of `config.epochs` or of patience.
 
         Args:
-            resume: go on from the run folder's checkpoint, if there is one. The result is that of an unbroken run.
+            resume: go on with the run in the run folder, from its last checkpoint. The result is that of an
+                unbroken run.
 
         Raises:
-            FileExistsError: the folder holds a run and `resume` is False.
+            FileExistsError: the folder holds a run, or something else, and `resume` is False.
+            FileNotFoundError: there is no run to resume.
+            RunInUseError: another process trains or evaluates there.
             ValueError: the folder's run has other settings, or its files are damaged; or training diverged.
         """
         if self._fitted:
             raise RuntimeError("fit: this trainer was used; make another (with resume=True to go on)")
+        if resume and self.run_dir is None:
+            raise ValueError("resume: expected a trainer with a run_dir, but this one has none to go on with")
         self._fitted = True
+        with contextlib.nullcontext() if self.run_dir is None else claim(self.run_dir, resume):
+            return self._fit(resume)
+
+    def _fit(self, resume: bool) -> TrainResult:
         start = self._open(resume)
         epochs = range(start, self.config.epochs + 1)
         bar = tqdm(epochs, desc="training", unit="epoch", disable=None if self.progress else True, leave=False)
@@ -350,23 +351,18 @@ class Trainer:
             "data": self.data_spec or {"name": self.data.name},
             "data_fingerprint": self.data.run_fingerprint,
         }
-        for stray in self.run_dir.glob(".*.tmp"):  # a write that a kill cut short
-            stray.unlink()
         checkpoint, now = self.run_dir / CHECKPOINT, environment(self.device)
-        if not checkpoint.exists():  # a run that failed or was killed in its first epoch left nothing to go on with
-            self.run_dir.mkdir(parents=True, exist_ok=True)
+        if resume and self.config.weighting == "custom":
+            raise ValueError("weighting: a run whose weights come from a callable cannot be resumed")
+        stored = read_config(self.run_dir) if resume else {}
+        if resume:
+            self._check_same_run(stored, described)
+        if not checkpoint.exists():  # new, or killed in its first epoch
+            # The settings come first: they make the folder a run that can be resumed.
             write_json(self.run_dir / CONFIG, {**described, "environments": continued([], now, 1)})
-            self.data.save_split(self.run_dir / "split.json")
+            self.data.save_split(self.run_dir / SPLIT)
             write_lines(self.run_dir / LOG, [])
             return 1
-        if not resume:
-            raise FileExistsError(
-                f"run_dir: {self.run_dir} already holds a run; resume it (resume=True, --resume) or take another"
-            )
-        if self.config.weighting == "custom":
-            raise ValueError("weighting: a run whose weights come from a callable cannot be resumed")
-        stored = read_config(self.run_dir)
-        self._check_same_run(stored, described)
         state = load_state(checkpoint)
         self.model.load_state_dict(state["model"])
         self.objective.loss.load_state_dict(state["loss"])
@@ -387,11 +383,11 @@ class Trainer:
     def _check_same_run(self, stored: dict, described: dict) -> None:
         if stored.get("data_fingerprint") != described["data_fingerprint"]:
             raise ValueError(f"run_dir: {self.run_dir} was trained on other data, or on another split of it")
-        old, new = stored.get("config", {}), described["config"]
-        free = _FREE if new["schedule"] == "constant" else _FREE[1:]
-        changed = [k for k in new if k not in free and old.get(k) != new[k]]
+        # A setting that came later than the run has its default there.
+        old, new = TrainConfig.from_dict(stored["config"]).to_dict(), described["config"]
+        changed = [k for k in new if k not in free_settings(new["schedule"]) and old[k] != new[k]]
         if changed:
-            differences = ", ".join(f"{k} {old.get(k)!r} -> {new[k]!r}" for k in changed)
+            differences = ", ".join(f"{k} {old[k]!r} -> {new[k]!r}" for k in changed)
             raise ValueError(f"run_dir: {self.run_dir} was trained with other settings ({differences})")
 
     def _finish(self) -> TrainResult:
@@ -423,25 +419,6 @@ def train(
 ) -> TrainResult:
     """Train a nested hash model: `Trainer(data, config, run_dir, **options).fit(resume)`."""
     return Trainer(data, TrainConfig() if config is None else config, run_dir, **options).fit(resume)
-
-
-def read_config(run_dir) -> dict:
-    """config.json of a run folder: {"config", "data", "data_fingerprint"} and, from newer runs, "environments".
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, or one of something else.
-    """
-    path = as_path(run_dir, "run") / CONFIG
-    if not path.is_file():
-        raise FileNotFoundError(f"run: {run_dir} holds no {CONFIG}; is it the folder of a training run?")
-    stored = read_json(path)
-    keys = {"config": dict, "data": dict, "data_fingerprint": str}
-    if not isinstance(stored, dict) or not all(isinstance(stored.get(k), t) for k, t in keys.items()):
-        raise ValueError(f"run: {path} is not the settings of a training run")
-    machines = stored.get("environments", [])
-    if not isinstance(machines, list) or not all(isinstance(m, dict) for m in machines):
-        raise ValueError(f"run: {path} is damaged: its environments are no list of entries")
-    return stored
 
 
 def load_model(

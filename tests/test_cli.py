@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 import torch
 
+from nhl_fast import run_folder
 from nhl_fast.cli import main, size
 from nhl_fast.codes import pack_codes
+from nhl_fast.config import TrainConfig
+from nhl_fast.data import RetrievalData
+from nhl_fast.run_folder import hold
+from nhl_fast.train import Trainer, train
 
 TINY = ["--epochs", "2", "--hidden", "32", "--lengths", "5,12,20"]
 
@@ -121,6 +126,13 @@ def test_compare(capsys, tmp_path):
     assert (tmp_path / "c" / "compare.csv").read_text().startswith("bits,")
     assert set(said["seeds"][0]["single"]) == {"5", "12", "20"}
     assert said["time"]["all_single_seconds"] > 0
+    before = {p.name: p.read_bytes() for p in (tmp_path / "c").iterdir()}
+    for path in (tmp_path / "c", tmp_path / "c" / "."):
+        status, _, err = output(capsys, "compare", *TINY, "--out", path)
+        assert status == 1
+        assert "--out" in err
+        assert "compare.json is the result of a comparison" in err
+    assert {p.name: p.read_bytes() for p in (tmp_path / "c").iterdir()} == before
 
 
 def test_resume_extends_a_run(tmp_path, capsys):
@@ -130,6 +142,89 @@ def test_resume_extends_a_run(tmp_path, capsys):
     assert "--resume" in err
     longer = [*TINY[2:], "--epochs", "3", "--resume", "--no-evaluate"]
     assert as_json(capsys, "train", "--out", tmp_path / "r", *longer)["epochs"] == 3
+    assert as_json(capsys, "train", "--resume", tmp_path / "r", "--epochs", "4", "--no-evaluate")["epochs"] == 4
+
+
+SETTINGS = ["--epochs", "3", "--hidden", "32", "--lengths", "5,12", "--loss", "dsh", "--loss-option", "balance=true"]
+SETTINGS += ["--lr", "0.002", "--weighting", "1,2", "--split-seed", "3", "--validation", "0.2", "--seed", "1"]
+
+
+def test_resume_reads_the_runs_own_settings_and_data(tmp_path, capsys, monkeypatch):
+    whole = as_json(capsys, "train", "--out", tmp_path / "whole", *SETTINGS)
+    close = Trainer._close_epoch
+
+    def stop(self, record):
+        close(self, record)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_close_epoch", stop)
+        status, _, err = output(capsys, "train", "--out", tmp_path / "run", *SETTINGS)
+    assert status == 130
+    assert f"nhl-fast train --resume {tmp_path / 'run'}" in err
+    resumed = as_json(capsys, "train", "--resume", tmp_path / "run")
+    assert resumed["lengths"] == whole["lengths"]
+    assert resumed["weights_sha256"] == whole["weights_sha256"]
+    again = as_json(capsys, "train", "--resume", "--out", tmp_path / "run", *SETTINGS, "--data", "digits")
+    assert again["weights_sha256"] == whole["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("given", "flag", "own", "other"),
+    [
+        (["--lr", "0.5"], "--lr", "0.002", "0.5"),
+        (["--lengths", "5,13"], "--lengths", "5,12", "5,13"),
+        (["--loss", "csq"], "--loss", "'dsh'", "'csq'"),
+        (["--loss-option", "balance=false"], "--loss-option balance", "True", "False"),
+        (["--loss-option", "alpha=1"], "--loss-option alpha", "none", "1"),
+        (["--weighting", "dominance"], "--weighting", "1.0,2.0", "'dominance'"),
+        (["--split-seed", "4"], "--split-seed", "3", "4"),
+        (["--seed", "4"], "--seed", "1", "4"),
+        (["--data", "cifar10"], "--data", "'digits'", "'cifar10'"),
+        (["--as-images"], "--as-images", "none", "True"),
+        (["--queries-per-class", "5"], "--queries-per-class", "none", "5"),
+        (["--best-per-length"], "--best-per-length", "False", "True"),
+        (["--preset", "paper"], "--preset paper: --backbone", "'mlp'", "'resnet50'"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_resume_with_other_settings_names_both(other_run, given, flag, own, other, capsys):
+    before = {p: p.read_bytes() for p in other_run.rglob("*") if p.is_file()}
+    status, _, err = output(capsys, "train", "--resume", other_run, *given)
+    assert status == 1
+    assert err == f"nhl-fast train: {flag}: the run has {own}, got {other}; it goes on with its own settings only\n"
+    assert before == {p: p.read_bytes() for p in other_run.rglob("*") if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory):
+    path = tmp_path_factory.mktemp("cli") / "other"
+    assert main(["train", "--out", str(path), *SETTINGS, "--no-evaluate"]) == 0
+    return path
+
+
+def test_runs_that_only_python_can_resume(tmp_path, capsys):
+    labels = torch.arange(60) % 3
+    data = RetrievalData.from_tensors(torch.randn(60, 4), labels, train=range(20, 60), query=range(20), num_classes=3)
+    settings = {"code_lengths": (4,), "hidden": (4,), "epochs": 1}
+    train(data, TrainConfig(**settings), tmp_path / "data", progress=False)
+    backbone = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    backbone.out_features = 3
+    train(data, TrainConfig(**settings, backbone="custom"), tmp_path / "net", backbone=backbone, progress=False)
+    for name, message in (("data", "data of its own"), ("net", "backbone of its own")):
+        status, _, err = output(capsys, "train", "--resume", tmp_path / name)
+        assert status == 1
+        assert message in err
+
+
+def test_no_other_process_writes_into_a_run_that_is_evaluated_or_trained(run, capsys, monkeypatch):
+    with hold(run):
+        monkeypatch.setattr(run_folder, "_held", {})
+        for argv in (["evaluate", run], ["train", "--resume", run]):
+            status, _, err = output(capsys, *argv)
+            assert status == 1
+            assert f"in use by process {os.getpid()}" in err
+        assert output(capsys, "search", run)[0] == 0  # it only reads
 
 
 def test_images_and_a_convolutional_backbone(tmp_path, capsys):
@@ -234,6 +329,19 @@ BAD = [
     (["evaluate", "{run}", "--topk", "0"], "topk"),
     (["encode", "{run}", "-o", "{tmp}/c.npy", "--length", "21"], "--length"),
     (["encode", "{run}", "-o", "{tmp}/none/c.npy"], "none"),
+    (["encode", "{run}", "-o", "{run}/model.safetensors"], "--output"),
+    (["encode", "{run}", "-o", "{run}/codes/train.npy"], "file of the run"),
+    (["encode", "{run}", "-o", "{tmp}/nan.npy", "--input", "{tmp}/nan.npy"], "reads"),
+    (["report", "{run}", "--table", "{run}/metrics.csv"], "--table"),
+    (["report", "{run}", "-o", "{run}/metrics.csv"], "--output"),
+    (["train", "--out", "{run}", *TINY], "--resume"),
+    (["train", "--out", "{tmp}", *TINY], "no run of nhl_fast"),
+    (["train", "--out", "{tmp}/list_config", *TINY], "no run of nhl_fast"),
+    (["train", "--resume", "{tmp}/r"], "does not exist"),
+    (["train", "--resume", "--out", "{tmp}/r", *TINY], "does not exist"),
+    (["train", "--resume", "{tmp}"], "config.json"),
+    (["train", "--resume", "{tmp}/list_config"], "settings"),
+    (["train", "--resume", "{run}", "--out", "{tmp}/r"], "--out"),
     (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/bad.npy"], "bad.npy"),
     (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/wide.npy"], "shape"),
     (["search", "{run}", "--query", "200"], "0 to 199"),

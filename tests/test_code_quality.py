@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import nhl_fast as nhl
 from nhl_fast import code_quality as function
 
-module = importlib.import_module("nhl_fast.code_quality")
+module = importlib.import_module("nhl_fast.quality")
 
 
 def brute_force(codes, b):

@@ -83,7 +83,7 @@ def test_a_failed_build_leaves_the_library_and_shows_the_compiler(tmp_path, monk
     output = tmp_path / "_cpp.abi3.so"
     output.write_bytes(b"the one before")
     monkeypatch.setenv("CXX", "false")
-    with pytest.raises(BuildError, match="FAILED"):
+    with pytest.raises(BuildError, match=r"false .* failed"):
         _build.build("cpp", output)
     assert output.read_bytes() == b"the one before"
     assert list(tmp_path.iterdir()) == [output]
@@ -91,13 +91,20 @@ def test_a_failed_build_leaves_the_library_and_shows_the_compiler(tmp_path, monk
 
 def test_reports_why_not(monkeypatch, tmp_path):
     monkeypatch.setattr(native, "_PACKAGE", tmp_path)
-    load = native.load.__wrapped__
-    assert "has not been built" in load("cpp")
-    assert "python -m nhl_fast.native build" in load("cpp")
-    (tmp_path / _build.FAILURE).write_text("no C++ compiler was found")
-    assert load("cpp").startswith("its build failed: no C++ compiler was found")
+    monkeypatch.setenv("NHL_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NHL_FAST_BUILD", "0")
+    load = native._load.__wrapped__
+    with pytest.warns(
+        UserWarning, match=r"without its C\+\+ engine.*NHL_FAST_BUILD=0.*python -m nhl_fast.native build"
+    ):
+        assert "NHL_FAST_BUILD=0" in load("cpp")
     native.library_path("cpp").write_bytes(b"not a library")
-    assert "does not load" in load("cpp")
+    with pytest.warns(UserWarning, match="does not load"):
+        assert "python -m nhl_fast.native build" in load("cpp")
+    assert [p.name for p in tmp_path.iterdir()] == ["_cpp.abi3.so"]
+    monkeypatch.setenv("NHL_FAST_CUDA", "0")
+    monkeypatch.setattr(native, "_load", lambda kind: "")
+    assert "NHL_FAST_CUDA=0" in load("cuda")
 
 
 def test_command_line_status():

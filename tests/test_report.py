@@ -648,7 +648,7 @@ def test_damaged_comparisons_are_named_in_one_line(kind, runs, tmp_path, capsys)
 
 BAD = [
     ([], "-o PAGE.html"),
-    (["-o", "{tmp}/r.pdf"], "page: expected a file name ending in .html"),
+    (["-o", "{tmp}/r.pdf"], "--output: expected a file name ending in .html"),
     (["--table", "{tmp}/t.xlsx"], "table: expected a file name ending in .tex or .md or .csv"),
     (["-o", "{tmp}/none/r.html"], "no such folder"),
     (["-o", "{tmp}/r.html", "--table", "{tmp}/none/t.md"], "no such folder"),

@@ -8,10 +8,10 @@ import torch
 
 import nhl_fast as nhl
 from nhl_fast.advise import advise
-from nhl_fast.code_quality import code_quality
 from nhl_fast.data import RetrievalData
 from nhl_fast.metrics import evaluate_retrieval
 from nhl_fast.model import HashModel, batches, encode_split
+from nhl_fast.quality import code_quality
 from nhl_fast.run import prefix_map
 
 SHORTLIST = 1000

@@ -1,23 +1,27 @@
 """The compiled libraries (csrc/): loading them, what they offer to the rest of the package, and building them.
 
-`python -m nhl_fast.native build` compiles them into the package after the fact; `python -m nhl_fast.native` says
-what is there. The operators are `torch.ops.nhl_fast.*`: pack, distances, histograms, evaluate, topk, radius.
+They are built at installation, at their first use, or by `python -m nhl_fast.native build`; without `build` it
+says what is there. The operators are `torch.ops.nhl_fast.*`: pack, distances, histograms, evaluate, topk, radius.
 """
 
 from __future__ import annotations
 
+import os
+import threading
+import warnings
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from . import _build, step_fakes
+from . import _build, _cache, step_fakes
 from ._build import BuildError
 
 # The longest codes of each library.
 MAX_BITS = {"cpp": 16384, "cuda": 1024}
 
 _PACKAGE = Path(__file__).resolve().parent
+_loading = threading.RLock()
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -29,34 +33,81 @@ def library_path(kind: str) -> Path:
     return _PACKAGE / _build.LIBRARIES[kind]
 
 
-@cache
+_HINT = "build it with: python -m nhl_fast.native build"
+
+
 def load(kind: str) -> str:
-    """Load library `kind`, once a process; the reason why not, or "" where it is ready."""
-    if kind == "cuda" and (missing := load("cpp")):
+    """Load library `kind`, once a process; the reason why not, or "" where it is ready.
+
+    Where there is none, it is built in a cache of the user first. One warning says why that failed.
+    """
+    with _loading:  # of two threads one loads
+        return _load(kind)
+
+
+@cache
+def _load(kind: str) -> str:
+    if kind == "cuda" and (missing := _load("cpp")):
         return missing
-    path = library_path(kind)
-    hint = "build it with: python -m nhl_fast.native build"
-    if not path.exists():
-        log = _PACKAGE / _build.FAILURE
-        if log.exists():
-            return f"its build failed: {log.read_text().strip()[:2000]} -- {hint}"
-        what = "with a C++ compiler and ninja" if kind == "cpp" else "with nvcc, and NHL_FAST_CUDA=1"
-        return f"the native library {path.name} has not been built ({what}); {hint}"
-    try:
-        torch.ops.load_library(str(path))
-    except OSError as error:
-        return f"{path.name} does not load with PyTorch {torch.__version__}: {error}; {hint}"
+    if kind == "cuda" and os.environ.get("NHL_FAST_CUDA") == "0":
+        return "NHL_FAST_CUDA=0 leaves it out"
+    reason = _load_library(kind)
+    if reason:
+        engine = "C++" if kind == "cpp" else "CUDA"
+        warnings.warn(f"nhl_fast runs without its {engine} engine, on the slower reference: {reason}", stacklevel=4)
+    elif kind == "cpp":
+        _register_fakes()
+        step_fakes.register()
+    return reason
+
+
+def _load_library(kind: str) -> str:
+    path, missing = library_path(kind), ""
+    if path.exists():
+        try:
+            torch.ops.load_library(str(path))
+        except OSError as error:
+            missing = f"{path.name} does not load with PyTorch {torch.__version__}: {_brief(error)}; {_HINT}"
+    if not path.exists() or (missing and not _build.in_checkout()):
+        try:
+            path = _cache.ensure(kind, _targets(kind))
+            torch.ops.load_library(str(path))
+        except BuildError as error:
+            return f"{_brief(error)}; once that is mended, {_HINT}"
+        except OSError as error:
+            return f"{path} does not load with PyTorch {torch.__version__}: {_brief(error)}; remove it, and {_HINT}"
+    elif missing:
+        return missing
     try:
         folder = _build.source_dir()
         built = (torch.ops.nhl_fast.source_hash if kind == "cpp" else torch.ops.nhl_fast.cuda_source_hash)()
         if built != _build.source_hash(kind, folder):
-            return f"{path.name} was built from other sources than those in {folder}; {hint}"
+            return f"{path.name} was built from other sources than those in {folder}; {_HINT}"
     except (AttributeError, BuildError):
-        return f"{path.name} belongs to another version of nhl_fast; {hint}"
-    if kind == "cpp":
-        _register_fakes()
-        step_fakes.register()
+        return f"{path.name} belongs to another version of nhl_fast; {_HINT}"
     return ""
+
+
+def _targets(kind: str) -> list[str] | None:
+    """At first use the CUDA library is compiled for this card alone, unless the environment says for which."""
+    if kind != "cuda" or os.environ.get("NHL_FAST_CUDA_ARCHITECTURES"):
+        return None
+    return ["".join(map(str, torch.cuda.get_device_capability()))]
+
+
+def _brief(error: Exception) -> str:
+    """An error in one line; of a compiler's output the first error."""
+    lines = str(error).splitlines()
+    told = next((line for line in lines if "error:" in line), lines[0] if lines else type(error).__name__)
+    return told[:500]
+
+
+def is_built(kind: str) -> bool:
+    """Whether library `kind` is there, so that its first use builds nothing."""
+    try:
+        return library_path(kind).exists() or _cache.find(kind, _targets(kind)) is not None
+    except (BuildError, OSError):
+        return False
 
 
 @cache
@@ -81,17 +132,29 @@ def cuda_status() -> tuple[bool, str]:
 
 
 def build(verbose: bool = True) -> list[Path]:
-    """Compile the libraries into the package; returns the files made. Takes effect in the next process.
+    """Compile the libraries, in a checkout in place, else into the cache; returns the files made.
+
+    Takes effect in the next process.
 
     Raises:
         BuildError: something is missing or the compiler failed, and what it said.
     """
     made = []
     for kind in _build.wanted(_build.find_torch()):
-        made.append(_build.build(kind, library_path(kind)))
+        if _build.in_checkout():
+            progress = _cache.Progress(f"nhl_fast: building {_build.LIBRARIES[kind]}") if verbose else None
+            how = "failed"
+            try:
+                made.append(_build.build(kind, library_path(kind), progress))
+                how = "done"
+            finally:
+                if progress is not None:
+                    progress.end(how)
+        else:
+            targets = _targets(kind) if torch.cuda.is_available() else None
+            made.append(_cache.ensure(kind, targets, retry=True))
         if verbose:
             print(f"built {made[-1]}")
-    (_PACKAGE / _build.FAILURE).unlink(missing_ok=True)
     return made
 
 

@@ -3,7 +3,9 @@
 import argparse
 import sys
 
-from . import BuildError, build, cpu_status, cuda_status
+import torch
+
+from . import BuildError, build, cpu_status, cuda_status, is_built
 
 
 def main(arguments=None) -> int:
@@ -16,7 +18,12 @@ def main(arguments=None) -> int:
             print(f"nhl_fast: {error}", file=sys.stderr)
             return 1
         return 0
-    for name, (ready, detail) in {"cpp": cpu_status(), "cuda": cuda_status()}.items():
+    later = False, "not built yet: it is built at its first use, or now by python -m nhl_fast.native build"
+    found = {"cpp": cpu_status() if is_built("cpp") else later}
+    found["cuda"] = (
+        cuda_status() if not torch.cuda.is_available() or (found["cpp"][0] and is_built("cuda")) else later
+    )
+    for name, (ready, detail) in found.items():
         print(f"{name:<5} {'yes' if ready else 'no':<4} {detail}")
     return 0
 

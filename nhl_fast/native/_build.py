@@ -1,4 +1,4 @@
-"""Builds the native libraries from csrc/: used by setup.py and by `python -m nhl_fast.native build`.
+"""Builds the native libraries from csrc/: for setup.py, `python -m nhl_fast.native build` and the first use.
 
 Standard library only, and PyTorch is looked at but never imported: pip's build isolation hides it, and the stable
 ABI needs no more than its headers.
@@ -13,15 +13,15 @@ import re
 import shlex
 import shutil
 import subprocess
-import sys
 import sysconfig
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 MINIMUM_TORCH = (2, 10)
 LIBRARIES = {"cpp": "_cpp.abi3.so", "cuda": "_cuda.abi3.so"}
-FAILURE = "build-failed.tmp"  # the reason, for `nhl_fast.backends()`
 CUDA_ARCHITECTURES = "80 90 100"
 
 _CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unused-parameter"
@@ -49,6 +49,12 @@ def source_dir() -> Path:
         if (folder / "hamming.h").is_file():
             return folder
     raise BuildError("the C++ sources (csrc/) are neither beside nor inside the nhl_fast package")
+
+
+def in_checkout() -> bool:
+    """Whether this package lies in a checkout, where libraries are built in place; else it was installed."""
+    package = Path(__file__).resolve().parents[1]
+    return source_dir().parent == package.parent
 
 
 def sources(kind: str, folder: Path) -> list[Path]:
@@ -125,76 +131,108 @@ def wanted(torch: Torch) -> list[str]:
     return ["cpp", "cuda"] if cuda else ["cpp"]
 
 
-def build(kind: str, output: Path, work: Path | None = None) -> Path:
+def architectures() -> list[str]:
+    """Compute capabilities that the CUDA library is compiled for: $NHL_FAST_CUDA_ARCHITECTURES, as in "80 90"."""
+    return os.environ.get("NHL_FAST_CUDA_ARCHITECTURES", CUDA_ARCHITECTURES).split()
+
+
+def commands(kind: str, torch: Torch, folder: Path, targets: list[str] | None = None) -> tuple[list, list, list]:
+    """The compiler's call, to which sources and output are added, and the linker's before and after the objects.
+
+    Args:
+        kind: which library.
+        torch: the PyTorch to build for.
+        folder: csrc/.
+        targets: CUDA compute capabilities; default `architectures()`.
+    """
+    stamp = f'-DNHL_FAST_SOURCE_HASH="{source_hash(kind, folder)}"'
+    if kind == "cuda":
+        nvcc = find_nvcc()
+        if nvcc is None:
+            raise BuildError("nvcc was not found (set CUDA_HOME)")
+        codes = targets or architectures()
+        generate = [f"-gencode=arch=compute_{c},code=sm_{c}" for c in codes]
+        generate.append(f"-gencode=arch=compute_{codes[-1]},code=compute_{codes[-1]}")
+        include = ["-isystem", str(torch.path / "include")]
+        names = ["torch_cpu", "torch", "c10"]
+        if (torch.path / "lib/libtorch_cuda.so").is_file():
+            names.append("torch_cuda")  # PyTorch's current stream; without it, the library loads and says so
+        libraries = ["-Xlinker", "--no-as-needed", f"-L{torch.path / 'lib'}", *(f"-l{name}" for name in names)]
+        return [nvcc, *_NVCC_FLAGS.split(), *generate, _TARGET, stamp, *include], [nvcc, "-shared"], libraries
+    cxx = shlex.split(find_compiler())
+    # torch is loaded first, so its libraries are found by name; no path of this machine goes in.
+    libraries = [f"-L{torch.path / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
+    return [*cxx, *_CXX_FLAGS.split(), _TARGET, stamp, f"-I{torch.path / 'include'}"], [*cxx, "-shared"], libraries
+
+
+def build(
+    kind: str,
+    output: Path,
+    progress: Callable[[int, int], None] | None = None,
+    targets: list[str] | None = None,
+) -> Path:
     """Compile library `kind` ("cpp" or "cuda") to the file `output`.
 
     Args:
         kind: which library.
         output: the file to make; replaced in one step, and only when the build succeeds.
-        work: folder for object files, kept for the next build; None for a temporary one.
+        progress: called with the number of files that are compiled, and of all.
+        targets: CUDA compute capabilities; default `architectures()`.
 
     Raises:
         BuildError: something is missing, or the compiler failed (the message ends with its output).
     """
     torch, folder = find_torch(), source_dir()
+    compile_, link, libraries = commands(kind, torch, folder, targets)
     output.parent.mkdir(parents=True, exist_ok=True)
-    if work is None:
-        with tempfile.TemporaryDirectory(prefix="nhl_fast_build_") as temporary:
-            return build(kind, output, Path(temporary))
-    work = work.resolve()
-    work.mkdir(parents=True, exist_ok=True)
-    include = f"-I{torch.path / 'include'}"
-    stamp = f'-DNHL_FAST_SOURCE_HASH=\\"{source_hash(kind, folder)}\\"'
-    if kind == "cuda":
-        nvcc = find_nvcc()
-        if nvcc is None:
-            raise BuildError("nvcc was not found (set CUDA_HOME)")
-        codes = os.environ.get("NHL_FAST_CUDA_ARCHITECTURES", CUDA_ARCHITECTURES).split()
-        targets = " ".join(f"-gencode=arch=compute_{c},code=sm_{c}" for c in codes)
-        targets += f" -gencode=arch=compute_{codes[-1]},code=compute_{codes[-1]}"
-        compile_command = f"{nvcc} {_NVCC_FLAGS} {targets} {_TARGET} {stamp} -isystem {torch.path / 'include'}"
-        compile_command += " -MD -MF $out.d -c $in -o $out"
-        names = ["torch_cpu", "torch", "c10"]
-        if (torch.path / "lib/libtorch_cuda.so").is_file():
-            names.append("torch_cuda")  # PyTorch's current stream; without it, the library loads and says so
-        libraries = " ".join(f"-l{name}" for name in names)
-        link_command = f"{nvcc} -shared $in -Xlinker --no-as-needed -L{torch.path / 'lib'} {libraries} -o $out"
-    else:
-        cxx = find_compiler()
-        compile_command = f"{cxx} {_CXX_FLAGS} {_TARGET} {stamp} {include} -MMD -MF $out.d -c $in -o $out"
-        # torch is loaded first, so its libraries are found by name; no path of this machine goes in.
-        link_command = f"{cxx} -shared $in -L{torch.path / 'lib'} -ltorch_cpu -ltorch -lc10 -o $out"
-    library = work / LIBRARIES[kind]
-    objects = {path: work / f"{kind}_{path.parent.name}_{path.stem}.o" for path in sources(kind, folder)}
-    lines = [
-        f"rule compile\n  command = {compile_command}\n  depfile = $out.d\n  deps = gcc\n",
-        f"rule link\n  command = {link_command}\n",
-        *(f"build {_escape(target)}: compile {_escape(path)}" for path, target in objects.items()),
-        f"build {_escape(library)}: link {' '.join(map(_escape, objects.values()))}\n",
-    ]
-    (work / f"{kind}.ninja").write_text("\n".join(lines))
-    _run([*_ninja(), "-C", str(work), "-f", f"{kind}.ninja", str(library)])
-    partial = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    shutil.copyfile(library, partial)
-    os.replace(partial, output)
+    with tempfile.TemporaryDirectory(prefix="nhl_fast_build_") as temporary:
+        work = Path(temporary)
+        objects = {path: work / f"{path.parent.name}_{path.stem}.o" for path in sources(kind, folder)}
+        _run_all([[*compile_, "-c", str(path), "-o", str(target)] for path, target in objects.items()], progress)
+        library = work / LIBRARIES[kind]
+        _run([*link, *map(str, objects.values()), *libraries, "-o", str(library)])
+        partial = output.with_name(f"{output.name}.{os.getpid()}.tmp")
+        try:
+            shutil.copyfile(library, partial)
+            os.replace(partial, output)
+        finally:
+            partial.unlink(missing_ok=True)
     return output
 
 
-def _escape(path: Path) -> str:
-    return str(path).replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+def jobs() -> int:
+    """Compilers that run at once: $MAX_JOBS, or the cores that this process may use."""
+    given = os.environ.get("MAX_JOBS", "")
+    if given.isdecimal() and int(given) > 0:
+        return int(given)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _ninja() -> list[str]:
-    if shutil.which("ninja"):
-        return ["ninja"]
-    if importlib.util.find_spec("ninja") is not None:
-        return [sys.executable, "-m", "ninja"]
-    raise BuildError("ninja was not found (pip install ninja)")
+def _run_all(calls: list[list[str]], progress: Callable[[int, int], None] | None) -> None:
+    progress = progress or (lambda done, total: None)
+    progress(0, len(calls))
+    with ThreadPoolExecutor(jobs()) as pool:
+        left = {pool.submit(_run, call) for call in calls}
+        try:
+            while left:
+                done, left = wait(left, timeout=1, return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+                progress(len(calls) - len(left), len(calls))
+        finally:
+            for future in left:
+                future.cancel()
 
 
 def _run(command: list[str]) -> None:
-    done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)
+    try:
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
+        )
+    except OSError as error:
+        raise BuildError(f"{command[0]} does not run: {error}") from error
     if done.returncode:
+        output = done.stdout.decode(errors="replace")
         # Warnings after an error may be longer than what is shown of the output.
-        errors = "".join(f"{line}\n" for line in done.stdout.splitlines() if "error:" in line)
-        raise BuildError(f"{shlex.join(command)} failed:\n{errors[:4000]}{done.stdout[-6000:]}")
+        errors = "".join(f"{line}\n" for line in output.splitlines() if "error:" in line)
+        raise BuildError(f"{shlex.join(command)} failed:\n{errors[:4000]}{output[-6000:]}")

@@ -1,0 +1,14 @@
+"""Names that a user may choose from. No PyTorch here: the command line knows them before it is loaded."""
+
+LOSSES = ("csq", "dpn", "dsh", "dhn", "dbdh", "dtsh", "lcdsh", "dch", "mdsh", "shcir")
+CENTER_LOSSES = ("csq", "dpn", "mdsh", "shcir")
+CENTERS = ("nested", "aligned", "hadamard", "balanced", "random")
+BACKBONES = ("mlp", "conv", "identity", "resnet18", "resnet50", "vit_b_16")
+TEACHERS = ("next", "longest", "longer")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "cosine")
+AMP = ("bf16", "fp16")
+TIES = ("id", "expected", "best", "worst")
+DATASETS = ("digits", "cifar10", "list", "features")
+PROTOCOLS = ("paper", "keep-train", "full")
+SPLITS = ("query", "database", "train", "validation")
