@@ -11,7 +11,7 @@ import warnings
 import numpy as np
 import torch
 
-from . import _check, native
+from . import _check, _fork, native  # noqa: F401 (a forked child that packs or searches must not hang)
 
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

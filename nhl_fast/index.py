@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import operator
-import threading
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from . import _check, index_file, index_ids, index_segments
+from . import _check, _fork, index_file, index_ids, index_segments
 from .backend import require
 from .codes import as_tensor, check_length, check_packed, num_bytes
 from .index_file import IndexFileError
@@ -76,7 +75,7 @@ class NestedIndex:
         if self._length > index_file.MAX_LENGTH:
             raise ValueError(f"length: expected at most {index_file.MAX_LENGTH} bits, got {self._length}")
         self._state = _State()
-        self._writing = threading.Lock()
+        self._writing = _fork.Lock()
 
     # ---------------------------------------------------------------------------------------------- what is there
 

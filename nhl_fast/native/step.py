@@ -21,8 +21,8 @@ from ..losses.softmax import MDSH, SHCIR
 from ..losses.triplet import DTSH
 from ..precision import no_autocast
 from ..prefixes import expand
+from .calls import ops
 
-ops = torch.ops.nhl_fast
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # ------------------------------------------------------------------------------------------- what can be served
