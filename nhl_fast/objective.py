@@ -11,7 +11,7 @@ from torch import nn
 from . import _check
 from .backend import pick
 from .distillation import TEACHERS, expanded_distillation_losses
-from .known_gradient import known_gradient
+from .known_gradient import known_gradient, once_through
 from .layer import NestedHashLayer
 from .losses.base import NestedLoss, fused_step, native_step, no_autocast
 from .prefixes import expand, pad, weighted_sum
@@ -201,6 +201,7 @@ class NestedObjective(nn.Module):
         if u.requires_grad:
             value = known_gradient(u, value, weighted_sum(padded, weights))
         if any(p.requires_grad for p in self.loss.parameters()):
+            total = once_through(total, u)  # whose gradients by the outputs are constants here
             value = value + (total - total.detach())  # parameters of the loss itself get their gradient
         values = values.detach()
         distill = values[1] / self.distill_weight if self.distill_weight else values[1]

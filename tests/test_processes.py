@@ -261,8 +261,8 @@ def test_other_threads_are_not_disturbed():
     before = signal.signal(signal.SIGALRM, ring)
     try:
         thread.start()
+        signal.setitimer(signal.ITIMER_REAL, 0.2)
         with pytest.raises(Alarm):
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
             time.sleep(20)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

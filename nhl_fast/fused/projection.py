@@ -7,6 +7,8 @@ import torch
 from nhl_fast.kernels import backward, dots
 from nhl_fast.kernels import projection as kernels
 
+from ..known_gradient import once
+
 
 @torch.library.custom_op("nhl_fast::project", mutates_args=())
 def project(
@@ -82,21 +84,18 @@ def _save(ctx, inputs, output):
     features, weight, bias, gram = inputs
     if gram and features.requires_grad:
         raise ValueError("gram: the Gram matrix has no gradient here, pass detached features")
-    ctx.save_for_backward(features, weight)
-    ctx.bias_dtype = bias.dtype
+    ctx.save_for_backward(features, weight, bias)
 
 
 def _backward(ctx, grad_u, grad_gram):
-    features, weight = ctx.saved_tensors
+    features, weight, bias = ctx.saved_tensors
     need_features, need_weight, need_bias, _ = ctx.needs_input_grad
     need_weight_or_bias = need_weight or need_bias
-    df, dw, db = project_backward(grad_u, features, weight, need_features, need_weight_or_bias)
-    return (
-        df if need_features else None,
-        dw if need_weight else None,
-        db.to(ctx.bias_dtype) if need_bias else None,
-        None,
-    )
+    with torch.no_grad():
+        df, dw, db = project_backward(grad_u, features, weight, need_features, need_weight_or_bias)
+        db = db.to(bias.dtype)
+    gradients = df if need_features else None, dw if need_weight else None, db if need_bias else None
+    return *(once(gradient, features, weight, bias, grad_u) for gradient in gradients), None
 
 
 project.register_autograd(_backward, setup_context=_save)

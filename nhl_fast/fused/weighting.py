@@ -7,6 +7,7 @@ import torch
 from nhl_fast.kernels import dots as dots_kernels
 from nhl_fast.kernels import weighting as kernels
 
+from ..known_gradient import once
 from .projection import gradient_shapes, gradients
 
 
@@ -109,25 +110,21 @@ def _(scale, du, features, weight, dw, db, need_features, need_weight):
 
 
 def _save(ctx, inputs, output):
-    features, weight, bias = inputs[:3]
-    ctx.bias_dtype = bias.dtype
-    ctx.save_for_backward(features, weight, *output[5:])
+    ctx.save_for_backward(*inputs[:3], *output[5:])
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, scale, *_):
-    features, weight, du, dw, db = ctx.saved_tensors
+    features, weight, bias, du, dw, db = ctx.saved_tensors
     need_features, need_weight, need_bias, *rest = ctx.needs_input_grad
     unused = [None] * len(rest)
     if scale is None:
         return None, None, None, *unused
-    df, dw, db = head_backward(scale, du, features, weight, dw, db, need_features, need_weight or need_bias)
-    return (
-        df if need_features else None,
-        dw if need_weight else None,
-        db.to(ctx.bias_dtype) if need_bias else None,
-        *unused,
-    )
+    with torch.no_grad():
+        df, dw, db = head_backward(scale, du, features, weight, dw, db, need_features, need_weight or need_bias)
+        db = db.to(bias.dtype)
+    gradients = df if need_features else None, dw if need_weight else None, db if need_bias else None
+    return *(once(gradient, features, weight, bias, scale) for gradient in gradients), *unused
 
 
 combine.register_autograd(_backward, setup_context=_save)
@@ -162,12 +159,14 @@ def _(deltas, weights, code_lengths):
 
 def _save_deltas(ctx, inputs, output):
     u, _, deltas, ctx.code_lengths = inputs
-    ctx.dtype = u.dtype
-    ctx.save_for_backward(deltas)
+    ctx.save_for_backward(u, deltas)
 
 
 def _weigh(ctx, grad):
-    return weigh(ctx.saved_tensors[0], grad, ctx.code_lengths).to(ctx.dtype), None, None, None
+    u, deltas = ctx.saved_tensors
+    with torch.no_grad():
+        gradient = weigh(deltas, grad, ctx.code_lengths).to(u.dtype)
+    return once(gradient, u, grad), None, None, None
 
 
 with_gradient.register_autograd(_weigh, setup_context=_save_deltas)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..known_gradient import known_gradient
+from ..known_gradient import known_gradient, once, once_through
 from ..labels import to_multi_hot
 from ..layer import refuses_layer
 from ..losses.bank_pairs import DBDH, DHN, DSH
@@ -189,25 +189,22 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, features, weight, bias, total, du):
-        ctx.save_for_backward(features, weight, du)
-        ctx.bias_dtype = bias.dtype
+        ctx.save_for_backward(features, weight, bias, du)
         return total.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, scale):
-        features, weight, du = ctx.saved_tensors
+        *sources, du = ctx.saved_tensors
         for_features, for_weight, for_bias, *_ = ctx.needs_input_grad
-        df, dw, db = ops.step_project_back(
-            scale, du, _plain(features), _plain(weight), for_features, for_weight or for_bias
-        )
-        return (
-            df.to(features.dtype) if for_features else None,
-            dw.to(weight.dtype) if for_weight else None,
-            db.to(ctx.bias_dtype) if for_bias else None,
-            None,
-            None,
-        )
+        with torch.no_grad():
+            features, weight, bias = sources
+            df, dw, db = ops.step_project_back(
+                scale, du, _plain(features), _plain(weight), for_features, for_weight or for_bias
+            )
+            df = df.to(features.dtype) if for_features else None
+            dw = dw.to(weight.dtype) if for_weight else None
+            db = db.to(bias.dtype) if for_bias else None
+        return *(once(gradient, *sources, scale) for gradient in (df, dw, db)), None, None
 
 
 def _plain(x: torch.Tensor) -> torch.Tensor:
@@ -237,7 +234,7 @@ def step(objective, features: torch.Tensor, labels, index):
         )
     total = _Head.apply(features, weight, bias, total, du)
     if attached is not None and any(p.requires_grad for p in loss.parameters()):
-        with_graph = weights @ attached
+        with_graph = once_through(once_through(weights @ attached, weight), features)
         total = total + (with_graph - with_graph.detach())
     return total, values, distill, weights, dots if fixed is None else None
 
