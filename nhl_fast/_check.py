@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
-import itertools
+import errno
+import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
 DEFAULT_CODE_LENGTHS = (8, 16, 32, 64, 128)
+MAX_INT = 2**63 - 1
+MAX_BITS = 2**20  # of a code; far beyond any use, and keeps sizes within what tensors can express
 
 
 def describe(value) -> str:
     """Short description of a value for an error message (shape and dtype for tensors)."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
-    return f"{type(value).__name__} {value!r}"[:200]
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print the largest
+        return f"{type(value).__name__} of {value.bit_length()} bits"
+    try:
+        return f"{type(value).__name__} {value!r}"[:200]
+    except Exception:  # a container of such numbers, or a class with a faulty repr
+        return type(value).__name__
 
 
-def positive_int(value, name: str, minimum: int = 1) -> int:
-    """`value` as an int of at least `minimum`; TypeError or ValueError otherwise."""
+def positive_int(value, name: str, minimum: int = 1, maximum: int = MAX_INT) -> int:
+    """`value` as an int from `minimum` to `maximum`; TypeError or ValueError otherwise."""
     if isinstance(value, bool):
         raise TypeError(f"{name}: expected an integer, got {describe(value)}")
     try:
@@ -28,15 +36,25 @@ def positive_int(value, name: str, minimum: int = 1) -> int:
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {describe(value)}") from None
     if value < minimum:
-        raise ValueError(f"{name}: expected an integer of at least {minimum}, got {value}")
+        raise ValueError(f"{name}: expected an integer of at least {minimum}, got {_digits(value)}")
+    if value > maximum:
+        raise ValueError(f"{name}: expected an integer of at most {maximum}, got {_digits(value)}")
     return value
+
+
+def _digits(value: int) -> str:
+    return str(value) if value.bit_length() <= 256 else describe(value)
 
 
 def number(value, name: str, minimum: float | None = 0.0, positive: bool = False) -> float:
     """`value` as a finite float of at least `minimum` (above it, if `positive`), or TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {describe(value)}")
-    if not math.isfinite(value) or (minimum is not None and (value < minimum or (positive and value == minimum))):
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        finite, value = False, describe(value)
+    if not finite or (minimum is not None and (value < minimum or (positive and value == minimum))):
         bound = "" if minimum is None else f" {'above' if positive else 'of at least'} {minimum:g}"
         raise ValueError(f"{name}: expected a finite number{bound}, got {value}")
     return float(value)
@@ -53,12 +71,24 @@ def code_lengths(lengths, name: str = "code_lengths") -> tuple[int, ...]:
     """A strictly increasing, non-empty tuple of positive code lengths in bits."""
     if isinstance(lengths, str) or not hasattr(lengths, "__iter__"):
         raise TypeError(f"{name}: expected a sequence of integers, got {describe(lengths)}")
-    lengths = tuple(positive_int(b, name) for b in lengths)
+    try:
+        lengths = iter(lengths)
+    except TypeError:  # a tensor or an array without dimensions
+        raise TypeError(f"{name}: expected a sequence of integers, got {describe(lengths)}") from None
+    lengths = tuple(_increasing(lengths, name))
     if not lengths:
         raise ValueError(f"{name}: expected at least one code length, got none")
-    if any(a >= b for a, b in itertools.pairwise(lengths)):
-        raise ValueError(f"{name}: expected strictly increasing code lengths, got {lengths}")
     return lengths
+
+
+def _increasing(lengths, name: str):
+    before = 0
+    for b in lengths:
+        b = positive_int(b, name, maximum=MAX_BITS)
+        if b <= before:
+            raise ValueError(f"{name}: expected strictly increasing code lengths, got {b} after {before}")
+        before = b
+        yield b
 
 
 def tensor(value, name: str, ndim: int | None = None, floating: bool = False) -> torch.Tensor:
@@ -74,8 +104,8 @@ def tensor(value, name: str, ndim: int | None = None, floating: bool = False) ->
 
 def one_of(value, name: str, allowed: Sequence[str]) -> str:
     """`value` if it is one of `allowed`; ValueError otherwise."""
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {describe(value)}")
     return value
 
 
@@ -99,6 +129,49 @@ def finite(value: torch.Tensor, name: str) -> torch.Tensor:
     return value
 
 
+def device(value, name: str = "device") -> torch.device | None:
+    """`value` as a torch.device, or None."""
+    if value is None or isinstance(value, torch.device):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise TypeError(f"{name}: expected a device, got {describe(value)}")
+    try:
+        return torch.device(value)
+    except (RuntimeError, ValueError, OverflowError):
+        raise ValueError(f"{name}: expected a device, got {describe(value)}") from None
+
+
+def floating_dtype(value, name: str = "dtype") -> torch.dtype | None:
+    """`value` if it is a floating-point torch.dtype, or None."""
+    if value is None or (isinstance(value, torch.dtype) and value.is_floating_point):
+        return value
+    raise TypeError(f"{name}: expected a floating-point torch.dtype, got {describe(value)}")
+
+
 def optional_positive(value, name: str) -> float | None:
     """`value` as a positive number, or None."""
     return None if value is None else number(value, name, positive=True)
+
+
+_NO_MEMORY = ("DefaultCPUAllocator", "alloc_cpu", "bad_alloc", "vector::_M", "Storage size calculation overflowed")
+
+
+def memory(function: Callable) -> Callable:
+    """Decorator: where memory runs out, whoever notices, the call raises MemoryError (CUDA's own error stays)."""
+
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        try:
+            return function(*arguments, **options)
+        except (RuntimeError, OSError) as error:
+            if isinstance(error, OSError):
+                out = error.errno == errno.ENOMEM
+            else:
+                text = str(error)
+                out = not isinstance(error, torch.OutOfMemoryError) and any(sign in text for sign in _NO_MEMORY)
+            if not out:
+                raise
+            reason = str(error).splitlines()[0]
+            raise MemoryError(f"{function.__qualname__}: not enough memory: {reason}"[:400]) from error
+
+    return call

@@ -106,14 +106,10 @@ class NestedObjective(nn.Module):
             raise ValueError(
                 f"loss: its code lengths {loss.code_lengths} differ from the layer's {layer.code_lengths}"
             )
-        if isinstance(distill_weight, bool) or not isinstance(distill_weight, (int, float)):
-            raise TypeError(f"distill_weight: expected a number, got {_check.describe(distill_weight)}")
-        if not 0 <= distill_weight < float("inf"):
-            raise ValueError(f"distill_weight: expected a finite number of at least 0, got {distill_weight}")
         self.layer, self.loss = layer, loss
-        self.distill_weight = float(distill_weight)
+        self.distill_weight = _check.number(distill_weight, "distill_weight")
         self.teacher = _check.one_of(teacher, "teacher", TEACHERS)
-        self.check_finite = check_finite
+        self.check_finite = _check.flag(check_finite, "check_finite")
         self.backend = _check.one_of(backend, "backend", ("auto", "reference", "triton", "cpp"))
         fixed, self.rule = None, None
         if callable(weighting):
@@ -121,21 +117,38 @@ class NestedObjective(nn.Module):
         elif isinstance(weighting, str):
             self.weighting = _check.one_of(weighting, "weighting", ("dominance", "uniform"))
             if weighting == "uniform":
-                fixed = torch.ones(len(layer.code_lengths))
+                fixed = [1.0] * len(layer.code_lengths)
         else:
-            fixed = torch.as_tensor(weighting, dtype=torch.float32)
-            if fixed.shape != (len(layer.code_lengths),) or not bool(torch.isfinite(fixed).all()):
-                raise ValueError(
-                    f"weighting: expected 'dominance', 'uniform' or {len(layer.code_lengths)} finite numbers, "
-                    f"got {weighting!r}"
-                )
+            fixed = self._numbers(weighting, len(layer.code_lengths))
             self.weighting = "fixed"
         if len(layer.code_lengths) == 1:  # nothing to weigh against, and nothing longer to learn from
             self.distill_weight = 0.0
             if self.weighting in ("dominance", "custom"):
-                self.weighting, self.rule, fixed = "uniform", None, torch.ones(1)
+                self.weighting, self.rule, fixed = "uniform", None, [1.0]
+        self._fixed = fixed
+        fixed = None if fixed is None else torch.tensor(fixed, dtype=torch.float32)
         self.register_buffer("_fixed_weights", fixed, persistent=False)
 
+    @staticmethod
+    def _numbers(weighting, count: int) -> list[float]:
+        wrong = f"weighting: expected 'dominance', 'uniform', a callable or {count} finite numbers, "
+        try:
+            with torch.device("cpu"):
+                fixed = torch.as_tensor(weighting, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise TypeError(wrong + f"got {_check.describe(weighting)}") from None
+        if fixed.shape != (count,) or fixed.is_meta or not bool(torch.isfinite(fixed).all()):
+            raise ValueError(wrong + f"got {_check.describe(weighting)}")
+        return fixed.tolist()
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if self._fixed is not None:  # no state dict holds them, and `to_empty` leaves memory as it finds it
+            old = self._fixed_weights
+            self._fixed_weights = torch.tensor(self._fixed, device=old.device, dtype=old.dtype)
+        return self
+
+    @_check.memory
     def forward(self, features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None):
         self.layer.check_features(features)
         compiled = {
@@ -146,15 +159,16 @@ class NestedObjective(nn.Module):
             step = fused_step() if chosen == "triton" else native_step()
             with no_autocast(features):
                 return ObjectiveResult(*step.step(self, features, labels, index))
-        u = self.layer.project(features, "reference")
+        u = self.layer.outputs(features)
         if self.check_finite:
             _check.values(torch.isfinite(u).all(), self.NOT_FINITE)
+        recorded = torch.is_grad_enabled()
         with no_autocast(u):
             if torch.compiler.is_compiling():
-                return self._evaluate(u, u.detach(), features, labels, index)
+                return self._evaluate(u, u.detach(), features, labels, index, recorded)
             with torch.inference_mode(False), torch.enable_grad():
                 plain = u.clone() if u.is_inference() else u.detach()
-                return self._evaluate(u, plain, features, labels, index)
+                return self._evaluate(u, plain, features, labels, index, recorded)
 
     def _refuses(self, step, features, labels, any_loss: bool = False) -> str | None:
         if self.rule is not None:
@@ -174,9 +188,10 @@ class NestedObjective(nn.Module):
             raise ValueError(f"weighting: expected the callable to give {tuple(values.shape)}, got {weights!r}"[:300])
         return weights.detach().to(values)
 
-    def _evaluate(self, u, plain, features, labels, index):
+    def _evaluate(self, u, plain, features, labels, index, recorded: bool):
         lengths = self.layer.code_lengths
-        plain, labels = self.loss.prepare(plain, labels, index)
+        with torch.set_grad_enabled(recorded):
+            plain, labels = self.loss.prepare(plain, labels, index)
 
         def both(v):
             losses = self.loss.expanded(v, labels)

@@ -87,8 +87,9 @@ def step(objective, features: torch.Tensor, labels, index):
     layer.check_features(features)
     if features.shape[0] == 0:
         raise ValueError(f"features: expected at least one row, got {_check.describe(features)}")
+    recorded = torch.is_grad_enabled()
     with torch.no_grad():
-        u, gram, values, deltas = outputs_and_loss(objective, features.detach(), labels, index)
+        u, gram, values, deltas = outputs_and_loss(objective, features.detach(), labels, index, recorded)
         distill = None
         if objective.distill_weight and len(lengths) > 1:
             distill = distillation.distill(u, lengths, objective.distill_weight, deltas)
@@ -102,15 +103,16 @@ def step(objective, features: torch.Tensor, labels, index):
     return results[0], losses, cascade, weights, dots if objective.weighting == "dominance" else None
 
 
-def outputs_and_loss(objective, features, labels, index):
-    """(u, feature Gram matrix or empty, values, deltas)."""
+def outputs_and_loss(objective, features, labels, index, recorded: bool):
+    """(u, feature Gram matrix or empty, values, deltas); `recorded`: a bank takes the rows in."""
     layer, loss = objective.layer, objective.loss
     weight, bias, lengths = layer.hash_layer.weight.detach(), layer.hash_layer.bias.detach(), layer.code_lengths
     gram = objective.weighting == "dominance" and weighting.dots_kernels.uses_gram(*features.shape, lengths)
     together = FUSED[type(loss)] is pointwise.fused
     if together:
         like = features.new_empty(features.shape[0], lengths[-1], dtype=torch.float32)
-        labels = prepare(loss, like, labels, index)
+        with torch.set_grad_enabled(recorded):
+            labels = prepare(loss, like, labels, index)
         u, matrix, values, deltas = pointwise.project_pointwise(
             features, weight, bias, labels, *pointwise.tensors(loss), list(lengths), *pointwise.options(loss), gram
         )
@@ -118,7 +120,8 @@ def outputs_and_loss(objective, features, labels, index):
         return u, matrix, values, deltas
     u, matrix = projection.project(features, weight, bias, gram)
     check_outputs(objective, u)
-    labels = prepare(loss, u, labels, index)
+    with torch.set_grad_enabled(recorded):
+        labels = prepare(loss, u, labels, index)
     return u, matrix, *FUSED[type(loss)](loss, u, labels)
 
 

@@ -24,11 +24,20 @@ class CenterLoss(NestedLoss):
     def __init__(self, num_classes, code_lengths=_check.DEFAULT_CODE_LENGTHS, centers=None, *, seed: int = 0):
         super().__init__(num_classes, code_lengths)
         kind = self.default_centers if centers is None else centers
-        built = make_centers(self.num_classes, self.code_lengths, kind, seed=seed)
         nested = not isinstance(kind, (list, tuple)) and (not isinstance(kind, str) or kind == "nested")
-        ties = tie_centers(self.code_lengths, seed=seed, nested=nested)
-        self.register_buffer("_centers", torch.cat(built, dim=1))
-        self.register_buffer("_tie_centers", torch.cat(ties))
+        device = torch.get_default_device()
+        with torch.device("cpu"):
+            built = torch.cat(make_centers(self.num_classes, self.code_lengths, kind, seed=seed), dim=1)
+            ties = torch.cat(tie_centers(self.code_lengths, seed=seed, nested=nested))
+        self.register_buffer("_centers", built.to(device))
+        self.register_buffer("_tie_centers", ties.to(device))
+        # What a loss on the meta device comes back with.
+        self._built = (built, ties) if device.type == "meta" else None
+
+    def reset_parameters(self) -> None:
+        if self._built is not None:
+            for buffer, value in zip((self._centers, self._tie_centers), self._built):
+                buffer.copy_(value)
 
     @property
     def centers(self) -> list[torch.Tensor]:

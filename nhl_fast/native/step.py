@@ -168,16 +168,19 @@ def _shcir(loss, u, labels):
     )
 
 
-def values_and_deltas(loss: NestedLoss, u: torch.Tensor, labels, index) -> tuple[torch.Tensor, torch.Tensor]:
-    """(values (m,), deltas (N, sum of the lengths)) of a loss at u (N, L); a bank takes the rows in."""
-    with torch.no_grad():
+def values_and_deltas(
+    loss: NestedLoss, u: torch.Tensor, labels, index, recorded: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values (m,), deltas (N, sum of the lengths)) of a loss at u (N, L); a bank takes the rows in if `recorded`."""
+    with torch.set_grad_enabled(recorded):
         u, labels = loss.prepare(u.detach(), labels, index)
+    with torch.no_grad():
         return FORMS[type(loss)](loss, u.contiguous(), labels)
 
 
 def loss_values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
     """(m,) values of a loss as functions of u (N, L)."""
-    values, deltas = values_and_deltas(loss, u, labels, index)
+    values, deltas = values_and_deltas(loss, u, labels, index, torch.is_grad_enabled())
     return known_gradient(expand(u.float(), loss.code_lengths), values, deltas, loss._segments)
 
 
@@ -216,6 +219,7 @@ def step(objective, features: torch.Tensor, labels, index):
     layer, loss = objective.layer, objective.loss
     lengths, linear = layer.code_lengths, layer.hash_layer
     weight, bias = linear.weight, linear.bias
+    recorded = torch.is_grad_enabled()
     with torch.no_grad(), no_autocast(features):
         x = _plain(features)
         wanted = objective.weighting == "dominance" and uses_gram(*x.shape, lengths)
@@ -224,9 +228,9 @@ def step(objective, features: torch.Tensor, labels, index):
             raise ValueError(objective.NOT_FINITE)
         attached = None
         if refuses_loss(loss, u, labels) is None:
-            values, deltas = values_and_deltas(loss, u, labels, index)
+            values, deltas = values_and_deltas(loss, u, labels, index, recorded)
         else:
-            attached, deltas = _foreign(loss, u, labels, index)
+            attached, deltas = _foreign(loss, u, labels, index, recorded)
             values = attached.detach()
         fixed = None if objective.weighting == "dominance" else objective._fixed_weights
         total, distill, weights, dots, du = ops.step_combine(
@@ -239,12 +243,13 @@ def step(objective, features: torch.Tensor, labels, index):
     return total, values, distill, weights, dots if fixed is None else None
 
 
-def _foreign(loss, u, labels, index):
+def _foreign(loss, u, labels, index, recorded: bool):
     """Values (with their graph) and deltas of a loss without a C++ form."""
     from ..objective import per_length_gradients
 
     with torch.inference_mode(False), torch.enable_grad():
-        u, labels = loss.prepare(u.clone(), labels, index)
+        with torch.set_grad_enabled(recorded):
+            u, labels = loss.prepare(u.clone(), labels, index)
         values, deltas = per_length_gradients(lambda v: loss.expanded(v, labels), expand(u, loss.code_lengths))
     return values, deltas.detach().contiguous()
 
