@@ -2,6 +2,11 @@
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <new>
+#include <vector>
 
 #include "hamming.h"
 
@@ -21,5 +26,14 @@ struct Call {
                     },
                     &watch};
 };
+
+// An uninitialised tensor. Too little memory, the one thing that can fail, is std::bad_alloc: MemoryError in Python.
+inline torch::stable::Tensor empty_tensor(const std::vector<int64_t>& sizes, torch::headeronly::ScalarType type) {
+  try {
+    return torch::stable::empty(sizes, type);
+  } catch (const std::exception&) {
+    throw std::bad_alloc();
+  }
+}
 
 }  // namespace nhl

@@ -18,7 +18,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-Tensor empty(std::vector<int64_t> sizes, ScalarType type) { return torch::stable::empty(sizes, type); }
+Tensor empty(std::vector<int64_t> sizes, ScalarType type) { return empty_tensor(sizes, type); }
 
 Rows rows_of(const Tensor& codes, int64_t bits, const char* name) {
   STD_TORCH_CHECK(codes.dim() == 2 && codes.scalar_type() == ScalarType::Byte, name, ": expected uint8 rows");

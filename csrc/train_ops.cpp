@@ -23,7 +23,7 @@ using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 using Pair = std::tuple<Tensor, Tensor>;
 
-Tensor empty(Ints sizes) { return torch::stable::empty(sizes, ScalarType::Float); }
+Tensor empty(Ints sizes) { return empty_tensor(sizes, ScalarType::Float); }
 
 float* out(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 

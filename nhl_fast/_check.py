@@ -36,13 +36,14 @@ def positive_int(value, name: str, minimum: int = 1, maximum: int = MAX_INT) -> 
     except TypeError:
         raise TypeError(f"{name}: expected an integer, got {describe(value)}") from None
     if value < minimum:
-        raise ValueError(f"{name}: expected an integer of at least {minimum}, got {_digits(value)}")
+        raise ValueError(f"{name}: expected an integer of at least {minimum}, got {digits(value)}")
     if value > maximum:
-        raise ValueError(f"{name}: expected an integer of at most {maximum}, got {_digits(value)}")
+        raise ValueError(f"{name}: expected an integer of at most {maximum}, got {digits(value)}")
     return value
 
 
-def _digits(value: int) -> str:
+def digits(value: int) -> str:
+    """An integer for an error message."""
     return str(value) if value.bit_length() <= 256 else describe(value)
 
 
@@ -104,9 +105,13 @@ def tensor(value, name: str, ndim: int | None = None, floating: bool = False) ->
 
 def one_of(value, name: str, allowed: Sequence[str]) -> str:
     """`value` if it is one of `allowed`; ValueError otherwise."""
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {describe(value)}")
+    if not (value is None or isinstance(value, str)) or value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {_shown(value)}")
     return value
+
+
+def _shown(value) -> str:
+    return repr(value) if isinstance(value, str) else describe(value)
 
 
 def values(condition: torch.Tensor, message: str) -> None:

@@ -75,7 +75,9 @@ class NestedIndex:
     """
 
     def __init__(self, length: int):
-        self._length = _check.positive_int(length, "length", maximum=index_file.MAX_LENGTH)
+        self._length = _check.positive_int(length, "length")
+        if self._length > index_file.MAX_LENGTH:
+            raise ValueError(f"length: expected at most {index_file.MAX_LENGTH} bits, got {self._length}")
         self._state = _State()
         self._writing = _fork.Lock()
 
