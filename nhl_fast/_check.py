@@ -168,15 +168,17 @@ def memory(function: Callable) -> Callable:
     def call(*arguments, **options):
         try:
             return function(*arguments, **options)
-        except (RuntimeError, OSError) as error:
+        except (RuntimeError, OSError, MemoryError) as error:
             if isinstance(error, OSError):
                 out = error.errno == errno.ENOMEM
+            elif isinstance(error, MemoryError):
+                out = "not enough memory" not in str(error)
             else:
                 text = str(error)
                 out = not isinstance(error, torch.OutOfMemoryError) and any(sign in text for sign in _NO_MEMORY)
             if not out:
                 raise
-            reason = str(error).splitlines()[0]
+            reason = (str(error) or "MemoryError").splitlines()[0]
             raise MemoryError(f"{function.__qualname__}: not enough memory: {reason}"[:400]) from error
 
     return call

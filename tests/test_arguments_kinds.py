@@ -129,7 +129,7 @@ def test_other_errors_stay_what_they_are():
         assert caught.value is error
     with pytest.raises(torch.OutOfMemoryError):
         fails(torch.OutOfMemoryError("CUDA out of memory. alloc_cpu"))
-    with pytest.raises(MemoryError, match="fails: not enough memory: .*Cannot allocate"):
+    with pytest.raises(MemoryError, match=r"fails: not enough memory: .*Cannot allocate"):
         fails(OSError(12, "Cannot allocate memory"))
 
 
@@ -202,7 +202,7 @@ def test_constants_follow_the_module():
 
 def test_tensors_without_values_are_refused():
     rows = torch.empty(3, 8, dtype=torch.uint8, device="meta")
-    with pytest.raises(ValueError, match="queries: .*meta device"):
+    with pytest.raises(ValueError, match=r"queries: .*meta device"):
         nhl.search(rows, rows, 1)
 
 

@@ -108,7 +108,7 @@ def test_other_numbers_are_refused_with_the_call_that_is_meant(rows):
 def test_sigmoid_outputs_are_refused(dtype):
     x = torch.randn(20, 8)
     x = (x + x.sign() / 4).to(dtype)  # far enough from 0 for half precision
-    with pytest.raises(ValueError, match="x: .*as a sigmoid gives them.*x - 0.5"):
+    with pytest.raises(ValueError, match=r"x: .*as a sigmoid gives them.*x - 0.5"):
         nhl.pack_codes(x.sigmoid())
     assert torch.equal(nhl.pack_codes(x.sigmoid() - 0.5), nhl.pack_codes(x))
     assert nhl.pack_codes((x > 0).to(dtype)).tolist() == nhl.pack_codes(x).tolist()  # bits as floats

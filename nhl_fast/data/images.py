@@ -42,7 +42,10 @@ def open_picture(path: str, upright: bool = True):
 
     try:
         with Image.open(path) as picture:
-            turn = _orientation(picture) if upright else None
+            said = _orientation(picture)
+            picture.load()
+            left = _orientation(picture)  # of TIFF files, nothing: Pillow turns them itself
+            turn = left if upright else _inverse(said if said != left else None)
             if picture.mode[0] in "IF":
                 picture = Image.fromarray(eight_bits(np.asarray(picture), picture.mode))
             picture = picture.convert("RGB")
@@ -63,6 +66,12 @@ def _orientation(picture):
         return None
 
 
+def _inverse(turn):
+    from PIL.Image import Transpose as T
+
+    return {T.ROTATE_90: T.ROTATE_270, T.ROTATE_270: T.ROTATE_90}.get(turn, turn)
+
+
 def eight_bits(pixels: np.ndarray, mode: str) -> np.ndarray:
     """Grey pixels of more than 8 bits (mode "I;16...", "I" or "F") as uint8, none of them cut off.
 
@@ -80,7 +89,7 @@ def eight_bits(pixels: np.ndarray, mode: str) -> np.ndarray:
     elif not whole and low >= 0 and high <= 1:
         x = x * 255
     elif low < 0 or high > 255:
-        x = (x - low) * (255 / (high - low))
+        x = (x - low) * (255 / ((high - low) or 1))
     return np.rint(x).astype(np.uint8)
 
 
