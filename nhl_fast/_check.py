@@ -12,6 +12,7 @@ import torch
 
 DEFAULT_CODE_LENGTHS = (8, 16, 32, 64, 128)
 MAX_INT = 2**63 - 1
+MAX_LENGTHS = 2**16
 MAX_BITS = 2**20  # of a code; far beyond any use, and keeps sizes within what tensors can express
 
 
@@ -33,7 +34,7 @@ def positive_int(value, name: str, minimum: int = 1, maximum: int = MAX_INT) -> 
         raise TypeError(f"{name}: expected an integer, got {describe(value)}")
     try:
         value = operator.index(value)
-    except TypeError:
+    except Exception:  # TypeError, or what a class of the caller's raises
         raise TypeError(f"{name}: expected an integer, got {describe(value)}") from None
     if value < minimum:
         raise ValueError(f"{name}: expected an integer of at least {minimum}, got {digits(value)}")
@@ -74,7 +75,7 @@ def code_lengths(lengths, name: str = "code_lengths") -> tuple[int, ...]:
         raise TypeError(f"{name}: expected a sequence of integers, got {describe(lengths)}")
     try:
         lengths = iter(lengths)
-    except TypeError:  # a tensor or an array without dimensions
+    except Exception:  # a tensor or an array without dimensions, a class of the caller's
         raise TypeError(f"{name}: expected a sequence of integers, got {describe(lengths)}") from None
     lengths = tuple(_increasing(lengths, name))
     if not lengths:
@@ -84,7 +85,9 @@ def code_lengths(lengths, name: str = "code_lengths") -> tuple[int, ...]:
 
 def _increasing(lengths, name: str):
     before = 0
-    for b in lengths:
+    for count, b in enumerate(lengths):
+        if count == MAX_LENGTHS:
+            raise ValueError(f"{name}: expected at most {MAX_LENGTHS} code lengths, got more")
         b = positive_int(b, name, maximum=MAX_BITS)
         if b <= before:
             raise ValueError(f"{name}: expected strictly increasing code lengths, got {b} after {before}")
@@ -96,9 +99,11 @@ def tensor(value, name: str, ndim: int | None = None, floating: bool = False) ->
     """`value` if it is a tensor with `ndim` dimensions (and of a floating dtype, if asked)."""
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {describe(value)}")
+    if value.layout != torch.strided or value.is_quantized:
+        raise TypeError(f"{name}: expected a dense tensor, got {describe(value)} ({value.layout})")
     if ndim is not None and value.ndim != ndim:
         raise ValueError(f"{name}: expected {ndim} dimensions, got {describe(value)}")
-    if floating and not value.is_floating_point():
+    if floating and not (value.is_floating_point() and value.itemsize > 1):
         raise TypeError(f"{name}: expected a floating-point tensor, got {describe(value)}")
     return value
 
@@ -112,6 +117,13 @@ def one_of(value, name: str, allowed: Sequence[str]) -> str:
 
 def _shown(value) -> str:
     return repr(value) if isinstance(value, str) else describe(value)
+
+
+def present(value: torch.Tensor, name: str) -> torch.Tensor:
+    """`value` if it holds values; ValueError for one on the meta device."""
+    if value.is_meta:
+        raise ValueError(f"{name}: expected values, got a tensor on the meta device, which holds none")
+    return value
 
 
 def values(condition: torch.Tensor, message: str) -> None:

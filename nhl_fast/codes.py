@@ -74,7 +74,7 @@ def pack_codes(x) -> torch.Tensor:
     x = _check.tensor(as_tensor(x, "x"), "x", ndim=2)
     if x.shape[1] == 0:
         raise ValueError(f"x: expected at least one bit a row, got {_check.describe(x)}")
-    if x.is_floating_point():
+    if x.is_floating_point() and x.itemsize > 1:
         _refuse_probabilities(x)
     elif x.dtype in _INTEGER:
         known = (x == 0) | (x == 1) if x.dtype == torch.uint8 else (x >= -1) & (x <= 1)
@@ -148,7 +148,7 @@ def check_packed(codes, name: str = "codes") -> torch.Tensor:
         TypeError: not a tensor or array, or neither uint8 nor bool nor +-1.
         ValueError: not two-dimensional, rows of no bytes, or bits that were not packed.
     """
-    codes = _check.tensor(as_tensor(codes, name), name)
+    codes = _check.present(_check.tensor(as_tensor(codes, name), name), name)
     if codes.ndim != 2 or codes.shape[1] == 0:
         raise ValueError(f"{name}: expected packed rows of shape (N, bytes), got {_check.describe(codes)}")
     if codes.dtype == torch.uint8:
@@ -164,12 +164,12 @@ def check_packed(codes, name: str = "codes") -> torch.Tensor:
 
 def _only_signs(values: torch.Tensor) -> bool:
     known = values.is_floating_point() or values.dtype in _INTEGER
-    return known and values.device.type != "meta" and values.numel() > 0 and bool((values.abs() == 1).all())
+    return known and values.numel() > 0 and bool((values.abs() == 1).all())
 
 
 def _refuse_unpacked(rows: torch.Tensor, name: str) -> None:
     """Raise where packed rows can only be bits, one a byte: none above 1, though one in 16 is 1 and rows differ."""
-    if rows.shape[1] < 8 or rows.numel() < _ENOUGH or torch.compiler.is_compiling() or rows.device.type == "meta":
+    if rows.shape[1] < 8 or rows.numel() < _ENOUGH or torch.compiler.is_compiling():
         return
     if rows.device.type == "cpu":
         # Nearly always the first row settles it, in a microsecond.

@@ -35,8 +35,6 @@ def implements(operation: str, name: str):
 
 def body_of(operation: str, requested: str, device: torch.device, longest: int) -> Callable:
     """The body that serves `operation` on codes of up to `longest` bits on `device`, by `backend.choose`."""
-    if device.type == "meta":
-        raise ValueError(f"queries: expected values, got a tensor on the meta device, which holds none ({operation})")
     name = {"cpu": "cpp", "cuda": "cuda"}.get(device.type)
     bodies = _BODIES[operation]
     # One that is not available stays listed, so that asking for it by name says why.
@@ -199,7 +197,7 @@ def _check_allow(allow, database: torch.Tensor) -> torch.Tensor | None:
         raise TypeError(f"allow: expected a bool mask, got {_check.describe(allow)}")
     if allow.shape != (len(database),):
         raise ValueError(f"allow: expected shape ({len(database)},), one value an item, got {_check.describe(allow)}")
-    return allow.to(database.device)
+    return _check.present(allow, "allow").to(database.device)
 
 
 # ------------------------------------------------------------------------------------------------- the tiles

@@ -7,9 +7,11 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import _check
-from .backend import use_triton
+from .backend import NAMES, use_triton
 from .codes import pack_outputs
+from .precision import no_autocast
 
+_BACKENDS = ("auto", *NAMES)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -49,11 +51,11 @@ class NestedHashLayer(nn.Module):
         """The longest code length, L."""
         return self.code_lengths[-1]
 
-    def check_features(self, x) -> None:
+    def check_features(self, x, name: str = "x") -> None:
         """Raise unless `x` holds features (N, d)."""
-        _check.tensor(x, "x", floating=True)
+        _check.tensor(x, name, floating=True)
         if x.ndim != 2 or x.shape[1] != self.in_features:
-            raise ValueError(f"x: expected features of shape (N, {self.in_features}), got {_check.describe(x)}")
+            raise ValueError(f"{name}: expected features of shape (N, {self.in_features}), got {_check.describe(x)}")
 
     def project(self, x: torch.Tensor, backend: str = "auto") -> torch.Tensor:
         """Raw outputs (N, L) of features (N, d): float32, or float64 where the features or weights are.
@@ -65,6 +67,7 @@ class NestedHashLayer(nn.Module):
         recorded; with one, PyTorch's own product, which can be differentiated twice.
         """
         self.check_features(x)
+        _check.one_of(backend, "backend", _BACKENDS)
         linear = self.hash_layer
         recorded = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in linear.parameters()))
         if (backend != "auto" or not recorded) and self._fused(backend, "NestedHashLayer.project", x):
@@ -73,14 +76,14 @@ class NestedHashLayer(nn.Module):
             return self._called(x)
         dtype = torch.promote_types(torch.promote_types(x.dtype, linear.weight.dtype), torch.float32)
         bias = None if linear.bias is None else linear.bias.to(dtype)
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             return F.linear(x.to(dtype), linear.weight.to(dtype), bias)
 
     def _called(self, x: torch.Tensor) -> torch.Tensor:
         """Raw outputs of a `hash_layer` that is no plain Linear, in its own dtype, then at least float32."""
         own = next((t.dtype for t in (*self.hash_layer.parameters(), *self.hash_layer.buffers())
                     if t.is_floating_point()), torch.float32)  # fmt: skip
-        with torch.autocast(x.device.type, enabled=False):
+        with no_autocast(x):
             u = self.hash_layer(x.to(own))
         if not isinstance(u, torch.Tensor) or u.shape != (len(x), self.out_features):
             raise ValueError(
@@ -122,7 +125,7 @@ class NestedHashLayer(nn.Module):
 
             return step.refuses_projection(self, x)
 
-        _check.one_of(backend, "backend", ("auto", "reference", "triton", "cpp", "cuda"))
+        _check.one_of(backend, "backend", _BACKENDS)
         return use_triton(backend, operation, x.device, refuses)
 
     def extra_repr(self) -> str:

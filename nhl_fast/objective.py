@@ -150,7 +150,7 @@ class NestedObjective(nn.Module):
 
     @_check.memory
     def forward(self, features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None):
-        self.layer.check_features(features)
+        self.layer.check_features(features, "features")
         compiled = {
             "triton": lambda: self._refuses(fused_step(), features, labels),
             "cpp": lambda: self._refuses(native_step(), features, labels, any_loss=self.backend == "auto"),

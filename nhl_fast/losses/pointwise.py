@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import _check
-from ..centers import make_centers, tie_centers
+from ..centers import named_centers, tie_centers
 from ..prefixes import expand, split
 from .base import NestedLoss, no_autocast, quantization_penalty
 
@@ -27,7 +27,7 @@ class CenterLoss(NestedLoss):
         nested = not isinstance(kind, (list, tuple)) and (not isinstance(kind, str) or kind == "nested")
         device = torch.get_default_device()
         with torch.device("cpu"):
-            built = torch.cat(make_centers(self.num_classes, self.code_lengths, kind, seed=seed), dim=1)
+            built = torch.cat(named_centers("centers", self.num_classes, self.code_lengths, kind, seed), dim=1)
             ties = torch.cat(tie_centers(self.code_lengths, seed=seed, nested=nested))
         self.register_buffer("_centers", built.to(device))
         self.register_buffer("_tie_centers", ties.to(device))
@@ -141,7 +141,7 @@ class DPN(CenterLoss):
 
         A bit whose mean is 0, and a class with no item, keep what they have.
         """
-        u = _check.tensor(u, "u", ndim=2, floating=True)
+        self.check_outputs(u)
         weights = self.multi_hot(self.check_labels(labels, u.shape[0]), self._centers)
         with no_autocast(u):
             total = weights.T @ expand(u.to(self._centers), self.code_lengths)
