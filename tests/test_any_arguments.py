@@ -104,7 +104,7 @@ def without_long_work(value):
     return 4096 if number and 4096 < value < 2**31 else value
 
 
-@settings(max_examples=2500, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_random_values_for_two_arguments_at_once(public, data):
     name = data.draw(st.sampled_from(sorted(public)))

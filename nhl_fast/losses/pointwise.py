@@ -142,7 +142,9 @@ class DPN(CenterLoss):
         A bit whose mean is 0, and a class with no item, keep what they have.
         """
         self.check_outputs(u)
-        weights = self.multi_hot(self.check_labels(labels, u.shape[0]), self._centers)
+        _check.present(u, "u")
+        labels = _check.present(self.check_labels(labels, u.shape[0]), "labels")
+        weights = self.multi_hot(labels, self._centers)
         with no_autocast(u):
             total = weights.T @ expand(u.to(self._centers), self.code_lengths)
         self._centers = torch.where(total == 0, self._centers, total.sign())
