@@ -169,14 +169,17 @@ def _only_signs(values: torch.Tensor) -> bool:
 
 def _refuse_unpacked(rows: torch.Tensor, name: str) -> None:
     """Raise where packed rows can only be bits, one a byte: none above 1, though one in 16 is 1 and rows differ."""
-    if rows.shape[1] < 8 or rows.numel() < _ENOUGH or torch.compiler.is_compiling():
+    if torch.compiler.is_compiling():
         return
-    if rows.device.type == "cpu":
+    if rows.is_cpu:
+        array = rows.numpy()
         # Nearly always the first row settles it, in a microsecond.
-        if rows.numpy()[0].tobytes().strip(b"\0\1"):
+        if array.size < _ENOUGH or array.shape[1] < 8 or array[0].tobytes().strip(b"\0\1"):
             return
         if any(bool((part > 1).any()) for part in rows.split(max(1, _BLOCK_BYTES // rows.shape[1]))):
             return
+    elif rows.numel() < _ENOUGH or rows.shape[1] < 8:
+        return
     differ = (rows != rows[:1]).any() if len(rows) > 1 else torch.ones((), dtype=torch.bool, device=rows.device)
     bits = (rows <= 1).all() & (rows.sum(dtype=torch.int64) * 16 >= rows.numel()) & differ
     _check.values(

@@ -134,7 +134,8 @@ class NestedHashLayer(nn.Module):
 
 def _hooked(module: nn.Module) -> bool:
     """Whether calling the module does more than its class says: hooks, or a `forward` of its own (accelerate)."""
-    return "forward" in vars(module) or any(getattr(module, hooks, None) for hooks in _HOOKS)
+    own = vars(module)
+    return "forward" in own or any(own.get(hooks) for hooks in _HOOKS)
 
 
 def not_plain(linear: nn.Module) -> str | None:
@@ -150,4 +151,5 @@ def refuses_layer(layer: NestedHashLayer) -> str | None:
         return f"{type(layer).__name__} has its own projection"
     if _hooked(layer):
         return "the layer has hooks"
-    return not_plain(layer.hash_layer) or ("the layer has no bias" if layer.hash_layer.bias is None else None)
+    linear = layer.hash_layer
+    return not_plain(linear) or ("the layer has no bias" if linear.bias is None else None)

@@ -1,7 +1,7 @@
 """Any value of any public argument gives a result or our own error, which names an argument of the call."""
 
-import resource
 import re
+import resource
 import warnings
 
 import numpy as np
@@ -121,7 +121,7 @@ def test_what_is_saved_goes_to_a_path(tmp_path):
     for value in values().values():
         if isinstance(value, (str, bytes)) or hasattr(value, "__fspath__"):
             continue
-        with pytest.raises(TypeError, match="^path: "):
+        with pytest.raises(TypeError, match=r"^path: "):
             index.save(value)
     for value in ("", "\0", str(tmp_path), str(tmp_path / "no" / "such"), "x" * 300):
         with pytest.raises((OSError, ValueError)):
