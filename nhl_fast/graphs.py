@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 
 from . import _check
+from .known_gradient import once
 from .labels import to_multi_hot
 from .objective import NestedObjective, ObjectiveResult
 from .precision import scaled_training
@@ -141,24 +142,26 @@ class _Replay(torch.autograd.Function):
         graphed.replays += 1
         ctx.graphed, ctx.call = graphed, graphed._newest
         ctx.set_materialize_grads(False)
+        ctx.save_for_backward(features, weight, bias)
         results.append(graphed._packed.clone())
         return results[0][0].clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, scale):
         graphed = ctx.graphed
         if ctx.call != graphed._newest:
             raise RuntimeError("a graphed objective's backward must come before its next call, which came first")
         if scale is None:
             return (None,) * 6
-        graphed._scale.copy_(scale)
-        graphed._backward()
-        # Copies: what becomes a parameter's .grad may be added to, and the next replay writes here again.
-        found = [
-            t.clone() if t is not None and need else None for t, need in zip(graphed._gradients, ctx.needs_input_grad)
-        ]
-        return (*found, None, None, None)
+        with torch.no_grad():
+            graphed._scale.copy_(scale)
+            graphed._backward()
+            # Copies: what becomes a parameter's .grad may be added to, and the next replay writes here again.
+            found = [
+                t.clone() if t is not None and need else None
+                for t, need in zip(graphed._gradients, ctx.needs_input_grad)
+            ]
+        return *(once(gradient, *ctx.saved_tensors, scale) for gradient in found), None, None, None
 
 
 class _Capture:

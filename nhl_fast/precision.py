@@ -17,6 +17,6 @@ def scaled_training(like: torch.Tensor) -> bool:
 
 def no_autocast(like: torch.Tensor):
     """Context without autocast on the tensor's device; free where autocast is off."""
-    if torch.is_autocast_enabled(like.device.type):
+    if like.device.type != "meta" and torch.is_autocast_enabled(like.device.type):
         return torch.autocast(like.device.type, enabled=False)
     return contextlib.nullcontext()

@@ -10,6 +10,7 @@ from nhl_fast.kernels import bank as bank_kernels
 from nhl_fast.kernels import pairwise as kernels
 
 from ..labels import to_multi_hot
+from ..losses.bank import refuse_ranks
 from ..losses.bank_pairs import DBDH, DHN, DSH
 from ..losses.batch_pairs import DCH, LCDSH
 from .operators import direct, operator
@@ -91,8 +92,9 @@ def _(bank_u, bank_labels, written, index, u, labels, num_classes):
 def prepare(loss, u, labels, index):
     """`BankMixin.prepare` with the bank written by one launch; labels and index are checked on the device."""
     labels = check_form(loss, u, labels)
-    if not loss.training or loss.bank is None or loss.external_bank:
+    if not loss.takes_rows():
         return labels
+    refuse_ranks()
     bank = loss.bank
     if index is None:
         loss.prepare(u, labels, index)  # raises, and says why

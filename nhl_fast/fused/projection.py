@@ -7,6 +7,7 @@ import torch
 from nhl_fast.kernels import arrival, backward, dots
 from nhl_fast.kernels import projection as kernels
 
+from ..known_gradient import once
 from .operators import operator
 
 MAX_FORMED = 1024  # rows up to which the backward kernel goes through the whole batch in one program
@@ -100,22 +101,18 @@ def _save(ctx, inputs, output):
     features, weight, bias, gram, _ = inputs
     if gram and features.requires_grad:
         raise ValueError("gram: the Gram matrix has no gradient here, pass detached features")
-    ctx.save_for_backward(features, weight)
-    ctx.bias_dtype = bias.dtype
+    ctx.save_for_backward(features, weight, bias)
 
 
 def _backward(ctx, grad_u, grad_gram):
-    features, weight = ctx.saved_tensors
+    features, weight, bias = ctx.saved_tensors
     need_features, need_weight, need_bias = ctx.needs_input_grad[:3]
     need_weight_or_bias = need_weight or need_bias
-    df, dw, db = project_backward(grad_u, features, weight, need_features, need_weight_or_bias)
-    return (
-        df if need_features else None,
-        dw if need_weight else None,
-        db.to(ctx.bias_dtype) if need_bias else None,
-        None,
-        None,
-    )
+    with torch.no_grad():
+        df, dw, db = project_backward(grad_u, features, weight, need_features, need_weight_or_bias)
+        db = db.to(bias.dtype)
+    gradients = df if need_features else None, dw if need_weight else None, db if need_bias else None
+    return *(once(gradient, features, weight, bias, grad_u) for gradient in gradients), None, None
 
 
 project.register_autograd(_backward, setup_context=_save)

@@ -91,8 +91,9 @@ def step(objective, features: torch.Tensor, labels, index, scaled: bool = False)
     layer.check_features(features)
     if features.shape[0] == 0:
         raise ValueError(f"features: expected at least one row, got {_check.describe(features)}")
+    recorded = torch.is_grad_enabled()
     with torch.no_grad():
-        u, gram, values, deltas = outputs_and_loss(objective, features.detach(), labels, index, scaled)
+        u, gram, values, deltas = outputs_and_loss(objective, features.detach(), labels, index, recorded, scaled)
         distill = None
         if objective.distill_weight and len(lengths) > 1:
             distill = direct(distillation.distill)(u, lengths, objective.distill_weight, deltas)
@@ -107,8 +108,8 @@ def step(objective, features: torch.Tensor, labels, index, scaled: bool = False)
     return results[0], losses, cascade, weights, dots if objective.weighting == "dominance" else None
 
 
-def outputs_and_loss(objective, features, labels, index, scaled: bool = False):
-    """(u, feature Gram matrix or empty, values, deltas)."""
+def outputs_and_loss(objective, features, labels, index, recorded: bool, scaled: bool = False):
+    """(u, feature Gram matrix or empty, values, deltas); `recorded`: a bank takes the rows in."""
     layer, loss = objective.layer, objective.loss
     weight, bias, lengths = layer.hash_layer.weight.detach(), layer.hash_layer.bias.detach(), layer.code_lengths
     gram = objective.weighting == "dominance" and weighting.dots_kernels.uses_gram(*features.shape, lengths)
@@ -116,7 +117,8 @@ def outputs_and_loss(objective, features, labels, index, scaled: bool = False):
     together = FUSED[type(loss)] is pointwise.fused
     if together:
         like = features.new_empty(features.shape[0], lengths[-1], dtype=torch.float32)
-        labels = prepare(loss, like, labels, index)
+        with torch.set_grad_enabled(recorded):
+            labels = prepare(loss, like, labels, index)
         u, matrix, values, deltas = direct(pointwise.project_pointwise)(
             features,
             weight,
@@ -132,7 +134,8 @@ def outputs_and_loss(objective, features, labels, index, scaled: bool = False):
         return u, matrix, values, deltas
     u, matrix = direct(projection.project)(features, weight, bias, gram, finite)
     check_outputs(objective, u)
-    labels = prepare(loss, u, labels, index)
+    with torch.set_grad_enabled(recorded):
+        labels = prepare(loss, u, labels, index)
     return u, matrix, *FUSED[type(loss)](loss, u, labels)
 
 

@@ -9,6 +9,7 @@ from nhl_fast.kernels import dots as dots_kernels
 from nhl_fast.kernels import weighting as kernels
 from nhl_fast.kernels.closed_form import Report
 
+from ..known_gradient import once
 from .operators import direct, observed, operator
 from .projection import MAX_FORMED, gradient_shapes, gradients
 
@@ -129,32 +130,29 @@ def _(scale, du, deltas, weights, u, features, weight, dw, db, code_lengths, nee
 def _save(ctx, inputs, output):
     features, weight, bias, u, deltas = inputs[:5]
     ctx.code_lengths, nan = inputs[-2:]
-    ctx.bias_dtype = bias.dtype
     weights, (du, dw, db) = output[1], output[5:]
     formed = du.shape[0] == 0
     # What is not needed is not kept: the deltas and the outputs are as large as the batch.
     ctx.save_for_backward(
-        features, weight, du, deltas if formed else du, weights, u if formed and nan else None, dw, db
+        features, weight, bias, du, deltas if formed else du, weights, u if formed and nan else None, dw, db
     )
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, scale, *_):
-    features, weight, du, deltas, weights, u, dw, db = ctx.saved_tensors
+    features, weight, bias, du, deltas, weights, u, dw, db = ctx.saved_tensors
     need_features, need_weight, need_bias, *rest = ctx.needs_input_grad
     unused = [None] * len(rest)
     if scale is None:
         return None, None, None, *unused
-    df, dw, db = direct(head_backward)(
-        scale, du, deltas, weights, u, features, weight, dw, db, ctx.code_lengths, need_features,
-        need_weight or need_bias,
-    )  # fmt: skip
-    return (
-        df if need_features else None,
-        dw if need_weight else None,
-        db.to(ctx.bias_dtype) if need_bias else None,
-        *unused,
-    )
+    with torch.no_grad():
+        df, dw, db = direct(head_backward)(
+            scale, du, deltas, weights, u, features, weight, dw, db, ctx.code_lengths, need_features,
+            need_weight or need_bias,
+        )  # fmt: skip
+        db = db.to(bias.dtype)
+    gradients = df if need_features else None, dw if need_weight else None, db if need_bias else None
+    return *(once(gradient, features, weight, bias, scale) for gradient in gradients), *unused
 
 
 combine.register_autograd(_backward, setup_context=_save)
@@ -171,7 +169,6 @@ class _Step(torch.autograd.Function):
         return results[0]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, scale):
         return _backward(ctx, scale)
 
@@ -214,12 +211,14 @@ def _(deltas, weights, code_lengths):
 
 def _save_deltas(ctx, inputs, output):
     u, _, deltas, ctx.code_lengths = inputs
-    ctx.dtype = u.dtype
-    ctx.save_for_backward(deltas)
+    ctx.save_for_backward(u, deltas)
 
 
 def _weigh(ctx, grad):
-    return weigh(ctx.saved_tensors[0], grad, ctx.code_lengths).to(ctx.dtype), None, None, None
+    u, deltas = ctx.saved_tensors
+    with torch.no_grad():
+        gradient = weigh(deltas, grad, ctx.code_lengths).to(u.dtype)
+    return once(gradient, u, grad), None, None, None
 
 
 with_gradient.register_autograd(_weigh, setup_context=_save_deltas)

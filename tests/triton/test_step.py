@@ -333,3 +333,22 @@ def test_bad_input(change, message, device):
     layer, loss, features, labels, _ = make("csq", 12, 40, (5, 12), device)
     with pytest.raises((TypeError, ValueError), match=message):
         NestedObjective(layer, loss, backend="triton")(*change(features, labels))
+
+
+def test_a_gradient_that_would_be_differentiated_again_is_refused(device):
+    lengths, labels = (4, 8), torch.arange(6, device=device) % 3
+    layer = NestedHashLayer(5, lengths).to(device)
+    loss = CSQ(3, lengths).to(device)
+    objective = NestedObjective(layer, loss, backend="triton")
+    u = torch.randn(6, 8, device=device, requires_grad=True)
+    x = torch.randn(6, 5, device=device, requires_grad=True)
+    for function, sources in (
+        (lambda: loss(u, labels, backend="triton").sum(), (u,)),
+        (lambda: objective(x, labels).total, (x, *layer.parameters())),
+        (lambda: layer.project(x, "triton").square().sum(), (x, *layer.parameters())),
+    ):
+        for source in sources:
+            (gradient,) = torch.autograd.grad(function(), source, create_graph=True)
+            for other in sources:
+                with pytest.raises(RuntimeError, match="create_graph=True: this gradient of nhl_fast"):
+                    torch.autograd.grad(gradient.sum(), other, retain_graph=True)
