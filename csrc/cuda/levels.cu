@@ -182,7 +182,8 @@ void count(const Rows& queries, const Rows& items, int64_t bits, int64_t k, cons
   const int bins = static_cast<int>(bits) + 1;
   const Layout query_layout = layout_of(queries, bits), layout = layout_of(items, bits);
   const int64_t tiles = divide_up(queries.count, kTile);
-  const int64_t chunk = chunk_items(items.count, tiles, context.multiprocessors, int64_t{1} << 31);
+  const int64_t busy = doubt.counts != nullptr ? divide_up(tiles, sparse_blocks(items.count)) : tiles;
+  const int64_t chunk = chunk_items(items.count, busy, context.multiprocessors, int64_t{1} << 31);
   auto* const totals = static_cast<unsigned long long*>(context.zeros(8 * bins * queries.count + 4 * tiles));
   auto* const done = reinterpret_cast<unsigned*>(totals + bins * queries.count);
   with_words(layout.words, [&](auto words) {
@@ -208,7 +209,8 @@ Levels find_levels(const Rows& queries, const Rows& items, int64_t bits, int64_t
   const int bins = static_cast<int>(bits) + 1;
   const int64_t tiles = divide_up(queries.count, kTile);
   Levels out{};
-  out.chunk = std::min(chunk_items(items.count, tiles, context.multiprocessors, int64_t{1} << 31),
+  const int64_t busy = doubt.counts != nullptr ? divide_up(tiles, sparse_blocks(items.count)) : tiles;
+  out.chunk = std::min(chunk_items(items.count, busy, context.multiprocessors, int64_t{1} << 31),
                        divide_up(divide_up(items.count, kLeastChunks), kThreads) * kThreads);
   const int64_t chunks = divide_up(items.count, out.chunk);
   // The largest alignment first.

@@ -128,6 +128,7 @@ void nearest(const Rows& queries, const Rows& items, int64_t bits, int64_t k, co
       exact = find_levels(some, items, bits, k, allow, doubt, context);
       find.limits = exact.limits;
       find.counts = counts + some.count;
+      find.sparse = true;
       scan(some, items, bits, find, context);
     }
     order_kernel<<<static_cast<unsigned>(some.count), kOrderThreads, shared_bytes, context.stream>>>(
