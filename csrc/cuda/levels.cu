@@ -60,7 +60,7 @@ __device__ __forceinline__ int64_t limit_from(const Sample& sample, int bins, in
 // Items at each distance, and from them a sample's limits (sample.limits set) or the k-th neighbours' levels. Floor:
 // popc, 16 a clock an SM, with one shared-memory increment a pair close behind.
 template <int W, int I>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, W >= 32 ? 3 : 4)
     count_kernel(Rows queries, Rows items, Layout query_layout, Layout layout, int64_t chunk, int bins,
                  const uint8_t* __restrict__ allow, Doubt doubt, unsigned long long* totals, unsigned* done, int64_t k,
                  Level* __restrict__ levels, Sample sample, int64_t whole) {
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Of the items at a query's level, how many each chunk has, and which are taken. Floor: popc, 16 a clock an SM.
 template <int W, int I>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, W >= 32 ? 3 : 4)
     ties_kernel(Rows queries, Rows items, Layout query_layout, Layout layout, int bins, const uint8_t* __restrict__ allow,
                 Doubt doubt, uint32_t* in_chunks, unsigned* done, Levels out) {
   extern __shared__ __align__(16) uint32_t query_words[];

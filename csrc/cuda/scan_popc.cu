@@ -8,7 +8,7 @@ constexpr int kTile = 8;  // queries a block holds
 
 // Floor: popc, 16 a clock an SM, or HBM when the queries are few.
 template <int W, int I>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, W >= 32 ? 3 : 4)
     popc_kernel(Rows queries, Rows items, Layout query_layout, Layout layout, int64_t chunk, Find find) {
   extern __shared__ __align__(16) uint32_t query_words[];
   __shared__ int64_t limits[kTile];
