@@ -60,7 +60,7 @@ __device__ __forceinline__ int64_t limit_from(const Sample& sample, int bins, in
 // Items at each distance, and from them a sample's limits (sample.limits set) or the k-th neighbours' levels. Floor:
 // popc, 16 a clock an SM, with one shared-memory increment a pair close behind.
 template <int W, int I>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, W >= 32 ? 3 : 4)
     count_kernel(Rows queries, Rows items, Layout query_layout, Layout layout, int64_t chunk, int bins,
                  const uint8_t* __restrict__ allow, Doubt doubt, unsigned long long* totals, unsigned* done, int64_t k,
                  Level* __restrict__ levels, Sample sample, int64_t whole) {
@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(kThreads)
 
 // Of the items at a query's level, how many each chunk has, and which are taken. Floor: popc, 16 a clock an SM.
 template <int W, int I>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, W >= 32 ? 3 : 4)
     ties_kernel(Rows queries, Rows items, Layout query_layout, Layout layout, int bins, const uint8_t* __restrict__ allow,
                 Doubt doubt, uint32_t* in_chunks, unsigned* done, Levels out) {
   extern __shared__ __align__(16) uint32_t query_words[];
@@ -182,7 +182,8 @@ void count(const Rows& queries, const Rows& items, int64_t bits, int64_t k, cons
   const int bins = static_cast<int>(bits) + 1;
   const Layout query_layout = layout_of(queries, bits), layout = layout_of(items, bits);
   const int64_t tiles = divide_up(queries.count, kTile);
-  const int64_t chunk = chunk_items(items.count, tiles, context.multiprocessors, int64_t{1} << 31);
+  const int64_t busy = doubt.counts != nullptr ? divide_up(tiles, sparse_blocks(items.count)) : tiles;
+  const int64_t chunk = chunk_items(items.count, busy, context.multiprocessors, int64_t{1} << 31);
   auto* const totals = static_cast<unsigned long long*>(context.zeros(8 * bins * queries.count + 4 * tiles));
   auto* const done = reinterpret_cast<unsigned*>(totals + bins * queries.count);
   with_words(layout.words, [&](auto words) {
@@ -208,7 +209,8 @@ Levels find_levels(const Rows& queries, const Rows& items, int64_t bits, int64_t
   const int bins = static_cast<int>(bits) + 1;
   const int64_t tiles = divide_up(queries.count, kTile);
   Levels out{};
-  out.chunk = std::min(chunk_items(items.count, tiles, context.multiprocessors, int64_t{1} << 31),
+  const int64_t busy = doubt.counts != nullptr ? divide_up(tiles, sparse_blocks(items.count)) : tiles;
+  out.chunk = std::min(chunk_items(items.count, busy, context.multiprocessors, int64_t{1} << 31),
                        divide_up(divide_up(items.count, kLeastChunks), kThreads) * kThreads);
   const int64_t chunks = divide_up(items.count, out.chunk);
   // The largest alignment first.

@@ -1,48 +1,15 @@
 // Top-k. Few neighbours: a limit from a sample, one scan for what is below it, and a block a query that orders what was
 // found. Where the limit did not do, which the device alone knows, the exact counts of levels.cuh give another; those
 // launches return at once for all other queries. Many neighbours: exact counts for all, and a library's sort afterwards.
-#include <cmath>
-
 #include "levels.cuh"
+#include "plan.h"
 
 namespace nhl::cuda {
 namespace {
 
 constexpr int kOrderThreads = 512;
-constexpr int64_t kLeastRoom = 1024;
-constexpr int64_t kMostStride = 256;  // of a sample: beyond, too few of the room's candidates would be seen in it
 constexpr int64_t kMostQueries = int64_t{65535} * 8;  // a grid's rows of tiles
 constexpr int64_t kCandidateBytes = int64_t{128} << 20;
-
-int64_t power_of_two(int64_t least) {
-  int64_t size = 1;
-  while (size < least) size *= 2;
-  return size;
-}
-
-struct Plan {
-  Sample sample;  // stride 0: everything is a candidate
-  int64_t room;
-};
-
-// How many of a sample lie below what has k, or `room`, of the whole below it is nearly Poisson, and the root of such a
-// number spreads by a half about its middle. The limit stands `kMargin` away from both: 4.4 deviations, or half way.
-Plan plan_for(int64_t items, int64_t k, const Context& context) {
-  constexpr double kMargin = 2.2;
-  if (items <= kLeastRoom) return {{0, 0, 0, nullptr}, kLeastRoom};
-  const int64_t stride = std::clamp<int64_t>(items / context.sample, 1, kMostStride);
-  const auto room_for = [&](int64_t least) { return std::clamp(power_of_two(least), kLeastRoom, context.candidates); };
-  if (stride == 1) {  // the sample is the whole
-    const int64_t room = room_for(2 * k);
-    return {{1, k, room, nullptr}, room};
-  }
-  const double low = std::sqrt(static_cast<double>(k) / stride);
-  const int64_t room = room_for(static_cast<int64_t>((low + 2 * kMargin) * (low + 2 * kMargin) * stride));
-  const double high = std::sqrt(static_cast<double>(room) / stride);
-  const double root = std::min(low + kMargin, (low + high) / 2), top = std::max(root, high - kMargin);
-  const auto wanted = std::max<int64_t>(1, std::llround(root * root));
-  return {{stride, wanted, std::max(wanted, static_cast<int64_t>(top * top)), nullptr}, room};
-}
 
 // One block a query: sorts its candidates and writes the first k. Floor: shared memory.
 __global__ void __launch_bounds__(kOrderThreads)
@@ -107,27 +74,28 @@ void nearest(const Rows& queries, const Rows& items, int64_t bits, int64_t k, co
              int32_t* distances, int64_t* ids, const Context& context) {
   if (queries.count == 0 || k == 0) return;
   const int64_t everything = (bits + 1) << kIdBits;
-  Plan plan = plan_for(items.count, k, context);
-  const bool sampled = plan.sample.stride > 0;
+  const Plan plan = plan_for(items.count, k, context);
+  const bool sampled = plan.stride > 0;
   const int64_t room = plan.room, batch = std::clamp<int64_t>(kCandidateBytes / (8 * room), 1, kMostQueries);
   const int64_t most = std::min(batch, queries.count);
   auto* const candidates = static_cast<int64_t*>(context.scratch(8 * room * most));
-  plan.sample.limits = static_cast<int64_t*>(context.scratch(8 * most));
+  const Sample sample{plan.stride, plan.wanted, plan.most, static_cast<int64_t*>(context.scratch(8 * most))};
   const int shared_bytes = static_cast<int>(8 * room);
   if (shared_bytes > kSharedBytes)
     check(cudaFuncSetAttribute(reinterpret_cast<const void*>(order_kernel), cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes));
   for (int64_t first = 0; first < queries.count; first += batch) {
     const Rows some = slice(queries, first, std::min(batch, queries.count - first));
     auto* const counts = static_cast<unsigned long long*>(context.zeros(16 * some.count));
-    Find find{sampled ? plan.sample.limits : nullptr, everything, allow, counts, candidates, nullptr, room, 0, kIdBits};
-    const Doubt doubt{counts, plan.sample.limits, k, room, everything};
+    Find find{sampled ? sample.limits : nullptr, everything, allow, counts, candidates, nullptr, room, 0, kIdBits};
+    const Doubt doubt{counts, sample.limits, k, room, everything};
     Levels exact{};
-    if (sampled) sample_limits(some, items, bits, allow, plan.sample, context);
+    if (sampled) sample_limits(some, items, bits, allow, sample, context);
     scan(some, items, bits, find, context);
     if (sampled) {
       exact = find_levels(some, items, bits, k, allow, doubt, context);
       find.limits = exact.limits;
       find.counts = counts + some.count;
+      find.sparse = true;
       scan(some, items, bits, find, context);
     }
     order_kernel<<<static_cast<unsigned>(some.count), kOrderThreads, shared_bytes, context.stream>>>(

@@ -18,6 +18,7 @@ struct Find {
   int64_t room;                // places a query
   int64_t per_query;           // written is (q * per_query + distance) << shift | id
   int shift;
+  bool sparse = false;  // most queries are expected to have limit 0: the others get more blocks each
 
   __device__ __forceinline__ int64_t limit_of(int64_t q) const { return limits != nullptr ? __ldg(limits + q) : limit; }
   __device__ __forceinline__ void put(int64_t q, int64_t at, int distance, int64_t id) const {
@@ -32,6 +33,9 @@ constexpr int64_t kIdMask = (int64_t{1} << kIdBits) - 1;
 __device__ __forceinline__ int reach_of(int64_t limit) {
   return static_cast<int>(limit >> kIdBits) + ((limit & kIdMask) != 0);
 }
+
+// How many times as many blocks a pass takes that only few queries need: all others' return at once, which takes time, too.
+inline int64_t sparse_blocks(int64_t items) { return std::clamp<int64_t>(items >> 22, 1, 16); }
 
 // Adds to find.counts and writes to find.out; `bits` as for nearest.
 void scan(const Rows& queries, const Rows& items, int64_t bits, const Find& find, const Context& context);

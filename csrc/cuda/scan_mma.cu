@@ -164,7 +164,8 @@ void launch(const Rows& queries, const Rows& items, int64_t bits, const Find& fi
   // Several turns of blocks, so that the last one is short; a turn's blocks walk the items side by side, through L2.
   const int64_t tiles = divide_up(queries.count, 16 * MT), groups = divide_up(items.count, 8 * U * (kThreads / 32));
   const int64_t turn = 2 * context.multiprocessors * (MT == 1 ? 2 : 1);
-  const int64_t blocks = std::min(groups, tiles >= turn / 2 ? divide_up(4 * turn, tiles) : std::max<int64_t>(1, turn / tiles));
+  const int64_t dense = tiles >= turn / 2 ? divide_up(4 * turn, tiles) : std::max<int64_t>(1, turn / tiles);
+  const int64_t blocks = std::min(groups, dense * (find.sparse ? sparse_blocks(items.count) : 1));
   mma_kernel<W, MT, U><<<grid_of(blocks, tiles), kThreads, 16 * MT * 4 * query_layout.words, context.stream>>>(
       queries, items, query_layout, query_layout.words, wide, find);
   check(cudaGetLastError());

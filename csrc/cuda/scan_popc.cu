@@ -8,7 +8,7 @@ constexpr int kTile = 8;  // queries a block holds
 
 // Floor: popc, 16 a clock an SM, or HBM when the queries are few.
 template <int W, int I>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, W >= 32 ? 3 : 4)
     popc_kernel(Rows queries, Rows items, Layout query_layout, Layout layout, int64_t chunk, Find find) {
   extern __shared__ __align__(16) uint32_t query_words[];
   __shared__ int64_t limits[kTile];
@@ -56,7 +56,8 @@ __global__ void __launch_bounds__(kThreads)
 void scan_popc(const Rows& queries, const Rows& items, int64_t bits, const Find& find, const Context& context) {
   const Layout query_layout = layout_of(queries, bits), layout = layout_of(items, bits);
   const int64_t tiles = divide_up(queries.count, kTile);
-  const int64_t chunk = chunk_items(items.count, tiles, context.multiprocessors, 1 << 20);
+  const int64_t chunk = chunk_items(items.count, find.sparse ? divide_up(tiles, sparse_blocks(items.count)) : tiles,
+                                    context.multiprocessors, 1 << 20);
   with_words(layout.words, [&](auto words) {
     constexpr int W = decltype(words)::value, I = decltype(words)::items;
     popc_kernel<W, I><<<grid_of(divide_up(items.count, chunk), tiles), kThreads, 4 * kTile * W, context.stream>>>(

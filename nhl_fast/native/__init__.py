@@ -255,6 +255,8 @@ def _relevance_labels(query_labels: torch.Tensor, database_labels: torch.Tensor)
     """Both label sets in the form the operators take: the narrowest ids, or sets as words of 64 classes."""
     if query_labels.ndim == 1 and database_labels.ndim == 1:
         both = (query_labels, database_labels)
+        if all(t.is_cuda for t in both):  # looking at them would wait for the device
+            return tuple(t.long().contiguous() for t in both)
         highest = max((int(t.max()) for t in both if t.numel()), default=0)
         lowest = min((int(t.min()) for t in both if t.numel()), default=0)
         fits = [t for t in (torch.uint8, torch.int16, torch.int32) if lowest >= 0 and highest <= torch.iinfo(t).max]

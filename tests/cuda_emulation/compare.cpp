@@ -4,7 +4,8 @@
 #include <numeric>
 #include <random>
 
-#include "cuda/engine.h"
+#include "cuda/levels.cuh"
+#include "cuda/plan.h"
 #include "hamming.h"
 
 namespace {
@@ -88,6 +89,26 @@ void topk(const Codes& queries, const Codes& items, int64_t bits, int64_t k, con
       EXPECT(distances == expected);
       EXPECT(ids == expected_ids);
     }
+  }
+}
+
+// A sample's limits do for codes that lie anyhow, many ties and masks included: results don't show where they don't.
+void limits(int64_t bits) {
+  const int64_t num = 19, n = random(3000, 5000), k = 20, width = (bits + 7) / 8;
+  const Codes queries(num, width, num, 0, 0), items(n, width, random(0, 1) ? n : 40, 0, 0);
+  std::vector<uint8_t> allow(n);
+  for (auto& bit : allow) bit = random(0, 1);
+  const uint8_t* mask = random(0, 1) ? allow.data() : nullptr;
+  for (int64_t least : {int64_t{100}, int64_t{400}, int64_t{16384}}) {
+    nhl::cuda::Context own = context(Scan::mma);
+    own.sample = least;
+    const nhl::cuda::Plan plan = nhl::cuda::plan_for(n, k, own);
+    std::vector<int64_t> found_below(num);
+    std::vector<unsigned long long> counts(num);
+    nhl::cuda::sample_limits(queries.device, items.device, bits, mask, {plan.stride, plan.wanted, plan.most, found_below.data()}, own);
+    nhl::cuda::scan(queries.device, items.device, bits,
+                    {found_below.data(), 0, mask, counts.data(), nullptr, nullptr, plan.room, 0, nhl::cuda::kIdBits}, own);
+    for (auto count : counts) EXPECT(static_cast<int64_t>(count) >= k && static_cast<int64_t>(count) <= plan.room);
   }
 }
 
@@ -195,6 +216,7 @@ int main(int count, char** arguments) {
     const Codes items(n, width, random(0, 1) ? std::max<int64_t>(n, 1) : random(1, 8), offset, gap);
     search(queries, items, bits);
     if (round % 8 == 1) misled(bits);
+    if (round % 4 == 1) limits(bits);
     std::vector<int64_t> lengths{bits};
     if (bits > 3) lengths = {random(1, bits / 2), random(bits / 2 + 1, bits - 1), bits};
     if (bits == 128) lengths = {8, 16, 32, 64, 128};
