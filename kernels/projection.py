@@ -105,8 +105,9 @@ def sum_slices(
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, splits, SLICES):
         for k in tl.static_range(SLICES):  # so that their loads are in flight together
-            known = mask & (first + k < splits)
-            acc += tl.load(at + (first + k) * stride, mask=known, other=0.0, cache_modifier=".cg")
+            part = tl.zeros((1, 1), tl.int32) + (first + k)
+            known = mask & (part < splits)
+            acc += tl.load(at + part * stride, mask=known, other=0.0, cache_modifier=".cg")
     return acc
 
 
