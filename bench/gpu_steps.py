@@ -103,11 +103,11 @@ def expected_gradients(problem):
 
 def measure(name, n, d, contender, dtype=torch.float32, distill=1.0, tf32=False, rates=None):
     """The rows of one contender."""
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "none"
     try:
         yield from _measure(Problem(name, n, d, dtype, distill), contender, tf32, rates or {})
     finally:
-        torch.backends.cuda.matmul.fp32_precision = "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "none"
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
 
@@ -206,7 +206,7 @@ def warm(name) -> None:
             continue
         seen.add(key)
         options = dict(options)
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if options.pop("tf32", False) else "ieee"
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if options.pop("tf32", False) else "none"
         try:
             Problem(name, n, d, **options).step(contender)()
         except Exception as failure:

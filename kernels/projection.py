@@ -100,13 +100,14 @@ def sum_slices(
     partial, rows, places, mask, splits, N, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SLICES: tl.constexpr
 ):  # fmt: skip
     """A tile of partial (splits, N, width), its slices added up in their order; they are other programs' stores."""
-    at = rows[:, None] * width + places[None, :]
+    stride = tl.cast(N, tl.int64) * width
+    at = partial + rows[:, None] * width + places[None, :]
     acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
     for first in range(0, splits, SLICES):
-        slices = first + tl.arange(0, SLICES)
-        here = partial + (slices.to(tl.int64) * N * width)[:, None, None] + at[None, :, :]
-        known = (slices < splits)[:, None, None] & mask[None, :, :]
-        acc += tl.sum(tl.load(here, mask=known, other=0.0, cache_modifier=".cg"), 0)
+        for k in tl.static_range(SLICES):  # so that their loads are in flight together
+            part = tl.zeros((1, 1), tl.int32) + (first + k)
+            known = mask & (part < splits)
+            acc += tl.load(at + part * stride, mask=known, other=0.0, cache_modifier=".cg")
     return acc
 
 
@@ -234,7 +235,7 @@ def step_rows(block: dict[str, int]) -> int:
     return min(block["BLOCK_M"], 8 * 32 * warps(block) // block["BLOCK_N"])
 
 
-SLICES = 8  # loaded at once
+SLICES = 4  # loaded at once
 
 
 def loss_programs(num_rows: int, d: int, longest: int, gram: bool, mode: str) -> int:

@@ -8,7 +8,6 @@ from numeric import Expected
 
 from nhl_fast.backend import backends
 from nhl_fast.fused import step
-from nhl_fast.fused.projection import arrival
 from nhl_fast.layer import NestedHashLayer
 from nhl_fast.losses import CSQ, DPN, REGISTRY, Bank, PerLength, build
 from nhl_fast.objective import NestedObjective
@@ -202,7 +201,6 @@ def test_launch_budget(name, loss_options, d, distill, device, monkeypatch):
     objective = NestedObjective(layer, loss, backend="triton", **options)
     index = torch.arange(20, device=device)
     features.requires_grad_()
-    arrival.prepare(device)  # once a device
     total = []
     forward = launches(lambda: total.append(objective(features, labels, index).total))
     one = torch.ones_like(total[0])
