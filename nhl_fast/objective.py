@@ -138,8 +138,9 @@ class NestedObjective(nn.Module):
                 self.weighting, self.rule, fixed = "uniform", None, [1.0]
         self._fixed = fixed
         if fixed is not None:
-            device = layer.hash_layer.weight.device if isinstance(layer.hash_layer, nn.Linear) else None
-            fixed = torch.tensor(fixed, dtype=torch.float32, device=None if device == torch.device("meta") else device)
+            device = getattr(getattr(layer.hash_layer, "weight", None), "device", None)
+            elsewhere = device is not None and device.type != "meta"
+            fixed = torch.tensor(fixed, dtype=torch.float32, device=device if elsewhere else None)
         self.register_buffer("_fixed_weights", fixed, persistent=False)
 
     @staticmethod
