@@ -43,6 +43,11 @@ def external_symbols(target):
     return [line.split(maxsplit=2)[2] for line in names.stdout.splitlines() if line]
 
 
+@pytest.mark.skipif(os.environ.get("NHL_FAST_REQUIRE_NATIVE") != "1", reason="what is here is tested")
+def test_both_compilers_are_there():
+    assert set(COMPILERS) == {"g++", "clang++"}, "install the extra `clang`"
+
+
 @pytest.mark.parametrize("source", SOURCES, ids=str)
 @pytest.mark.parametrize("compiler", list(COMPILERS))
 def test_compiles_without_a_warning(compiler, source, tmp_path):

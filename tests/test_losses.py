@@ -63,7 +63,8 @@ def test_golden_values_and_gradients(golden, name, dtype, form):
             # theta of this pair is 1e-8 and rounds to 0 in float32, where the golden gradient, taken through
             # max(theta, 0) - |theta|, has slope 1 in place of sigmoid(0) = 1/2.
             row, column = 31, 56
-            assert (0.5 * u[row].clamp(-1, 1) @ loss.bank.u[column].clamp(-1, 1)).abs() < 1e-7
+            theta = 0.5 * u[row].detach().double().clamp(-1, 1) @ loss.bank.u[column].double().clamp(-1, 1)
+            assert theta.abs() < 1e-7
             g = g.clone()
             passes = (u[row].abs() < 1) * loss.bank.u[column].clamp(-1, 1)
             g[row] += 0.5 * 0.5 * passes / (u.shape[0] * loss.bank.num_train)

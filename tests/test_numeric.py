@@ -149,7 +149,7 @@ PENALTIES |= {"dsh": "alpha", "dhn": "alpha", "dbdh": "alpha", "lcdsh": "eta"}
 
 
 @pytest.mark.parametrize(("name", "option"), PENALTIES.items())
-def test_a_penalty_with_the_wrong_sign_does_not_pass(name, option):
+def test_a_penalty_of_the_other_sign_does_not_pass(name, option):
     turned = problem(name)
     setattr(turned[1], option, -getattr(turned[1], option))
     assert truth(problem(name)).wrong(reference(turned)).keys() >= GRADIENTS | {"losses", "total"}
