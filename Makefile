@@ -4,12 +4,12 @@ VENV ?= .venv
 # On Linux the newest torch on the registry may be a CUDA build of several GB; a fixed version lets a local
 # CPU wheel serve where there is one. Any torch >= 2.10 will do: make TORCH="torch>=2.10".
 TORCH ?= torch==2.13.0
-EXTRAS ?= data,plot,bench,test
+EXTRAS ?= data,plot,bench,test,clang
 BIN := $(VENV)/bin
 LOG := .setup.log
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-slow test-triton test-install sanitize lint bench experiments clean
+.PHONY: setup demo test test-machines test-slow test-triton test-install sanitize lint bench experiments clean
 
 setup: $(VENV)/.ready
 
@@ -30,6 +30,10 @@ demo: setup
 
 test: setup lint
 	@$(BIN)/python -m pytest -m "not slow" -n 2 $(PYTEST)
+
+# The numeric tests as on other processors (tests/machines.py).
+test-machines: setup
+	@$(BIN)/python tests/machines.py -- -n 2 $(PYTEST)
 
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow $(PYTEST)

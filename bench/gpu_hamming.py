@@ -14,7 +14,7 @@ from functools import partial
 import floors
 import peers
 import torch
-from device import copy_gb_s, free_bytes, milliseconds, popcounts_per_s
+from device import binary_products_per_s, copy_gb_s, free_bytes, milliseconds, popcounts_per_s
 
 import nhl_fast as nhl
 from nhl_fast.hamming import search
@@ -25,10 +25,12 @@ from nhl_fast.metrics import evaluate_retrieval
 class Sizes:
     """What is measured, the most wanted first."""
 
-    databases: tuple = ((10**6, 128), (10**7, 128), (10**8, 128), (10**6, 64), (10**6, 32), (10**7, 64), (10**7, 32),
-                        (10**8, 64), (10**8, 32))  # fmt: skip
-    queries: tuple = (200, 1, 1000, 10_000)
+    databases: tuple = ((10**6, 128), (10**7, 128), (10**8, 128), (10**7, 64), (10**7, 256), (10**6, 64), (10**6, 32),
+                        (10**6, 1024), (10**8, 64))  # fmt: skip
+    queries: tuple = (1000, 200, 16, 1, 10_000)
     ks: tuple = (10, 100, 1000)
+    peer_ks: tuple = (100,)  # where a peer is compared with and timed: it takes most of the time
+    peer_pairs: float = 1e10
     # name: queries, items, classes, mean labels a row (None: one id), K (None: the whole ranking)
     protocols: tuple = (
         ("cifar10", 1000, 54_000, 10, None, None),
@@ -54,6 +56,7 @@ class Measurement:
         self.dtype = torch.float16 if device == "cuda" else torch.float32
         self.copy, ms, runs = copy_gb_s(device, sizes.copied)
         self.popcounts = popcounts_per_s() if device == "cuda" else None
+        self.words_anded = binary_products_per_s() if device == "cuda" else None
         self.add({"part": "ceilings", "case": "copy, bytes read and written", "ms": ms, "runs": runs,
                   "gb_s": self.copy})  # fmt: skip
 
@@ -65,7 +68,6 @@ class Measurement:
     def timed(self, base: dict, functions: dict, pairs: int, moved: int, counts: int) -> None:
         """A row for each function, "nhl_fast" first; `moved` bytes and `counts` population counts are the floors."""
         hbm = moved / self.copy / 1e6
-        popcount = counts / self.popcounts * 1e3 if self.popcounts else None
         ours = None
         for name, function in functions.items():
             try:
@@ -77,9 +79,10 @@ class Measurement:
             ours = ms if name == "nhl_fast" else ours
             row = {**base, "contender": name, "ms": round(ms, 5), "runs": runs}
             row |= {"giga_pairs_s": round(pairs / ms / 1e6, 3), "gb_s": round(moved / ms / 1e6, 2)}
-            row |= {"hbm_floor_ms": round(hbm, 5), "of_floor": round(max(hbm, popcount or 0) / ms, 4)}
-            if popcount is not None:
-                row["popcount_floor_ms"] = round(popcount, 5)
+            units = {"popcount_floor_ms": self.popcounts, "tensor_core_floor_ms": self.words_anded}
+            arithmetic = {key: round(counts / rate * 1e3, 5) for key, rate in units.items() if rate}
+            least = min(arithmetic.values(), default=0.0)
+            row |= {"hbm_floor_ms": round(hbm, 5), **arithmetic, "of_floor": round(max(hbm, least) / ms, 4)}
             if name != "nhl_fast" and ours:
                 row["nhl_fast_is_faster_by"] = round(ms / ours, 2)
             self.add(row)
@@ -166,7 +169,9 @@ def measure_search(run: Measurement, n: int, bits: int) -> None:
             base = {"part": "search", "n": n, "bits": bits, "queries": num_queries, "k": k}
             moved, counts = floors.search(num_queries, n, bits, k)
             case = f"search n {n}, {bits} bits, nq {num_queries}, k {k}"
-            run.case(case, partial(search_case, run, base, queries, database, k, peer, moved, counts), counts)
+            few = k in run.sizes.peer_ks and num_queries * n <= run.sizes.peer_pairs
+            other = peer if few else None
+            run.case(case, partial(search_case, run, base, queries, database, k, other, moved, counts), counts)
 
 
 def search_case(run: Measurement, base: dict, queries, database, k: int, peer, moved: int, counts: int) -> None:
@@ -216,7 +221,9 @@ def measure_evaluation(run: Measurement, name, queries, n, classes, per_row, top
     run.timed(base, functions, queries * n * len(lengths), moved, counts)
 
 
-def measure(device: str, backend: str, seconds: float, save, sizes: Sizes | None = None, budget_s=0.4) -> Measurement:
+def measure(
+    device: str, backend: str, seconds: float, save, sizes: Sizes | None = None, budget_s=0.15
+) -> Measurement:
     """All cases on `device` with our `backend`, the most wanted first, until `seconds` are over.
 
     Args:
@@ -227,8 +234,9 @@ def measure(device: str, backend: str, seconds: float, save, sizes: Sizes | None
     """
     sizes = sizes or Sizes()
     run = Measurement(device, backend, seconds, sizes, save, budget_s)
-    first, *rest = sizes.databases
-    measure_search(run, *first)
+    first, rest = sizes.databases[:3], sizes.databases[3:]
+    for n, bits in first:
+        measure_search(run, n, bits)
     for name, queries, n, *settings in sizes.protocols:
         _, counts = floors.evaluation(queries, n, sizes.lengths)
         run.case(f"evaluation {name}", partial(measure_evaluation, run, name, queries, n, *settings), counts)

@@ -77,12 +77,12 @@ def measured_rates():
     elements, n = (1 << 16, 64) if REHEARSAL else (1 << 28, 8192)
     rate, ms, runs = copy_gb_s(DEVICE, elements)
     yield "copy_gb_s", rate, "copy, bytes read and written", ms, runs
-    before = torch.backends.cuda.matmul.allow_tf32
+    before = torch.backends.cuda.matmul.fp32_precision
     for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
         a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
-        torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if name == "tf32" else "ieee"
         ms, runs = milliseconds(partial(torch.matmul, a, b))
-        torch.backends.cuda.matmul.allow_tf32 = before
+        torch.backends.cuda.matmul.fp32_precision = before
         yield f"matmul_{name}_tflop_s", round(2 * n**3 / ms / 1e9, 3), f"matrix product {name}, {n}", ms, runs
 
 

@@ -103,11 +103,11 @@ def expected_gradients(problem):
 
 def measure(name, n, d, contender, dtype=torch.float32, distill=1.0, tf32=False, rates=None):
     """The rows of one contender."""
-    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "none"
     try:
         yield from _measure(Problem(name, n, d, dtype, distill), contender, tf32, rates or {})
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cuda.matmul.fp32_precision = "none"
         if DEVICE == "cuda":
             torch.cuda.empty_cache()
 
@@ -153,7 +153,7 @@ def timed(function, problem, rates) -> dict:
         classes=CLASSES, distill=problem.distill > 0,
     )  # fmt: skip
     row = {"ms": ms, "runs": runs, "gb_s": round(moved / ms / 1e6, 1), "tflop_s": round(operations / ms / 1e9, 3)}
-    tf32 = torch.backends.cuda.matmul.allow_tf32
+    tf32 = torch.backends.cuda.matmul.fp32_precision == "tf32"
     unit = "bf16" if problem.dtype == torch.bfloat16 else "tf32" if tf32 else "fp32"
     for key, rate, achieved in (
         ("of_copy", rates.get("copy_gb_s"), row["gb_s"]),
@@ -206,7 +206,7 @@ def warm(name) -> None:
             continue
         seen.add(key)
         options = dict(options)
-        torch.backends.cuda.matmul.allow_tf32 = options.pop("tf32", False)
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if options.pop("tf32", False) else "none"
         try:
             Problem(name, n, d, **options).step(contender)()
         except Exception as failure:

@@ -119,7 +119,7 @@ def _weights(n, d, dtype):
     full = x.float()
     gram = full @ full.T if weighting.dots_kernels.uses_gram(n, d, LENGTHS) else full.new_empty(0, 0)
     losses = torch.ones(1, len(LENGTHS), device=DEVICE)
-    arguments = (x, w, b, u, deltas, gram, losses, None, 0.0, None, list(LENGTHS), False)
+    arguments = (x, w, b, u, deltas, gram, losses, None, 0.0, None, list(LENGTHS), "no")
 
     def fused():
         found = weighting.combine(*arguments)

@@ -5,8 +5,12 @@
 // row number: of two rows at one distance, the lower one comes first.
 #pragma once
 
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <memory>
+#include <stdexcept>
+#include <thread>
 #include <vector>
 
 namespace nhl {
@@ -20,10 +24,47 @@ struct Rows {
   int64_t stride;
 };
 
-// How to run work in parallel: `parallel(count, body, context)` calls body over sub-ranges of [0, count).
+// A long call that is given up.
+struct Stopped : std::runtime_error {
+  Stopped() : std::runtime_error("nhl_fast: the call was stopped") {}
+};
+
+// Whether a call is to go on: its own thread asks `stop` a few times a second, and all its threads hear the answer.
+class Watch {
+ public:
+  explicit Watch(bool (*stop)()) : stop_(stop), owner_(std::this_thread::get_id()), next_(Clock::now() + kPause) {}
+  Watch(const Watch&) = delete;
+
+  // Throws Stopped. Work that takes longer than a few milliseconds calls it in between.
+  void check() {
+    if (stopped_.load(std::memory_order_relaxed)) throw Stopped();
+    if (std::this_thread::get_id() != owner_ || Clock::now() < next_) return;
+    if (stop_()) {
+      stopped_.store(true, std::memory_order_relaxed);
+      throw Stopped();
+    }
+    next_ = Clock::now() + kPause;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  static constexpr std::chrono::milliseconds kPause{100};
+  bool (*stop_)();
+  std::thread::id owner_;
+  Clock::time_point next_;
+  std::atomic<bool> stopped_{false};
+};
+
+// How to run work in parallel: `parallel(count, body, context)` calls body over sub-ranges of [0, count), the first
+// of them on the calling thread.
 struct Executor {
   int64_t threads;
   void (*parallel)(int64_t count, void (*body)(int64_t, int64_t, void*), void* context);
+  Watch* watch = nullptr;
+
+  void check() const {
+    if (watch != nullptr) watch->check();
+  }
 };
 
 // One bit an item: item i of query q is marked by bit i % 64 of bits[q * stride + i / 64]. A stride of 0 shares

@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include "hamming.h"
+#include "executor.h"
 
 namespace nhl {
 namespace {
@@ -18,15 +18,7 @@ namespace {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-Executor executor() {
-  return {static_cast<int64_t>(torch::stable::get_num_threads()),
-          [](int64_t count, void (*body)(int64_t, int64_t, void*), void* context) {
-            torch::stable::parallel_for(0, count, 1,
-                                        [&](int64_t begin, int64_t end) { body(begin, end, context); });
-          }};
-}
-
-Tensor empty(std::vector<int64_t> sizes, ScalarType type) { return torch::stable::empty(sizes, type); }
+Tensor empty(std::vector<int64_t> sizes, ScalarType type) { return empty_tensor(sizes, type); }
 
 Rows rows_of(const Tensor& codes, int64_t bits, const char* name) {
   STD_TORCH_CHECK(codes.dim() == 2 && codes.scalar_type() == ScalarType::Byte, name, ": expected uint8 rows");
@@ -83,7 +75,7 @@ Tensor pack_cpu(const Tensor& x) {
   STD_TORCH_CHECK(x.dim() == 2, "x: expected two dimensions");
   Tensor out = empty({x.size(0), (x.size(1) + 7) / 8}, ScalarType::Byte);
   pack(x.const_data_ptr(), type, x.size(0), x.size(1), x.stride(0), x.stride(1),
-       static_cast<uint8_t*>(out.mutable_data_ptr()), executor());
+       static_cast<uint8_t*>(out.mutable_data_ptr()), Call().executor);
   return out;
 }
 
@@ -91,7 +83,7 @@ Tensor distances_cpu(const Tensor& queries, const Tensor& items, std::vector<int
   check_lengths(lengths);
   const Rows q = rows_of(queries, lengths.back(), "queries"), x = rows_of(items, lengths.back(), "database");
   Tensor out = empty({static_cast<int64_t>(lengths.size()), q.count, x.count}, ScalarType::Int);
-  distances(q, x, lengths, static_cast<int32_t*>(out.mutable_data_ptr()), executor());
+  distances(q, x, lengths, static_cast<int32_t*>(out.mutable_data_ptr()), Call().executor);
   return out;
 }
 
@@ -101,7 +93,7 @@ Tensor histograms_cpu(const Tensor& queries, const Tensor& items, const Tensor& 
   const Rows q = rows_of(queries, lengths.back(), "queries"), x = rows_of(items, lengths.back(), "database");
   const Relevance relevance = relevance_of(query_labels, item_labels, q.count, x.count);
   Tensor out = empty({count_bins(lengths, q.count)}, ScalarType::Long);
-  label_histograms(q, x, lengths, relevance, static_cast<int64_t*>(out.mutable_data_ptr()), executor());
+  label_histograms(q, x, lengths, relevance, static_cast<int64_t*>(out.mutable_data_ptr()), Call().executor);
   return out;
 }
 
@@ -120,7 +112,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> evaluate_cpu(const Tensor& qu
            {static_cast<int64_t*>(counts.mutable_data_ptr()), static_cast<double*>(precision.mutable_data_ptr()),
             static_cast<int64_t*>(retrieved.mutable_data_ptr()), static_cast<double*>(hits.mutable_data_ptr()),
             static_cast<double*>(recall.mutable_data_ptr())},
-           executor());
+           Call().executor);
   return {counts, precision, retrieved, hits, recall};
 }
 
@@ -130,7 +122,7 @@ std::tuple<Tensor, Tensor> topk_cpu(const Tensor& queries, const Tensor& items, 
   STD_TORCH_CHECK(k >= 0, "k: expected at least 0, got ", k);
   Tensor out = empty({q.count, k}, ScalarType::Int), ids = empty({q.count, k}, ScalarType::Long);
   topk(q, x, length, k, base, mask_of(allow, x.count), static_cast<int32_t*>(out.mutable_data_ptr()),
-       static_cast<int64_t*>(ids.mutable_data_ptr()), executor());
+       static_cast<int64_t*>(ids.mutable_data_ptr()), Call().executor);
   return {out, ids};
 }
 
@@ -138,7 +130,8 @@ std::tuple<Tensor, Tensor, Tensor> radius_cpu(const Tensor& queries, const Tenso
                                               int64_t length, const std::optional<Tensor>& allow, int64_t base) {
   const Rows q = rows_of(queries, length, "queries"), x = rows_of(items, length, "database");
   STD_TORCH_CHECK(radius >= 0, "radius: expected at least 0, got ", radius);
-  const RadiusSearch search(q, x, length, radius, base, mask_of(allow, x.count), executor());
+  const Call call;
+  const RadiusSearch search(q, x, length, radius, base, mask_of(allow, x.count), call.executor);
   const int64_t found = search.offsets.back();
   Tensor offsets = empty({q.count + 1}, ScalarType::Long);
   std::copy(search.offsets.begin(), search.offsets.end(), static_cast<int64_t*>(offsets.mutable_data_ptr()));

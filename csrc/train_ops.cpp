@@ -12,6 +12,7 @@
 #include <tuple>
 #include <vector>
 
+#include "executor.h"
 #include "train/train.h"
 
 namespace nhl::train {
@@ -22,15 +23,7 @@ using torch::stable::Tensor;
 using Ints = std::vector<int64_t>;
 using Pair = std::tuple<Tensor, Tensor>;
 
-Executor executor() {
-  return {static_cast<int64_t>(torch::stable::get_num_threads()),
-          [](int64_t count, void (*body)(int64_t, int64_t, void*), void* context) {
-            torch::stable::parallel_for(0, count, 1,
-                                        [&](int64_t begin, int64_t end) { body(begin, end, context); });
-          }};
-}
-
-Tensor empty(Ints sizes) { return torch::stable::empty(sizes, ScalarType::Float); }
+Tensor empty(Ints sizes) { return empty_tensor(sizes, ScalarType::Float); }
 
 float* out(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
 
@@ -113,7 +106,7 @@ Pair project_cpu(const Tensor& features, const Tensor& weight, const Tensor& bia
   const float* const w = matrix(weight, -1, d, "weight");
   const auto* const c = column<float>(bias, bits, ScalarType::Float, "bias");
   Tensor u = empty({n, bits}), gram = empty({want_gram ? n : 0, want_gram ? n : 0});
-  project(f, n, d, w, c, bits, out(u), want_gram ? out(gram) : nullptr, executor());
+  project(f, n, d, w, c, bits, out(u), want_gram ? out(gram) : nullptr, Call().executor);
   return {u, gram};
 }
 
@@ -128,7 +121,7 @@ std::tuple<Tensor, Tensor, Tensor> project_back_cpu(const Tensor& scale, const T
   Tensor dw = empty({need_weight ? bits : 0, need_weight ? d : 0}), db = empty({need_weight ? bits : 0});
   project_back(*static_cast<const float*>(scale.const_data_ptr()), g, n, bits, f, d, w,
                need_features ? out(df) : nullptr, need_weight ? out(dw) : nullptr, need_weight ? out(db) : nullptr,
-               executor());
+               Call().executor);
   return {df, dw, db};
 }
 
@@ -156,7 +149,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> combine_cpu(const Tensor& u, 
   step.weights = out(weights);
   step.dots = out(dots);
   step.du = out(du);
-  combine(batch, step, executor());
+  combine(batch, step, Call().executor);
   return {total, distill, weights, dots, du};
 }
 
@@ -167,7 +160,7 @@ Pair centers_cpu(Pointwise kind, const Tensor& u, const Tensor& centers, const s
   const float* const c = matrix(centers, ids ? -1 : batch.n, made.deltas.size(1), "centers");
   const auto* const rows = ids ? column<int64_t>(*ids, batch.n, ScalarType::Long, "ids") : nullptr;
   if (ids) STD_TORCH_CHECK(in_range(*ids, 0, centers.size(0)), "ids: expected rows of centers");
-  pointwise(kind, batch, c, rows, number(option), made.loss, executor());
+  pointwise(kind, batch, c, rows, number(option), made.loss, Call().executor);
   return made.result();
 }
 
@@ -187,7 +180,7 @@ Pair dsh_cpu(const Tensor& u, const Tensor& labels, const Tensor& bank, const Te
   const Labels own = labels_of(labels, batch.n, "labels");
   const Made made(batch);
   dsh(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), number(margin), balance, made.loss,
-      executor());
+      Call().executor);
   return made.result();
 }
 
@@ -196,7 +189,7 @@ Pair dhn_cpu(const Tensor& u, const Tensor& labels, const Tensor& bank, const Te
   const Batch batch = batch_of(u, lengths, reference_bits);
   const Labels own = labels_of(labels, batch.n, "labels");
   const Made made(batch);
-  dhn(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), balance, made.loss, executor());
+  dhn(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), balance, made.loss, Call().executor);
   return made.result();
 }
 
@@ -206,14 +199,14 @@ Pair dbdh_cpu(const Tensor& u, const Tensor& labels, const Tensor& bank, const T
   const Labels own = labels_of(labels, batch.n, "labels");
   const Made made(batch);
   dbdh(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), number(clamp), balance,
-       made.loss, executor());
+       made.loss, Call().executor);
   return made.result();
 }
 
 Pair lcdsh_cpu(const Tensor& u, const Tensor& labels, Ints lengths, double eta, double clamp, double reference_bits) {
   const Batch batch = batch_of(u, lengths, reference_bits);
   const Made made(batch);
-  lcdsh(batch, labels_of(labels, batch.n, "labels"), number(eta), number(clamp), made.loss, executor());
+  lcdsh(batch, labels_of(labels, batch.n, "labels"), number(eta), number(clamp), made.loss, Call().executor);
   return made.result();
 }
 
@@ -222,7 +215,7 @@ Pair dch_cpu(const Tensor& u, const Tensor& labels, Ints lengths, double gamma, 
   const Batch batch = batch_of(u, lengths);
   const Made made(batch);
   dch(batch, labels_of(labels, batch.n, "labels"), number(gamma), number(quantization), number(max_cosine), made.loss,
-      executor());
+      Call().executor);
   return made.result();
 }
 
@@ -231,7 +224,7 @@ Pair dtsh_cpu(const Tensor& u, const Tensor& labels, Ints lengths, double margin
   const Batch batch = batch_of(u, lengths, reference_bits);
   const Made made(batch);
   dtsh(batch, labels_of(labels, batch.n, "labels"), number(margin), number(quantization), number(low), number(high),
-       made.loss, executor());
+       made.loss, Call().executor);
   return made.result();
 }
 
@@ -246,10 +239,10 @@ Pair center_softmax_cpu(const Tensor& u, const Tensor& labels, const Tensor& cen
   STD_TORCH_CHECK(centers.size(0) >= 2 && (own.ids || own.classes == centers.size(0)),
                   "centers: expected one row a class, at least two");
   center_softmax(batch, own, c, centers.size(0), number(scale), number(negative_weight), number(quantization),
-                 made.loss, executor());
+                 made.loss, Call().executor);
   if (bank) {
     STD_TORCH_CHECK(bank_labels && written, "bank: expected its labels and marks, too");
-    attraction(batch, own, bank_of(*bank, *bank_labels, *written, batch, own), made.loss, executor());
+    attraction(batch, own, bank_of(*bank, *bank_labels, *written, batch, own), made.loss, Call().executor);
   }
   return made.result();
 }

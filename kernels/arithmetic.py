@@ -70,6 +70,22 @@ def inverse_norm(squares):
 
 
 @triton.jit
+def rounded_to_tf32(x):
+    """float32 rounded to the nearest number of tf32 (10 bits of mantissa); NaN, all ones on a GPU, stays NaN."""
+    nearest = ((x.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
+    return tl.where(x == x, nearest, x)
+
+
+@triton.jit
+def dot(a, b, acc, PRECISION: tl.constexpr):
+    """acc + a @ b of float32 tiles: for "tf32" rounded first, since the tensor cores cut off, which biases sums."""
+    if PRECISION == "tf32":
+        return tl.dot(rounded_to_tf32(a), rounded_to_tf32(b), acc, input_precision="tf32")
+    else:
+        return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
 def zeros(ROWS: tl.constexpr, COLS: tl.constexpr):
     return tl.zeros((ROWS, COLS), tl.float32)
 

@@ -8,7 +8,7 @@ from .pointwise import as_bytes, launch_options
 ROWS, COLUMNS = 16, 64
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def store_kernel(
     u, labels, index, bank_u, bank_labels, written, num_rows, longest, num_classes, num_train,
     IDS: tl.constexpr, BANK_IDS: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -62,7 +62,7 @@ def variants():
     for form, labels, bank_labels in (("ids", "*i64", "*i64"), ("multi-hot", "*fp32", "*u8")):
         signature = {
             "u": "*fp32", "labels": labels, "index": "*i64", "bank_u": "*fp32", "bank_labels": bank_labels,
-            "written": "*u8", "num_rows": "i32:16", "longest": "i32:16", "num_classes": "i32", "num_train": "i32",
+            "written": "*u8", "num_rows": "i32", "longest": "i32:16", "num_classes": "i32", "num_train": "i32",
         }  # fmt: skip
         constants = {"IDS": form == "ids", "BANK_IDS": form == "ids", "ROWS": ROWS, "COLUMNS": COLUMNS}
         options = {"num_warps": 4, "num_stages": 2, **launch_options("cuda")}

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from . import tiles
-from .arithmetic import load_tile
+from .arithmetic import dot, load_tile
 
 NORMS = tiles.Tiles(rows=16, columns=64, bits=32, width=16, warps=8)
 GRADIENT = tiles.Tiles(rows=16, columns=32, bits=32, width=64, warps=4)
@@ -29,13 +29,13 @@ def _gram_pair(
         bits = start + tl.arange(0, BITS)
         x = load_tile(u, first_row, num_rows, bits, B, ROWS, L, False)
         y = load_tile(u, first_column, num_rows, bits, B, COLUMNS, L, False)
-        short = tl.dot(x, tl.trans(y), short, input_precision=PRECISION)
+        short = dot(x, tl.trans(y), short, PRECISION)
     long = short
     for start in range(B, NEXT, BITS):
         bits = start + tl.arange(0, BITS)
         x = load_tile(u, first_row, num_rows, bits, NEXT, ROWS, L, False)
         y = load_tile(u, first_column, num_rows, bits, NEXT, COLUMNS, L, False)
-        long = tl.dot(x, tl.trans(y), long, input_precision=PRECISION)
+        long = dot(x, tl.trans(y), long, PRECISION)
     return short, long
 
 
@@ -85,7 +85,7 @@ def _row_statistics(
     tl.store(partial + tile * M + K, tl.sum(squares))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def statistics_kernel(
     u, norms, alongs, partial, num_rows, LENGTHS: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
     COLUMNS: tl.constexpr, BITS: tl.constexpr,
@@ -130,7 +130,7 @@ def _gradient(
         unit = short * inverse[None, :]
         slope += (unit - long * following[None, :] - unit * along[None, :]) * scale[None, :]
         y = load_tile(u, tile * 0 + start, num_rows, bits, B, COLUMNS, L, False)
-        found = tl.dot(slope, y, found, input_precision=PRECISION)
+        found = dot(slope, y, found, PRECISION)
     size = num_rows * 1.0
     place = rows[:, None] * T + OFFSET + bits[None, :]
     mask = (rows[:, None] < num_rows) & (bits[None, :] < B)
@@ -138,7 +138,7 @@ def _gradient(
     tl.store(deltas + place, found, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "row_tiles"])
 def gradient_kernel(
     u, norms, alongs, partial, values, deltas, num_rows, row_tiles, weight, LENGTHS: tl.constexpr,
     JOBS: tl.constexpr, T: tl.constexpr, MP: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
@@ -190,7 +190,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     made = []
     tensors = dict.fromkeys(("u", "norms", "alongs", "partial", "values", "deltas"), "*fp32")
-    for precision in ("ieee", "tf32"):
+    for precision in tiles.PRECISIONS:
         for name, kernel, config in (
             ("statistics", statistics_kernel, NORMS),
             ("gradient", gradient_kernel, GRADIENT),
@@ -200,7 +200,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
                 "MP": tiles.power_of_two(len(lengths), 1), "PRECISION": precision, "ROWS": config.rows,
                 "COLUMNS": config.columns, "BITS": config.bits,
             }  # fmt: skip
-            signature = {**tensors, "num_rows": "i32:16", "row_tiles": "i32", "weight": "fp32"}
+            signature = {**tensors, "num_rows": "i32", "row_tiles": "i32", "weight": "fp32"}
             made.append((
                 f"{name}/{precision}",
                 kernel,

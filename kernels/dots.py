@@ -9,7 +9,11 @@ import torch
 import triton
 import triton.language as tl
 
-from .projection import multiply, precision
+from .arithmetic import dot
+from .arrival import counters
+from .closed_form import Report, conclude, slots
+from .projection import MODES, multiply, precision
+from .tiles import PRECISIONS, dot_precision
 
 SMALL = {"num_warps": 4, "num_stages": 2}
 LARGE = {"num_warps": 8, "num_stages": 3, "maxnreg": 255}
@@ -26,12 +30,17 @@ def segment(LENGTHS: tl.constexpr, which):
     return offset, length
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N", "losses_count", "distill_count"])
 def gram_dots_kernel(
-    gram, deltas, dots, N, T: tl.constexpr, LENGTHS: tl.constexpr,
+    gram, deltas, dots, counter, dots_out, losses, distill, total, weights_out, losses_out, distill_out,
+    losses_count, distill_count, distill_scale, N, gram_row, T: tl.constexpr, LENGTHS: tl.constexpr,
+    DISTILL: tl.constexpr, PRECISION: tl.constexpr, MP: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Column i of the dots, from one tile of G delta_i; dots is (programs, m, m), every entry written once."""
+    """Column i of the dots, from one tile of G delta_i; dots is (programs, m, m), every entry written once.
+
+    The last program makes the weights. Rows of gram are gram_row apart and 0 beyond the N-th column.
+    """
     m: tl.constexpr = len(LENGTHS)
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
     first_column = tl.program_id(1) * BLOCK_L
@@ -44,13 +53,17 @@ def gram_dots_kernel(
     if first_column < length:
         for first in range(0, N, BLOCK_K):
             ks = (first + tl.arange(0, BLOCK_K)).to(tl.int64)
-            g = tl.load(gram + rows[:, None] * N + ks[None, :], mask=here[:, None] & (ks < N)[None, :], other=0.0)
+            g = tl.load(
+                gram + rows[:, None] * gram_row + ks[None, :],
+                mask=here[:, None] & (ks < gram_row)[None, :],
+                other=0.0,
+            )
             delta = tl.load(
                 deltas + ks[:, None] * T + offset + columns[None, :],
                 mask=(ks < N)[:, None] & (columns < length)[None, :],
                 other=0.0,
             )
-            product = tl.dot(g, delta, product, input_precision="ieee")
+            product = dot(g, delta, product, PRECISION)
     before = 0
     for k in tl.static_range(m):
         value = 0.0
@@ -63,9 +76,14 @@ def gram_dots_kernel(
             value = tl.sum(tl.sum(delta * product, 1), 0)
         tl.store(out + k * m, value)
         before += LENGTHS[k]
+    tiles = tl.num_programs(0) * tl.num_programs(1)
+    conclude(
+        counter, tiles * m, dots, tiles, dots_out, losses, distill, total, weights_out, losses_out, distill_out,
+        losses_count, distill_count, distill_scale, m, DISTILL, MP, BLOCK_P,
+    )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def transposed_product_kernel(
     a, f, product, sums, N, A: tl.constexpr, d, per_split, f_row, f_column, PRECISION: tl.constexpr,
     BLOCK_A: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
@@ -107,11 +125,16 @@ def sum_splits(product, rows, wide, mask, splits, num_rows, d):
     return acc
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["splits", "losses_count", "distill_count"])
 def product_dots_kernel(
-    product, gradients, dots, splits, T, d, LENGTHS: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr
-):
-    """Gradients delta_k^T F (T, d) from their slices, and the dots (programs, m, m) of one tile of them."""
+    product, gradients, dots, counter, dots_out, losses, distill, total, weights_out, losses_out, distill_out,
+    losses_count, distill_count, distill_scale, splits, T, d, LENGTHS: tl.constexpr, DISTILL: tl.constexpr,
+    MP: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Gradients delta_k^T F (T, d) from their slices, and the dots (programs, m, m) of one tile of them.
+
+    The last program makes the weights.
+    """
     m: tl.constexpr = len(LENGTHS)
     first_column = tl.program_id(0) * BLOCK_L
     columns = first_column + tl.arange(0, BLOCK_L)
@@ -131,6 +154,11 @@ def product_dots_kernel(
                 value = tl.sum(tl.sum(kept[k] * own, 1), 0)
             tl.store(out + k * m + i, value)
         offset += LENGTHS[i]
+    programs = tl.num_programs(0) * tl.num_programs(1)
+    conclude(
+        counter, programs, dots, programs, dots_out, losses, distill, total, weights_out, losses_out, distill_out,
+        losses_count, distill_count, distill_scale, m, DISTILL, MP, BLOCK_P,
+    )  # fmt: skip
 
 
 def uses_gram(num_rows: int, d: int, code_lengths) -> bool:
@@ -140,17 +168,24 @@ def uses_gram(num_rows: int, d: int, code_lengths) -> bool:
 
 
 def gram_block(num_rows: int, longest: int) -> dict[str, int]:
+    """A batch of at most sum(lengths) rows goes this way: small tiles, for the number of programs."""
     return {"BLOCK_N": 16 if num_rows <= 64 else 32, "BLOCK_L": 16 if longest <= 16 else 32, "BLOCK_K": 32}
 
 
-def gram_dots(gram, deltas, code_lengths) -> torch.Tensor:
-    """Partial dots (programs, m, m), whose sum over the programs is the dots (zeros below the diagonal)."""
+def gram_dots(gram, deltas, code_lengths, report: Report) -> None:
+    """The dots (zeros below the diagonal), the weights and what else a step reports, into `report.outputs`.
+
+    gram (N, N): its rows may be further apart, with zeros between them.
+    """
     (n, t), m, longest = deltas.shape, len(code_lengths), code_lengths[-1]
     block = gram_block(n, longest)
     grid = (triton.cdiv(n, block["BLOCK_N"]), triton.cdiv(longest, block["BLOCK_L"]), m)
     dots = torch.empty(grid[0] * grid[1], m, m, device=deltas.device, dtype=torch.float32)
-    gram_dots_kernel[grid](gram, deltas, dots, n, T=t, LENGTHS=tuple(code_lengths), **block, **SMALL)
-    return dots
+    gram_dots_kernel[grid](
+        gram, deltas, dots, counters(deltas.device), report.outputs[2], *report.arguments(), n, gram.stride(0), T=t,
+        LENGTHS=tuple(code_lengths), DISTILL=report.distill is not None, PRECISION=dot_precision(), **slots(m),
+        **block, **SMALL,
+    )  # fmt: skip
 
 
 def row_splits(num_rows: int, columns: int, d: int, block: dict[str, int]) -> tuple[int, int]:
@@ -187,28 +222,37 @@ def dots_tile(code_lengths) -> dict[str, int]:
     return {"BLOCK_L": 16, "BLOCK_D": 64 if len(code_lengths) <= 8 else 32}
 
 
-def product_dots(product, code_lengths) -> tuple[torch.Tensor, torch.Tensor]:
-    """Per-length gradients (T, d) from slices of deltas^T F, and partial dots (programs, m, m)."""
+def product_dots(product, code_lengths, report: Report) -> torch.Tensor:
+    """Per-length gradients (T, d) from slices of deltas^T F; the rest as `gram_dots`."""
     splits, t, d = product.shape
     m, block = len(code_lengths), dots_tile(code_lengths)
     grid = (triton.cdiv(code_lengths[-1], block["BLOCK_L"]), triton.cdiv(d, block["BLOCK_D"]))
     gradients = torch.empty(t, d, device=product.device, dtype=torch.float32)
     dots = torch.empty(grid[0] * grid[1], m, m, device=product.device, dtype=torch.float32)
-    product_dots_kernel[grid](product, gradients, dots, splits, t, d, LENGTHS=tuple(code_lengths), **block, **SMALL)
-    return gradients, dots
+    product_dots_kernel[grid](
+        product, gradients, dots, counters(product.device), report.outputs[2], *report.arguments(), splits, t, d,
+        LENGTHS=tuple(code_lengths), DISTILL=report.distill is not None, **slots(m), **block, **SMALL,
+    )  # fmt: skip
+    return gradients
 
 
 def variants(lengths=(8, 16, 32, 64, 128)):
     """What is compiled ahead of time: (name, kernel, signature, constants, options)."""
-    types = {"gram": "*fp32", "deltas": "*fp32", "dots": "*fp32", "N": "i32:16"}
-    constants = {"LENGTHS": lengths, "T": sum(lengths)}
-    found = [(f"gram/n{n}", gram_dots_kernel, types, {**constants, **gram_block(n, 128)}, SMALL) for n in (64, 4096)]
-    types = {"product": "*fp32", "gradients": "*fp32", "dots": "*fp32", "splits": "i32", "T": "i32", "d": "i32:16"}
+    floats = "losses distill total weights_out dots_out losses_out distill_out dots"
+    shared = dict.fromkeys(floats.split(), "*fp32") | {"counter": "*i32", "distill_scale": "fp32"}
+    shared |= {"losses_count": "i32", "distill_count": "i32"}
+    types = {**shared, "gram": "*fp32", "deltas": "*fp32", "N": "i32", "gram_row": "i32:16"}
+    found = []
+    for mode in PRECISIONS:
+        constants = {"LENGTHS": lengths, "T": sum(lengths), "DISTILL": True, "PRECISION": mode, **slots(len(lengths))}
+        constants |= gram_block(64, 128)
+        found.append((f"gram/{mode}", gram_dots_kernel, types, constants, SMALL))
+    types = {**shared, "product": "*fp32", "gradients": "*fp32", "splits": "i32", "T": "i32", "d": "i32:16"}
     for chosen in (lengths, tuple(range(8, 129, 8))):
-        constants = {"LENGTHS": chosen, **dots_tile(chosen)}
+        constants = {"LENGTHS": chosen, "DISTILL": True, **slots(len(chosen)), **dots_tile(chosen)}
         found.append((f"product/{len(chosen)}_lengths", product_dots_kernel, types, constants, SMALL))
-    for dtype, mode in (("fp32", "ieee"), ("fp32", "tf32"), ("bf16", "half"), ("fp16", "half")):
-        types = {"a": "*fp32", "f": f"*{dtype}", "product": "*fp32", "sums": "*fp32", "N": "i32:16", "d": "i32:16"}
+    for dtype, mode in MODES:
+        types = {"a": "*fp32", "f": f"*{dtype}", "product": "*fp32", "sums": "*fp32", "N": "i32", "d": "i32:16"}
         types |= {"per_split": "i32:16", "f_row": "i32:16"}
         constants = {"PRECISION": mode, "A": sum(lengths), "f_column": 1, **product_block(mode)}
         found.append((f"transposed_product/{dtype}_{mode}", transposed_product_kernel, types, constants, LARGE))

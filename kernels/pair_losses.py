@@ -92,11 +92,10 @@ class PairLoss(NamedTuple):
     balanced: bool = False  # similar and dissimilar pairs weighed by how rare they are
     scales: bool = False  # its inner products can be those of a reference length
     count_similar: bool = False  # the mean is over the similar pairs, in place of all that count
-    registers: int = 168  # a thread's at most: with 168, three programs of 4 warps share a multiprocessor
 
 
 PAIR_LOSSES = {
-    "dsh": PairLoss(contrastive, penalties.ABSOLUTE.value, squares=True, registers=255),  # 168 would spill a few
+    "dsh": PairLoss(contrastive, penalties.ABSOLUTE.value, squares=True),
     "dhn": PairLoss(likelihood, penalties.LOG_COSH.value, scales=True),
     "dbdh": PairLoss(likelihood, penalties.BALANCE.value, clamp=True, scales=True),
     "dbdh_unclamped": PairLoss(likelihood, penalties.BALANCE.value, scales=True),

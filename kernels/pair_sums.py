@@ -14,7 +14,7 @@ ROWS, COLUMNS, PARTS = 16, 64, 8
 OPTIONS = {"num_warps": 4, "num_stages": 2, "maxnreg": 255}
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_parts", "row_tiles"])
 def finish_kernel(
     u, gradients, values, counts, statistics, squares, penalty_values, out_values, deltas, num_rows, num_parts,
     row_tiles, penalty_weight, c0, c1, LENGTHS: tl.constexpr, T: tl.constexpr, PENALTY: tl.constexpr,
@@ -120,7 +120,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     names = ["u", "gradients", "values", "statistics", "squares", "penalty_values", "out_values", "deltas"]
     signature = {
-        **dict.fromkeys(names, "*fp32"), "counts": "*i64", "num_rows": "i32:16", "num_parts": "i32",
+        **dict.fromkeys(names, "*fp32"), "counts": "*i64", "num_rows": "i32", "num_parts": "i32",
         "row_tiles": "i32", "penalty_weight": "fp32", "c0": "fp32", "c1": "fp32",
     }  # fmt: skip
     return [

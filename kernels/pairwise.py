@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from . import penalties, tiles
-from .arithmetic import bit_sign, load_tile, zeros
+from .arithmetic import bit_sign, dot, load_tile, zeros
 from .pair_losses import PAIR_LOSSES
 from .pair_sums import add_up
 from .similarity import comparable, count_pairs, similar_tile
@@ -41,13 +41,14 @@ def _products(
         bits = start + tl.arange(0, BITS)
         x = load_tile(u, first_row, num_rows, bits, B, ROWS, L, CLAMP)
         y = load_tile(others, first_column, num_columns, bits, B, COLUMNS, L, CLAMP)
-        inner = tl.dot(x, tl.trans(y), inner, input_precision=PRECISION)
+        inner = dot(x, tl.trans(y), inner, PRECISION)
         if SQUARES:
             squares += y * y
         if SIGNS:
             x = tl.where(bits[None, :] < B, bit_sign(x), 0.0)
             y = tl.where(bits[None, :] < B, bit_sign(y), 0.0)
-            coded = tl.dot(x, tl.trans(y), coded, input_precision=PRECISION)
+            # Of +-1 and 0 one product in tf32 is exact.
+            coded = tl.dot(x, tl.trans(y), coded, input_precision="ieee" if PRECISION == "ieee" else "tf32")
     return inner, coded, tl.sum(squares, axis=1)
 
 
@@ -129,7 +130,7 @@ def _job(
         if SQUARES:
             keep += tl.where(inside, kept, 0.0)
         y = load_tile(others, tile * 0 + start, num_columns, kept_bits, B, COLUMNS, L, CLAMP)
-        found = tl.dot(tl.where(inside, pull, 0.0), y, found, input_precision=PRECISION)
+        found = dot(tl.where(inside, pull, 0.0), y, found, PRECISION)
     if COUNTS:
         tl.store(counts + tile * tl.num_programs(1) + part, tl.sum(count.to(tl.int64)))
     if SQUARES:
@@ -148,7 +149,7 @@ def _job(
                 tl.store(squares + rows * M + K, square, mask=rows < num_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_columns", "tiles_per_part", "num_number_parts"])
 def pair_kernel(
     u, others, row_labels, column_labels, written, number, gradients, values, counts, statistics, squares,
     penalty_values, num_rows, num_columns, words, tiles_per_part, num_number_parts, share, reference, c0, c1,
@@ -167,16 +168,6 @@ def pair_kernel(
                 LENGTHS, T, j == len(JOBS) // 4 - 1, MULTI, MASKED, SQUARES, SIGNS, CLAMP, BALANCED, SCALES,
                 COUNT_SIMILAR, PRECISION, ROWS, COLUMNS, BITS,
             )  # fmt: skip
-
-
-def precision(loss) -> str:
-    """Of the products; with a second product, of the signs, tf32 would spill registers."""
-    return "ieee" if loss.signs else tiles.dot_precision()
-
-
-def options(loss, kind: str, balance: bool) -> dict:
-    """Launch options of a loss at a precision of its products; balanced likelihoods would spill at 168 registers."""
-    return CONFIG.options() | {"maxnreg": loss.registers if kind == "ieee" and not balance else 255}
 
 
 def launch(
@@ -213,7 +204,7 @@ def launch(
     jobs = tiles.jobs(lengths, CONFIG.width)
     parts = tiles.splits(row_tiles * len(jobs) // 4, column_tiles, u.device)
     labels, other_labels, words = comparable(labels, other_labels)
-    balanced = loss.balanced or balance
+    balanced, product = loss.balanced or balance, tiles.dot_precision()
     number = count_pairs(labels, other_labels, written, words) if balanced else u
     gradients = u.new_empty(parts, n, total)
     sums = u.new_empty(row_tiles * parts, num_lengths)
@@ -229,8 +220,8 @@ def launch(
         len(number) if balanced else 0, 1.0 if loss.balanced else 0.5, reference, float(c0), float(c1),
         FUNCTION=loss.function, PENALTY=loss.penalty, LENGTHS=lengths, JOBS=jobs, T=total, MULTI=words > 0,
         MASKED=written is not None, SQUARES=loss.squares, SIGNS=loss.signs, CLAMP=loss.clamp,
-        BALANCED=balanced, SCALES=loss.scales, COUNT_SIMILAR=loss.count_similar, PRECISION=precision(loss),
-        ROWS=CONFIG.rows, COLUMNS=CONFIG.columns, BITS=CONFIG.bits, **options(loss, precision(loss), balance),
+        BALANCED=balanced, SCALES=loss.scales, COUNT_SIMILAR=loss.count_similar, PRECISION=product,
+        ROWS=CONFIG.rows, COLUMNS=CONFIG.columns, BITS=CONFIG.bits, **CONFIG.options(),
     )  # fmt: skip
     add_up(
         loss, u, gradients, sums, counts, statistics, squares, penalty_values, lengths, c0, c1, penalty_weight,
@@ -245,12 +236,12 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     for name, loss in PAIR_LOSSES.items():
         signature = {
             **dict.fromkeys(names, "*fp32"), "row_labels": "*i64", "column_labels": "*i64", "written": "*u8",
-            "number": "*i64", "counts": "*i64", "num_rows": "i32:16", "num_columns": "i32", "words": "i32",
+            "number": "*i64", "counts": "*i64", "num_rows": "i32", "num_columns": "i32", "words": "i32",
             "tiles_per_part": "i32", "num_number_parts": "i32",
             **dict.fromkeys(("share", "reference", "c0", "c1"), "fp32"),
         }  # fmt: skip
         weighed = (False, True) if name in BALANCING else (loss.balanced,)
-        for kind, balanced in itertools.product(("ieee",) if loss.signs else ("ieee", "tf32"), weighed):
+        for kind, balanced in itertools.product(tiles.PRECISIONS, weighed):
             constants = {
                 "FUNCTION": loss.function, "PENALTY": loss.penalty, "LENGTHS": lengths,
                 "JOBS": tiles.jobs(lengths, CONFIG.width), "T": sum(lengths), "MULTI": False,
@@ -260,7 +251,5 @@ def variants(lengths=(8, 16, 32, 64, 128)):
                 "COLUMNS": CONFIG.columns, "BITS": CONFIG.bits,
             }  # fmt: skip
             form = f"pairs/{name}/{kind}" + ("/balanced" if balanced and not loss.balanced else "")
-            made.append(
-                (form, pair_kernel, signature, constants, options(loss, kind, balanced and not loss.balanced))
-            )
+            made.append((form, pair_kernel, signature, constants, CONFIG.options()))
     return made

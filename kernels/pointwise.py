@@ -66,20 +66,20 @@ def multi_hot_targets(
 
 @triton.jit
 def tile_losses(
-    u, rows, columns, first_column, program, labels, centers, ties, values, deltas,
-    N, C, T, label_row, label_column, parameter,
-    LENGTHS: tl.constexpr, LOSS: tl.constexpr, MULTI_HOT: tl.constexpr,
+    u, rows, columns, first_column, labels, centers, ties, deltas, N, C, T, label_row, label_column, parameter,
+    LENGTHS: tl.constexpr, LOSS: tl.constexpr, MULTI_HOT: tl.constexpr, MP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Partial sums (values[program, :]) and deltas of a tile u (BLOCK_N, BLOCK_L), for all lengths."""
+    """Deltas of a tile u (BLOCK_N, BLOCK_L) at all lengths, and the sums of its losses in MP slots."""
     here = rows < N
     if not MULTI_HOT:
         ids = tl.load(labels + rows * label_row, mask=here, other=0)
         known = (ids >= 0) & (ids < C)
         tl.device_assert(known, "labels: expected class ids from 0 to num_classes - 1")
+    slots = tl.arange(0, MP)
+    values = slots * 0.0
     offset = 0
     for k in tl.static_range(len(LENGTHS)):
-        value = 0.0
         if first_column < LENGTHS[k]:
             inside = columns < LENGTHS[k]
             mask = here[:, None] & inside[None, :]
@@ -96,15 +96,15 @@ def tile_losses(
             scale = 1.0 / N / LENGTHS[k]
             loss, slope = LOSS(u, center, parameter)
             tl.store(deltas + rows[:, None] * T + offset + columns[None, :], slope * scale, mask=mask)
-            value = tl.sum(tl.sum(tl.where(mask, loss, 0.0), 1), 0) * scale
-        tl.store(values + program * len(LENGTHS) + k, value)
+            values += tl.where(slots == k, tl.sum(tl.sum(tl.where(mask, loss, 0.0), 1), 0) * scale, 0.0)
         offset += LENGTHS[k]
+    return values
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def pointwise_kernel(
     u, labels, centers, ties, values, deltas, N, L, C, T: tl.constexpr, label_row, label_column, parameter,
-    LENGTHS: tl.constexpr, LOSS: tl.constexpr, MULTI_HOT: tl.constexpr,
+    LENGTHS: tl.constexpr, LOSS: tl.constexpr, MULTI_HOT: tl.constexpr, MP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -113,10 +113,12 @@ def pointwise_kernel(
     mask = (rows < N)[:, None] & (columns < L)[None, :]
     tile = tl.load(u + rows[:, None] * L + columns[None, :], mask=mask, other=0.0)
     program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    tile_losses(
-        tile, rows, columns, first_column, program, labels, centers, ties, values, deltas,
-        N, C, T, label_row, label_column, parameter, LENGTHS, LOSS, MULTI_HOT, BLOCK_N, BLOCK_L, BLOCK_C,
+    sums = tile_losses(
+        tile, rows, columns, first_column, labels, centers, ties, deltas,
+        N, C, T, label_row, label_column, parameter, LENGTHS, LOSS, MULTI_HOT, MP, BLOCK_N, BLOCK_L, BLOCK_C,
     )  # fmt: skip
+    slots = tl.arange(0, MP)
+    tl.store(values + program * len(LENGTHS) + slots, sums, mask=slots < len(LENGTHS))
 
 
 def tiles(num_rows: int, longest: int) -> dict[str, int]:
@@ -156,7 +158,8 @@ def pointwise(u, labels, centers, ties, values, deltas, code_lengths, kind: str,
     pointwise_kernel[grid](
         u, labels, centers, ties, values, deltas, n, longest, centers.shape[0], centers.shape[1],
         labels.stride(0), labels.stride(1) if labels.ndim == 2 else 1, parameter,
-        LENGTHS=tuple(code_lengths), LOSS=LOSSES[kind], MULTI_HOT=labels.ndim == 2, **block, BLOCK_C=32,
+        LENGTHS=tuple(code_lengths), LOSS=LOSSES[kind], MULTI_HOT=labels.ndim == 2,
+        MP=triton.next_power_of_2(len(code_lengths)), **block, BLOCK_C=32,
         **options(block, u.device.type),
     )  # fmt: skip
 
@@ -165,14 +168,14 @@ def variants():
     """What is compiled ahead of time: (name, kernel, signature, constants, options)."""
     signature = {
         "u": "*fp32", "labels": "*i64", "centers": "*fp32", "ties": "*fp32", "values": "*fp32", "deltas": "*fp32",
-        "N": "i32:16", "L": "i32:16", "C": "i32", "label_row": "i32", "parameter": "fp32",
+        "N": "i32", "L": "i32:16", "C": "i32", "label_row": "i32", "parameter": "fp32",
     }  # fmt: skip
     found = []
     for kind, loss in LOSSES.items():
         for rows in (64, 32768):
             for multi_hot in (False, True):
                 constants = {"LENGTHS": (8, 16, 32, 64, 128), "T": 248, "LOSS": loss, "MULTI_HOT": multi_hot}
-                constants |= {"BLOCK_C": 32, "label_column": 1}
+                constants |= {"BLOCK_C": 32, "MP": 8, "label_column": 1}
                 name = f"{kind}/{'multi-hot' if multi_hot else 'ids'}/n{rows}"
                 types = {**signature, "labels": "*fp32"} if multi_hot else signature
                 block = tiles(rows, 128)

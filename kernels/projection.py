@@ -8,15 +8,18 @@ import torch
 import triton
 import triton.language as tl
 
+from .arithmetic import dot
+from .arrival import arrived_last, counters
 from .pointwise import LOSSES, as_bytes, launch_options, tile_losses
+from .tiles import PRECISIONS, dot_precision
 
 
 @triton.jit
 def multiply(a, b, acc, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
     """acc + a @ b for float32 tiles.
 
-    "half": the features came in half precision, which tf32 holds exactly; the float32 operand named by SPLIT is
-    taken as the sum of two tf32 numbers, so that nothing is rounded to half precision.
+    "half": the features came in half precision, which tf32 holds exactly; the float32 operand named by SPLIT ("a",
+    "b", "both" or "none") is taken as the sum of two tf32 numbers, so that nothing is rounded to half precision.
     """
     if PRECISION == "half":
         if SPLIT == "a":
@@ -27,10 +30,12 @@ def multiply(a, b, acc, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
             high = (b.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
             acc = tl.dot(a, high, acc, input_precision="tf32")
             return tl.dot(a, b - high, acc, input_precision="tf32")
+        elif SPLIT == "both":
+            return tl.dot(a, b, acc, input_precision="tf32x3")
         else:
             return tl.dot(a, b, acc, input_precision="tf32")
     else:
-        return tl.dot(a, b, acc, input_precision=PRECISION)
+        return dot(a, b, acc, PRECISION)
 
 
 @triton.jit
@@ -59,11 +64,20 @@ def rows_product(
 
 @triton.jit
 def store_outputs(
-    tile, rows, columns, bias, u, bits, N, L, PACK: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
-):
-    """Add the bias and write the outputs, or their signs as packed bits (most significant bit first)."""
+    tile, rows, columns, bias, u, bits, N, L, PACK: tl.constexpr, FINITE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+):  # fmt: skip
+    """Add the bias and write the outputs, or their signs as packed bits (most significant bit first).
+
+    FINITE: outputs that hold NaN or infinity are a device-side assertion.
+    """
     inside = (rows < N)[:, None] & (columns < L)[None, :]
     tile += tl.load(bias + columns, mask=columns < L, other=0.0).to(tl.float32)[None, :]
+    if FINITE:
+        tl.device_assert(
+            (tl.abs(tile) < float("inf")) | (inside == 0),
+            "features: the layer's outputs hold NaN or infinity (bad features, or training diverged)",
+        )
     if PACK:
         ones = tl.where(inside & (tile > 0), 1, 0)
         worth = 1 << (7 - tl.arange(0, 8))
@@ -82,207 +96,225 @@ def store_outputs(
 
 
 @triton.jit
-def project_kernel(
-    x, w, bias, u, gram, bits, partial, N, d, L, per_split, x_row, x_column, w_row, w_column,
-    GRAM: tl.constexpr, PARTIAL: tl.constexpr, PACK: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+def sum_slices(
+    partial, rows, places, mask, splits, N, width, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SLICES: tl.constexpr
 ):  # fmt: skip
-    """A tile of F [W; F]^T over one slice of d: final, or to `partial` (splits, N, L + N)."""
+    """A tile of partial (splits, N, width), its slices added up in their order; they are other programs' stores."""
+    stride = tl.cast(N, tl.int64) * width
+    at = partial + rows[:, None] * width + places[None, :]
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in range(0, splits, SLICES):
+        for k in tl.static_range(SLICES):  # so that their loads are in flight together
+            part = tl.zeros((1, 1), tl.int32) + (first + k)
+            known = mask & (part < splits)
+            acc += tl.load(at + part * stride, mask=known, other=0.0, cache_modifier=".cg")
+    return acc
+
+
+@triton.jit(do_not_specialize=["N", "splits"])
+def project_kernel(
+    x, w, bias, u, gram, bits, partial, counter, labels, centers, ties, values, deltas,
+    N, d, L, gram_row, C, T: tl.constexpr, splits, per_split, x_row, x_column, w_row, w_column, label_row,
+    label_column, parameter,
+    GRAM: tl.constexpr, PARTIAL: tl.constexpr, PACK: tl.constexpr, FINITE: tl.constexpr, PRECISION: tl.constexpr,
+    LENGTHS: tl.constexpr, LOSS: tl.constexpr, MULTI_HOT: tl.constexpr, MP: tl.constexpr, BLOCK_C: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, SLICES: tl.constexpr,
+):  # fmt: skip
+    """A tile of F [W; F]^T over one slice of d; PARTIAL: the tile's last program adds the slices up.
+
+    A point-wise loss is taken of a finished tile of outputs, STEP rows at a time. partial is (splits, N, L +
+    gram_row); rows of the Gram matrix are gram_row apart, with zeros from the N-th column on.
+    """
     weight_tiles = tl.cdiv(L, BLOCK_N)
     tiles = weight_tiles
-    if GRAM:
-        tiles += tl.cdiv(N, BLOCK_N)
-    # The tiles of the same rows run side by side, so that F comes from memory once.
-    tile, split = tl.program_id(0) % tiles, tl.program_id(1)
-    rows = (tl.program_id(0) // tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    start = split * per_split
-    stop = tl.minimum(start + per_split, d)
     width = L
     if GRAM:
-        width += N
-    if tile < weight_tiles:
-        columns = tile.to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+        tiles += tl.cdiv(N, BLOCK_N)
+        width += gram_row
+    # The tiles of the same rows run side by side, so that F comes from memory once.
+    tile, row_tile, split = tl.program_id(0) % tiles, tl.program_id(0) // tiles, tl.program_id(1)
+    first_row = row_tile.to(tl.int64) * BLOCK_M
+    rows = first_row + tl.arange(0, BLOCK_M)
+    start = split * per_split
+    stop = tl.minimum(start + per_split, d)
+    outputs = True
+    first_column = tile * BLOCK_N
+    place, end = first_column, L  # in a row of the slices
+    if GRAM:
+        outputs = tile < weight_tiles
+        first_column -= tl.where(outputs, 0, weight_tiles * BLOCK_N)
+        place, end = first_column + tl.where(outputs, 0, L), tl.where(outputs, L, width)
+    columns = first_column.to(tl.int64) + tl.arange(0, BLOCK_N)
+    places = place + tl.arange(0, BLOCK_N)
+    if outputs:
         acc = rows_product(
             x, w, rows, columns, N, L, start, stop, x_row, x_column, w_row, w_column, PRECISION, "b",
             BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
-        if PARTIAL:
-            at = partial + (split.to(tl.int64) * N + rows[:, None]) * width + columns[None, :]
-            tl.store(at, acc, mask=(rows < N)[:, None] & (columns < L)[None, :])
-        else:
-            store_outputs(acc, rows, columns, bias, u, bits, N, L, PACK, BLOCK_M, BLOCK_N)
-    elif GRAM:
-        columns = (tile - weight_tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    else:
         acc = rows_product(
             x, x, rows, columns, N, N, start, stop, x_row, x_column, x_row, x_column, PRECISION, "none",
             BLOCK_M, BLOCK_N, BLOCK_K,
         )  # fmt: skip
-        mask = (rows < N)[:, None] & (columns < N)[None, :]
-        if PARTIAL:
-            at = partial + (split.to(tl.int64) * N + rows[:, None]) * width + L + columns[None, :]
-            tl.store(at, acc, mask=mask)
+    if PARTIAL:
+        at = partial + (split.to(tl.int64) * N + rows[:, None]) * width + places[None, :]
+        tl.store(at, acc, mask=(rows < N)[:, None] & (places < end)[None, :])
+        last = arrived_last(counter + tl.program_id(0), splits)
+    else:
+        last = outputs
+        if outputs:
+            store_outputs(acc, rows, columns, bias, u, bits, N, L, PACK, FINITE, BLOCK_M, BLOCK_N)
+            if LOSS is not None:
+                tl.debug_barrier()  # other threads wrote the outputs that are read again below
         else:
-            tl.store(gram + rows[:, None] * N + columns[None, :], acc, mask=mask)
-
-
-@triton.jit
-def finish_kernel(
-    partial, bias, u, gram, bits, labels, centers, ties, values, deltas,
-    splits, N, L, C, T: tl.constexpr, label_row, label_column, parameter,
-    GRAM: tl.constexpr, PACK: tl.constexpr, LENGTHS: tl.constexpr, LOSS: tl.constexpr, MULTI_HOT: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_C: tl.constexpr, SLICES: tl.constexpr,
-):  # fmt: skip
-    """Add up the slices of a split product in a fixed order; a point-wise loss is taken on the way."""
-    rows = tl.program_id(0).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-    tile = tl.program_id(1)
-    weight_tiles = tl.cdiv(L, BLOCK_N)
-    width, origin, stop = L, tile * BLOCK_N, L
-    if GRAM:
-        width += N
-        if tile >= weight_tiles:
-            origin, stop = L + (tile - weight_tiles) * BLOCK_N, width
-    columns = origin + tl.arange(0, BLOCK_N)
-    mask = (rows < N)[:, None] & (columns < stop)[None, :]
-    at = rows[:, None] * width + columns[None, :]
-    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-    for first in range(0, splits, SLICES):
-        slices = first + tl.arange(0, SLICES)
-        here = partial + (slices.to(tl.int64) * N * width)[:, None, None] + at[None, :, :]
-        acc += tl.sum(tl.load(here, mask=(slices < splits)[:, None, None] & mask[None, :, :], other=0.0), 0)
-    if tile < weight_tiles:
-        acc = store_outputs(acc, rows, columns, bias, u, bits, N, L, PACK, BLOCK_M, BLOCK_N)
-        if LOSS is not None:
-            program = tl.program_id(0) * weight_tiles + tile
-            tile_losses(
-                acc, rows, columns, origin, program, labels, centers, ties, values, deltas,
-                N, C, T, label_row, label_column, parameter, LENGTHS, LOSS, MULTI_HOT, BLOCK_M, BLOCK_N, BLOCK_C,
-            )  # fmt: skip
-    elif GRAM:
-        tl.store(gram + rows[:, None] * N + (columns - L)[None, :], acc, mask=mask)
+            at = gram + rows[:, None] * gram_row + columns[None, :]
+            tl.store(at, acc, mask=(rows < N)[:, None] & (columns < gram_row)[None, :])
+    if PARTIAL or LOSS is not None:  # noqa: SIM102 (the first is known when compiled)
+        if last:
+            slots = tl.arange(0, MP)
+            sums = slots * 0.0
+            for above in range(0, BLOCK_M, STEP):
+                some_rows = first_row + above + tl.arange(0, STEP)
+                inside = (some_rows < N)[:, None] & (places < end)[None, :]
+                if PARTIAL:
+                    some = sum_slices(partial, some_rows, places, inside, splits, N, width, STEP, BLOCK_N, SLICES)
+                    if outputs:
+                        some = store_outputs(
+                            some, some_rows, columns, bias, u, bits, N, L, PACK, FINITE, STEP, BLOCK_N
+                        )
+                    else:
+                        tl.store(gram + some_rows[:, None] * gram_row + columns[None, :], some, mask=inside)
+                else:
+                    some = tl.load(u + some_rows[:, None] * L + columns[None, :], mask=inside, other=0.0)
+                if LOSS is not None:  # noqa: SIM102
+                    if outputs:
+                        sums += tile_losses(
+                            some, some_rows, columns, first_column, labels, centers, ties, deltas, N, C, T, label_row,
+                            label_column, parameter, LENGTHS, LOSS, MULTI_HOT, MP, STEP, BLOCK_N, BLOCK_C,
+                        )  # fmt: skip
+            if LOSS is not None:  # noqa: SIM102
+                if outputs:
+                    program = row_tile * weight_tiles + tile
+                    tl.store(values + program * len(LENGTHS) + slots, sums, mask=slots < len(LENGTHS))
 
 
 def precision(features: torch.Tensor) -> str:
-    """How products with the features are taken: "half", or PyTorch's switch for float32 ("ieee", "tf32")."""
-    if features.dtype in (torch.float16, torch.bfloat16):
-        return "half"
-    return "tf32" if features.is_cuda and torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """How products with the features are taken: "half", or as float32 products are (`tiles.dot_precision`)."""
+    return "half" if features.dtype in (torch.float16, torch.bfloat16) else dot_precision()
 
 
 MIN_SPLIT = 128  # columns of F that one program takes at least
+PROGRAMS = 132  # tiles and slices of a small batch at most, see `arrival.SLOT`
 
 
 def plan(num_rows: int, d: int, longest: int, gram: bool, mode: str) -> dict[str, int]:
     """Block sizes and number of slices of d, a plain function of the shape and the precision."""
     if num_rows <= 1024:
-        block = {"BLOCK_M": 16 if num_rows <= 16 else 32 if num_rows <= 64 else 64, "BLOCK_N": 64, "BLOCK_K": 32}
-        if mode == "ieee":
-            block["BLOCK_K"] = 16
-        columns = -(-longest // 64) + (-(-num_rows // 64) if gram else 0)
-        tiles = -(-num_rows // block["BLOCK_M"]) * columns
-        splits = max(1, min(-(-d // MIN_SPLIT), 132 // tiles))
+        side = 32 if num_rows <= 64 else 64
+        block = {"BLOCK_M": side, "BLOCK_N": side, "BLOCK_K": 16 if mode == "ieee" else 32}
+        columns = -(-longest // side) + (-(-num_rows // side) if gram else 0)
+        tiles = -(-num_rows // side) * columns
+        splits = max(1, min(-(-d // MIN_SPLIT), PROGRAMS // tiles))
     else:
-        block, splits = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32}, 1
-        if mode != "ieee":
-            block["BLOCK_M"] = 128
+        # Tiles as wide as the codes read the features once; fewer rows a tile where they would be too few.
+        wide = 128 if longest > 64 and mode != "ieee" else 64
+        rows = next(rows for rows in (128, 64, 32) if rows * PROGRAMS <= num_rows or rows == 32)
+        rows = 64 if mode == "ieee" else rows
+        block, splits = {"BLOCK_M": rows, "BLOCK_N": wide, "BLOCK_K": 32}, 1
     per_split = -(-d // splits)
     per_split = -(-per_split // block["BLOCK_K"]) * block["BLOCK_K"]
-    return {**block, "per_split": per_split, "splits": -(-d // per_split)}
+    return {**block, "STEP": step_rows(block), "per_split": per_split, "splits": -(-d // per_split)}
 
 
 def warps(block: dict[str, int]) -> int:
     return 8 if block["BLOCK_M"] * block["BLOCK_N"] >= 64 * 64 else 4
 
 
-FINISH_TILE = {"BLOCK_M": 16, "BLOCK_N": 32}
-SLICES = 8  # loaded at once
+def step_rows(block: dict[str, int]) -> int:
+    """Rows that a finished tile's sums and losses take at a time: eight numbers a thread."""
+    return min(block["BLOCK_M"], 8 * 32 * warps(block) // block["BLOCK_N"])
 
 
-def finish_programs(num_rows: int, longest: int) -> int:
+SLICES = 4  # loaded at once
+
+
+def loss_programs(num_rows: int, d: int, longest: int, gram: bool, mode: str) -> int:
     """Rows of the partial sums where `project` takes a loss on the way."""
-    return -(-num_rows // FINISH_TILE["BLOCK_M"]) * -(-longest // FINISH_TILE["BLOCK_N"])
+    block = plan(num_rows, d, longest, gram, mode)
+    return -(-num_rows // block["BLOCK_M"]) * -(-longest // block["BLOCK_N"])
 
 
-def is_split(num_rows: int, d: int, longest: int, gram: bool, mode: str) -> bool:
-    """Whether `project` runs in two launches, of which the second can take a loss on the way."""
-    return plan(num_rows, d, longest, gram, mode)["splits"] > 1
+def gram_row(num_rows: int) -> int:
+    """How far apart the rows of a Gram matrix are: a multiple of 16, whatever the batch, for wide loads."""
+    return -(-num_rows // 16) * 16
 
 
-def project(x, w, bias, u=None, gram=None, bits=None, loss=None, partial=None) -> None:
-    """Fill u (N, L) or packed bits (N, ceil(L/8)), and the Gram matrix (N, N) where one is given.
+def project(x, w, bias, u=None, gram=None, bits=None, loss=None, finite=False, partial=None) -> None:
+    """Fill u (N, L) or packed bits (N, ceil(L/8)), and the Gram matrix (N, N) where one is given, in one launch.
 
-    loss: keyword arguments (labels, centers, ties, values, deltas, code_lengths, kind, parameter) of a point-wise
-    loss to take on the way, where `is_split`. partial: workspace for the slices, made here unless given.
+    gram: its rows are `gram_row(N)` apart. loss: keyword arguments (labels, centers, ties, values, deltas,
+    code_lengths, kind, parameter) of a point-wise loss of u to take on the way. finite: assert that u is. partial:
+    workspace for the slices, made here unless given.
     """
     (n, d), longest, mode = x.shape, w.shape[0], precision(x)
     chosen = plan(n, d, longest, gram is not None, mode)
     splits, per_split = chosen.pop("splits"), chosen.pop("per_split")
-    block, pack = chosen, bits is not None
-    width = longest + (n if gram is not None else 0)
-    target = u if u is not None else bits
+    row, target = gram_row(n), u if u is not None else bits
+    if gram is not None and (gram.shape != (n, n) or gram.stride() != (row, 1)):
+        raise ValueError(f"gram: expected shape ({n}, {n}), strides ({row}, 1), got {gram.shape}, {gram.stride()}")
     if splits > 1 and partial is None:
+        width = longest + (row if gram is not None else 0)
         partial = torch.empty(splits, n, width, device=x.device, dtype=torch.float32)
-
-    def grid(block):
-        columns = triton.cdiv(longest, block["BLOCK_N"])
-        columns += triton.cdiv(n, block["BLOCK_N"]) if gram is not None else 0
-        return triton.cdiv(n, block["BLOCK_M"]), columns
-
-    outputs = [target if t is None else t for t in (u, gram, bits)]
-    rows, columns = grid(block)
-    project_kernel[(rows * columns, splits)](
-        x, w, bias, *outputs, target if partial is None else partial, n, d, longest, per_split,
-        *x.stride(), *w.stride(), GRAM=gram is not None, PARTIAL=splits > 1, PACK=pack, PRECISION=mode, **block,
-        num_warps=warps(block), num_stages=3, maxnreg=255,
-    )  # fmt: skip
-    if splits == 1:
-        return
+    columns = triton.cdiv(longest, chosen["BLOCK_N"])
+    columns += triton.cdiv(n, chosen["BLOCK_N"]) if gram is not None else 0
+    tiles = triton.cdiv(n, chosen["BLOCK_M"]) * columns
     if loss is None:
-        tensors, shape, parameter = [target] * 5, (0, 0, 0, 0), 0.0
-        constants = {"LENGTHS": (longest,), "LOSS": None, "MULTI_HOT": False}
+        tensors, shape, labelled, parameter = [target] * 5, (0, 0), (0, 0), 0.0
+        constants = {"LENGTHS": (longest,), "LOSS": None, "MULTI_HOT": False, "MP": 1}
     else:
-        labels, centers = as_bytes(loss["labels"]), loss["centers"]
+        labels, centers, lengths = as_bytes(loss["labels"]), loss["centers"], tuple(loss["code_lengths"])
         tensors = [labels, centers, loss["ties"], loss["values"], loss["deltas"]]
-        shape = (*centers.shape, labels.stride(0), labels.stride(1) if labels.ndim == 2 else 1)
-        parameter = loss["parameter"]
-        constants = {
-            "LENGTHS": tuple(loss["code_lengths"]),
-            "LOSS": LOSSES[loss["kind"]],
-            "MULTI_HOT": labels.ndim == 2,
-        }
-    finish_kernel[grid(FINISH_TILE)](
-        partial, bias, *outputs, *tensors, splits, n, longest, *shape, parameter,
-        GRAM=gram is not None, PACK=pack, **constants, **FINISH_TILE, BLOCK_C=32, SLICES=SLICES,
-        num_warps=4, num_stages=2, maxnreg=255, **(launch_options(x.device.type) if loss is not None else {}),
+        shape, parameter = centers.shape, loss["parameter"]
+        labelled = (labels.stride(0), labels.stride(1) if labels.ndim == 2 else 1)
+        constants = {"LENGTHS": lengths, "LOSS": LOSSES[loss["kind"]], "MULTI_HOT": labels.ndim == 2}
+        constants["MP"] = triton.next_power_of_2(len(lengths))
+    project_kernel[(tiles, splits)](
+        x, w, bias, *(target if t is None else t for t in (u, gram, bits, partial)),
+        counters(x.device) if splits > 1 else target, *tensors, n, d, longest, row, *shape, splits, per_split,
+        *x.stride(), *w.stride(), *labelled, parameter, GRAM=gram is not None, PARTIAL=splits > 1,
+        PACK=bits is not None, FINITE=finite, PRECISION=mode, **constants, BLOCK_C=32, SLICES=SLICES, **chosen,
+        num_warps=warps(chosen), num_stages=3, maxnreg=255,
+        **(launch_options(x.device.type) if loss is not None or finite else {}),
     )  # fmt: skip
 
 
 LENGTHS = (8, 16, 32, 64, 128)
+# (features' dtype, precision) of what is compiled ahead of time.
+MODES = (*(("fp32", mode) for mode in PRECISIONS), ("bf16", "half"), ("fp16", "half"))
 
 
 def variants():
     """What is compiled ahead of time: (name, kernel, signature, constants, options)."""
-    outputs = {"u": "*fp32", "gram": "*fp32", "bits": "*u8"}
-    numbers = dict.fromkeys(("N", "d", "L", "per_split", "x_row", "w_row"), "i32:16")
+    tensors = dict.fromkeys(("w", "bias", "u", "gram", "partial", "centers", "ties", "values", "deltas"), "*fp32")
+    tensors |= {"bits": "*u8", "counter": "*i32", "labels": "*i64"}
+    numbers = dict.fromkeys(("d", "L", "gram_row", "per_split", "x_row", "w_row"), "i32:16")
+    numbers |= dict.fromkeys(("N", "splits", "C", "label_row"), "i32") | {"parameter": "fp32"}
+    plain = [(64, True, False, None), (32768, False, False, None), (32768, False, True, None)]
+    with_loss = [(rows, rows == 64, False, kind) for rows in (64, 256, 32768) for kind in LOSSES]
     found = []
-    for dtype, mode in (("fp32", "ieee"), ("fp32", "tf32"), ("bf16", "half"), ("fp16", "half")):
-        for rows, gram, pack in ((64, True, False), (32768, False, False), (32768, False, True)):
+    for dtype, mode in MODES:
+        for rows, gram, pack, kind in plain + (with_loss if (dtype, mode) == ("fp32", PRECISIONS[0]) else []):
             if pack and mode == "ieee":
                 continue
             block = plan(rows, 2048, 128, gram, mode)
             split = block.pop("splits") > 1
             del block["per_split"]
-            types = {"x": f"*{dtype}", "w": "*fp32", "bias": "*fp32", **outputs, "partial": "*fp32", **numbers}
-            constants = {"GRAM": gram, "PARTIAL": split, "PACK": pack, "PRECISION": mode, **block}
-            constants |= {"x_column": 1, "w_column": 1}
-            name = f"{'encode' if pack else 'project'}_{dtype}_{mode}_n{rows}"
+            constants = {"GRAM": gram, "PARTIAL": split, "PACK": pack, "FINITE": kind is not None, "PRECISION": mode}
+            constants |= {"LENGTHS": LENGTHS if kind else (128,), "LOSS": LOSSES[kind] if kind else None}
+            constants |= {"MULTI_HOT": False, "MP": 8 if kind else 1, "T": sum(LENGTHS) if kind else 0, "BLOCK_C": 32}
+            constants |= {"SLICES": SLICES, "x_column": 1, "w_column": 1, "label_column": 1, **block}
+            name = f"{'encode' if pack else kind or 'project'}_{dtype}_{mode}_n{rows}"
             options = {"num_warps": warps(block), "num_stages": 3, "maxnreg": 255}
-            found.append((name, project_kernel, types, constants, options))
-    types = {"partial": "*fp32", "bias": "*fp32", **outputs, "labels": "*i64", "centers": "*fp32", "ties": "*fp32"}
-    types |= {"values": "*fp32", "deltas": "*fp32", "splits": "i32:16", "N": "i32:16", "L": "i32:16"}
-    types |= {"C": "i32", "label_row": "i32", "parameter": "fp32"}
-    for kind, loss in {"none": None, **LOSSES}.items():
-        constants = {"GRAM": True, "PACK": False, "LENGTHS": LENGTHS, "LOSS": loss, "MULTI_HOT": False}
-        constants |= {"T": sum(LENGTHS), "label_column": 1, **FINISH_TILE, "BLOCK_C": 32, "SLICES": SLICES}
-        options = {"num_warps": 4, "num_stages": 2, "maxnreg": 255, **(launch_options("cuda") if loss else {})}
-        found.append((f"finish_{kind}", finish_kernel, types, constants, options))
+            options |= launch_options("cuda") if kind else {}
+            found.append((name, project_kernel, {"x": f"*{dtype}", **tensors, **numbers}, constants, options))
     return found

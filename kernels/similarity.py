@@ -51,7 +51,7 @@ def _pack_rows(labels, packed, tile, num_rows, num_classes, words, IDS: tl.const
         tl.store(packed + rows * words + w, word, mask=rows < num_rows)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_left", "num_right"])
 def pack_kernel(
     left, right, packed_left, packed_right, num_left, num_right, num_classes, words,
     LEFT_IDS: tl.constexpr, RIGHT_IDS: tl.constexpr, ROWS: tl.constexpr,
@@ -64,7 +64,7 @@ def pack_kernel(
         _pack_rows(right, packed_right, tile - left_tiles, num_right, num_classes, words, RIGHT_IDS, ROWS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "num_columns", "tiles_per_part"])
 def count_kernel(
     left, right, written, partial, num_rows, num_columns, tiles_per_part, words, MULTI: tl.constexpr,
     MASKED: tl.constexpr, TILE: tl.constexpr,
@@ -130,8 +130,8 @@ def count_pairs(left: torch.Tensor, right: torch.Tensor, written: torch.Tensor |
 
 def variants():
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
-    sizes = {"num_left": "i32:16", "num_right": "i32", "num_classes": "i32", "words": "i32"}
-    counted = {"num_rows": "i32:16", "num_columns": "i32", "tiles_per_part": "i32", "words": "i32"}
+    sizes = {"num_left": "i32", "num_right": "i32", "num_classes": "i32", "words": "i32"}
+    counted = {"num_rows": "i32", "num_columns": "i32", "tiles_per_part": "i32", "words": "i32"}
     packed = {"packed_left": "*i32", "packed_right": "*i32"}
     return [
         (

@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 
 from . import penalties, tiles
-from .arithmetic import inverse_norm, load_tile, log1m, log_add_exp, zeros
+from .arithmetic import dot, inverse_norm, load_tile, log1m, log_add_exp, zeros
 from .pointwise import as_bytes, launch_options
 
-CONFIG = tiles.Tiles(rows=16, columns=64, bits=32, width=128, warps=8, stages=1)
+CONFIG = tiles.Tiles(rows=16, columns=32, bits=32, width=128, warps=8, stages=1)
 SQUARE = tl.constexpr(penalties.SQUARE.value)
 LOWEST = tl.constexpr(-1e30)
 # Logits lie within +-sqrt(b), or +-sqrt(reference): two may be 64 apart, and exp(-64) is still a normal number.
@@ -34,7 +34,7 @@ def _logits(
         bits = first + tl.arange(0, BITS)
         x = load_tile(u, first_row, num_rows, bits, B, ROWS, L, False)
         c = load_tile(centers + OFFSET, start, num_classes, bits, B, CLASSES, T, False)
-        product = tl.dot(x, tl.trans(c), product, input_precision=PRECISION)
+        product = dot(x, tl.trans(c), product, PRECISION)
     classes = start + tl.arange(0, CLASSES)
     return tl.where(classes[None, :] < num_classes, product * inverse[:, None], LOWEST)
 
@@ -156,7 +156,7 @@ def _rows(
         slope = tl.where(known, slope, 0.0)
         along += tl.sum(tl.where(known, slope * logits, 0.0), axis=1)
         c = load_tile(centers + OFFSET, start, num_classes, columns, B, CLASSES, T, False)
-        found = tl.dot(slope, c, found, input_precision=PRECISION)
+        found = dot(slope, c, found, PRECISION)
 
     size = num_rows * 1.0
     x = load_tile(u, first_row, num_rows, columns, B, ROWS, L, False)
@@ -169,7 +169,7 @@ def _rows(
         tl.store(values + tile * M + K, tl.sum(tl.where(inside, value, 0.0)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def softmax_kernel(
     u, centers, labels, values, deltas, num_rows, num_classes, negative_weight, scale, quantization, reference,
     LENGTHS: tl.constexpr, JOBS: tl.constexpr, T: tl.constexpr, MULTI_HOT: tl.constexpr, ONE_HOT: tl.constexpr,
@@ -224,10 +224,10 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     scalars = dict.fromkeys(("negative_weight", "scale", "quantization", "reference"), "fp32")
     made = []
     for form, labels in (("ids", "*i64"), ("multi-hot", "*fp32")):
-        for precision in ("ieee", "tf32"):
+        for precision in tiles.PRECISIONS:
             signature = {
                 "u": "*fp32", "centers": "*fp32", "labels": labels, "values": "*fp32", "deltas": "*fp32",
-                "num_rows": "i32:16", "num_classes": "i32", **scalars,
+                "num_rows": "i32", "num_classes": "i32", **scalars,
             }  # fmt: skip
             constants = {
                 "LENGTHS": lengths, "JOBS": tiles.jobs(lengths, CONFIG.width), "T": sum(lengths),

@@ -7,6 +7,7 @@ import torch
 
 MAX_LENGTHS = 16
 MAX_BITS = 1024
+PRECISIONS = ("tf32x3", "tf32", "ieee")  # of float32 products, see `dot_precision`
 
 
 class Tiles(NamedTuple):
@@ -87,5 +88,11 @@ def check_reference(reference: float) -> float:
 
 
 def dot_precision() -> str:
-    """The precision of float32 products: "ieee", or "tf32" where PyTorch's own matrix products may use it."""
-    return "tf32" if torch.backends.cuda.matmul.allow_tf32 else "ieee"
+    """The precision of float32 products, from `torch.backends.cuda.matmul.fp32_precision`.
+
+    "none", PyTorch's default: "tf32x3", three products on the tensor cores, as exact as float32's own to a rounding.
+    "tf32": one product. "ieee", which `torch.set_float32_matmul_precision("highest")` also sets: the FMA units.
+    """
+    # Not `allow_tf32`: its getter raises once the newer switches are in use.
+    chosen = torch.backends.cuda.matmul.fp32_precision
+    return chosen if chosen in ("ieee", "tf32") else "tf32x3"

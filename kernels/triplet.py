@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import penalties, tiles
-from .arithmetic import load_tile, sigmoid, softplus, zeros
+from .arithmetic import dot, load_tile, sigmoid, softplus, zeros
 from .similarity import comparable
 
 ANCHOR_TILE, ANCHOR_BITS = 64, 32
@@ -88,7 +88,7 @@ def _anchor(
         tl.store(usable + anchor, (pairs > 0).to(tl.int32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def anchor_kernel(
     u, labels, slopes, values, usable, num_rows, words, margin, low, high, reference, LENGTHS: tl.constexpr,
     MULTI: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr,
@@ -128,7 +128,7 @@ def _gradient(
         slope = tl.load(slopes + row_place[:, None] + columns[None, :], mask=mask, other=0.0)
         slope += tl.load(slopes + column_place[None, :] + rows[:, None], mask=mask, other=0.0)
         y = load_tile(u, tile * 0 + start, num_rows, bits, B, COLUMNS, L, False)
-        found = tl.dot(slope, y, found, input_precision=PRECISION)
+        found = dot(slope, y, found, PRECISION)
     share = 1.0 / tl.maximum(tl.sum(counted), 1).to(tl.float32)
     weight = quantization / (num_rows * 1.0)
     x = load_tile(u, first_row, num_rows, bits, B, ROWS, L, False)
@@ -144,7 +144,7 @@ def _gradient(
         tl.store(out_values + tile * M + K, tl.sum(tl.where(inside, value, 0.0)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "anchor_tiles"])
 def gradient_kernel(
     u, slopes, values, usable, out_values, deltas, num_rows, anchor_tiles, quantization, LENGTHS: tl.constexpr,
     JOBS: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
@@ -201,14 +201,14 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     made = []
     for form, labels in (("ids", "*i64"), ("multi-hot", "*i32")):
         signature = {
-            **tensors, "labels": labels, "usable": "*i32", "num_rows": "i32:16", "words": "i32", "margin": "fp32",
+            **tensors, "labels": labels, "usable": "*i32", "num_rows": "i32", "words": "i32", "margin": "fp32",
             "low": "fp32", "high": "fp32", "reference": "fp32",
         }  # fmt: skip
         constants = {"LENGTHS": lengths, "MULTI": form != "ids", "TILE": ANCHOR_TILE, "BITS": ANCHOR_BITS}
         made.append((f"anchors/{form}", anchor_kernel, signature, constants, ANCHOR_OPTIONS))
-    for precision in ("ieee", "tf32"):
+    for precision in tiles.PRECISIONS:
         signature = {
-            **tensors, "usable": "*i32", "out_values": "*fp32", "deltas": "*fp32", "num_rows": "i32:16",
+            **tensors, "usable": "*i32", "out_values": "*fp32", "deltas": "*fp32", "num_rows": "i32",
             "anchor_tiles": "i32", "quantization": "fp32",
         }  # fmt: skip
         constants = {

@@ -2,43 +2,63 @@
 
 from __future__ import annotations
 
-import itertools
+import errno
+import functools
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the command line checks its arguments before PyTorch is loaded
     import torch
 
 DEFAULT_CODE_LENGTHS = (8, 16, 32, 64, 128)
+MAX_INT = 2**63 - 1
+MAX_LENGTHS = 2**16
+MAX_BITS = 2**20  # of a code; far beyond any use, and keeps sizes within what tensors can express
 
 
 def describe(value) -> str:
     """Short description of a value for an error message (shape and dtype for tensors)."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__name__} of shape {tuple(value.shape)} and dtype {value.dtype}"
-    return f"{type(value).__name__} {value!r}"[:200]
+    if isinstance(value, int) and value.bit_length() > 256:  # Python refuses to print the largest
+        return f"{type(value).__name__} of {value.bit_length()} bits"
+    try:
+        return f"{type(value).__name__} {value!r}"[:200]
+    except Exception:  # a container of such numbers, or a class with a faulty repr
+        return type(value).__name__
 
 
-def positive_int(value, name: str, minimum: int = 1) -> int:
-    """`value` as an int of at least `minimum`; TypeError or ValueError otherwise."""
+def positive_int(value, name: str, minimum: int = 1, maximum: int = MAX_INT) -> int:
+    """`value` as an int from `minimum` to `maximum`; TypeError or ValueError otherwise."""
     if isinstance(value, bool):
         raise TypeError(f"{name}: expected an integer, got {describe(value)}")
     try:
         value = operator.index(value)
-    except TypeError:
+    except Exception:  # TypeError, or what a class of the caller's raises
         raise TypeError(f"{name}: expected an integer, got {describe(value)}") from None
     if value < minimum:
-        raise ValueError(f"{name}: expected an integer of at least {minimum}, got {value}")
+        raise ValueError(f"{name}: expected an integer of at least {minimum}, got {digits(value)}")
+    if value > maximum:
+        raise ValueError(f"{name}: expected an integer of at most {maximum}, got {digits(value)}")
     return value
+
+
+def digits(value: int) -> str:
+    """An integer for an error message."""
+    return str(value) if value.bit_length() <= 256 else describe(value)
 
 
 def number(value, name: str, minimum: float | None = 0.0, positive: bool = False) -> float:
     """`value` as a finite float of at least `minimum` (above it, if `positive`), or TypeError or ValueError."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: expected a number, got {describe(value)}")
-    if not math.isfinite(value) or (minimum is not None and (value < minimum or (positive and value == minimum))):
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # an integer beyond the largest float
+        finite, value = False, describe(value)
+    if not finite or (minimum is not None and (value < minimum or (positive and value == minimum))):
         bound = "" if minimum is None else f" {'above' if positive else 'of at least'} {minimum:g}"
         raise ValueError(f"{name}: expected a finite number{bound}, got {value}")
     return float(value)
@@ -55,12 +75,26 @@ def code_lengths(lengths, name: str = "code_lengths") -> tuple[int, ...]:
     """A strictly increasing, non-empty tuple of positive code lengths in bits."""
     if isinstance(lengths, str) or not hasattr(lengths, "__iter__"):
         raise TypeError(f"{name}: expected a sequence of integers, got {describe(lengths)}")
-    lengths = tuple(positive_int(b, name) for b in lengths)
+    try:
+        lengths = iter(lengths)
+    except Exception:  # a tensor or an array without dimensions, a class of the caller's
+        raise TypeError(f"{name}: expected a sequence of integers, got {describe(lengths)}") from None
+    lengths = tuple(_increasing(lengths, name))
     if not lengths:
         raise ValueError(f"{name}: expected at least one code length, got none")
-    if any(a >= b for a, b in itertools.pairwise(lengths)):
-        raise ValueError(f"{name}: expected strictly increasing code lengths, got {lengths}")
     return lengths
+
+
+def _increasing(lengths, name: str):
+    before = 0
+    for count, b in enumerate(lengths):
+        if count == MAX_LENGTHS:
+            raise ValueError(f"{name}: expected at most {MAX_LENGTHS} code lengths, got more")
+        b = positive_int(b, name, maximum=MAX_BITS)
+        if b <= before:
+            raise ValueError(f"{name}: expected strictly increasing code lengths, got {b} after {before}")
+        before = b
+        yield b
 
 
 def tensor(value, name: str, ndim: int | None = None, floating: bool = False) -> torch.Tensor:
@@ -69,17 +103,30 @@ def tensor(value, name: str, ndim: int | None = None, floating: bool = False) ->
 
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a torch.Tensor, got {describe(value)}")
+    if value.layout != torch.strided or value.is_quantized:
+        raise TypeError(f"{name}: expected a dense tensor, got {describe(value)} ({value.layout})")
     if ndim is not None and value.ndim != ndim:
         raise ValueError(f"{name}: expected {ndim} dimensions, got {describe(value)}")
-    if floating and not value.is_floating_point():
+    if floating and not (value.is_floating_point() and value.itemsize > 1):
         raise TypeError(f"{name}: expected a floating-point tensor, got {describe(value)}")
     return value
 
 
 def one_of(value, name: str, allowed: Sequence[str]) -> str:
     """`value` if it is one of `allowed`; ValueError otherwise."""
-    if value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {value!r}")
+    if not (value is None or isinstance(value, str)) or value not in allowed:
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {_shown(value)}")
+    return value
+
+
+def _shown(value) -> str:
+    return repr(value) if isinstance(value, str) else describe(value)
+
+
+def present(value: torch.Tensor, name: str) -> torch.Tensor:
+    """`value` if it holds values; ValueError for one on the meta device."""
+    if value.is_meta:
+        raise ValueError(f"{name}: expected values, got a tensor on the meta device, which holds none")
     return value
 
 
@@ -107,6 +154,51 @@ def finite(value: torch.Tensor, name: str) -> torch.Tensor:
     return value
 
 
+def device(value, name: str = "device") -> torch.device | None:
+    """`value` as a torch.device, or None."""
+    if value is None or isinstance(value, torch.device):
+        return value
+    if isinstance(value, bool) or not isinstance(value, (str, int)):
+        raise TypeError(f"{name}: expected a device, got {describe(value)}")
+    try:
+        return torch.device(value)
+    except (RuntimeError, ValueError, OverflowError):
+        raise ValueError(f"{name}: expected a device, got {describe(value)}") from None
+
+
+def floating_dtype(value, name: str = "dtype") -> torch.dtype | None:
+    """`value` if it is a floating-point torch.dtype, or None."""
+    if value is None or (isinstance(value, torch.dtype) and value.is_floating_point):
+        return value
+    raise TypeError(f"{name}: expected a floating-point torch.dtype, got {describe(value)}")
+
+
 def optional_positive(value, name: str) -> float | None:
     """`value` as a positive number, or None."""
     return None if value is None else number(value, name, positive=True)
+
+
+_NO_MEMORY = ("DefaultCPUAllocator", "alloc_cpu", "bad_alloc", "vector::_M", "Storage size calculation overflowed")
+
+
+def memory(function: Callable) -> Callable:
+    """Decorator: where memory runs out, whoever notices, the call raises MemoryError (CUDA's own error stays)."""
+
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        try:
+            return function(*arguments, **options)
+        except (RuntimeError, OSError, MemoryError) as error:
+            if isinstance(error, OSError):
+                out = error.errno == errno.ENOMEM
+            elif isinstance(error, MemoryError):
+                out = "not enough memory" not in str(error)
+            else:
+                text = str(error)
+                out = not isinstance(error, torch.OutOfMemoryError) and any(sign in text for sign in _NO_MEMORY)
+            if not out:
+                raise
+            reason = (str(error) or "MemoryError").splitlines()[0]
+            raise MemoryError(f"{function.__qualname__}: not enough memory: {reason}"[:400]) from error
+
+    return call

@@ -13,8 +13,10 @@ import torch
 from . import _check
 from .aligned_centers import arrange, check_similarity
 from .balanced_centers import MAX_CLASSES, search_balanced
+from .codes import as_tensor
 from .nested_centers import hadamard_matrix, search_nested
 
+MAX_SIZE = 2**31  # classes x bits
 KINDS = ("hadamard", "balanced", "random", "nested")
 
 
@@ -54,16 +56,24 @@ def make_centers(
         TypeError, ValueError: an argument is of the wrong type, or a given centre has the wrong shape or a value
             other than -1 and +1.
     """
+    return named_centers("kind", num_classes, code_lengths, kind, seed, similarity)
+
+
+@_check.memory
+def named_centers(name: str, num_classes: int, code_lengths, kind, seed: int, similarity=None) -> list[torch.Tensor]:
+    """`make_centers` whose errors call `kind` by another name."""
     num_classes = _check.positive_int(num_classes, "num_classes")
     lengths = _check.code_lengths(code_lengths)
     seed = _check.positive_int(seed, "seed", minimum=0)
+    if num_classes * lengths[-1] > MAX_SIZE:
+        raise ValueError(f"num_classes: expected at most {MAX_SIZE // lengths[-1]} here, got {num_classes}")
     if similarity is not None:
         if not isinstance(kind, str) or kind != "nested":
-            raise ValueError(f"similarity: serves centres of kind 'nested' only, got kind {kind!r}"[:200])
+            raise ValueError(f"similarity: serves centres of kind 'nested' only, got kind {_check.describe(kind)}")
         similarity = check_similarity(similarity, num_classes)
     if not isinstance(kind, str):
-        return _given(kind, num_classes, lengths)
-    kind = _check.one_of(kind, "kind", KINDS)
+        return _given(kind, num_classes, lengths, name)
+    kind = _check.one_of(kind, name, KINDS)
     if kind == "nested":
         if 2 <= num_classes <= MAX_CLASSES:
             longest = search_balanced(num_classes, lengths, seed, similarity)
@@ -197,13 +207,13 @@ def _balanced_rows(count: int, length: int, rng: np.random.Generator, used: set[
     return rows
 
 
-def _given(centers, num_classes: int | None, lengths: tuple[int, ...], name: str = "kind") -> list[torch.Tensor]:
+def _given(centers, num_classes: int | None, lengths: tuple[int, ...], name: str) -> list[torch.Tensor]:
     """Validated float32 copies (C, b_k) of given centres; C is that of the first where `num_classes` is None."""
     if isinstance(centers, (torch.Tensor, np.ndarray)):
         longest = _sign_matrix(centers, name, num_classes, lengths[-1])
         return [longest[:, :b].clone() for b in lengths]
     if isinstance(centers, str) or not isinstance(centers, Sequence):
-        names = "".join(f"{kind!r}, " for kind in KINDS) if name == "kind" else ""
+        names = "".join(f"{kind!r}, " for kind in KINDS) if num_classes is not None else ""
         raise TypeError(
             f"{name}: expected {names}one (C, {lengths[-1]}) tensor or a sequence of {len(lengths)} tensors, "
             f"got {_check.describe(centers)}"
@@ -222,9 +232,10 @@ def _sign_matrix(value, name: str, num_classes: int | None, length: int) -> torc
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "iuf":
             raise TypeError(f"{name}: expected numbers, got {_check.describe(value)}")
-        value = torch.tensor(value)
+        value = as_tensor(value, name)
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"{name}: expected a tensor or an array of +-1, got {_check.describe(value)}")
+    _check.present(_check.tensor(value, name), name)
     if value.dtype == torch.bool or value.is_complex():
         raise TypeError(f"{name}: expected integers or real numbers, got {_check.describe(value)}")
     rows = "C" if num_classes is None else num_classes

@@ -11,9 +11,13 @@ import warnings
 import numpy as np
 import torch
 
-from . import _check, native
+from . import _check, _fork, native  # noqa: F401 (a forked child that packs or searches must not hang)
 
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+# So many values are told from codes by what they are; fewer may be anything.
+_ENOUGH = 64
+_BLOCK_BYTES = 2**20
 
 
 def num_bytes(length: int) -> int:
@@ -21,32 +25,42 @@ def num_bytes(length: int) -> int:
     return (length + 7) // 8
 
 
-def as_tensor(value):
-    """`value` as a tensor that shares its memory where it is a NumPy array; anything else as it is.
+def as_tensor(value, name: str = "value"):
+    """`value` as a tensor that shares its memory, where possible, where it is a NumPy array; anything else as it is.
 
-    An array that torch has no dtype for comes back as it is too, for the check that follows to name.
+    Raises:
+        TypeError: an array that is masked, or whose dtype PyTorch doesn't know.
     """
     if not isinstance(value, np.ndarray):
         return value
-    if any(stride < 0 for stride in value.strides):
-        value = np.ascontiguousarray(value)
-    try:
-        if value.flags.writeable:
-            return torch.from_numpy(value)
-        with warnings.catch_warnings():
-            # Read-only arrays (memory maps) are fine here: codes and labels are only ever read.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return torch.from_numpy(value)
-    except (TypeError, ValueError):
-        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array without a mask, got {_check.describe(value)}")
+    if value.dtype.kind not in "biufc" or value.dtype.itemsize > (16 if value.dtype.kind == "c" else 8):
+        raise TypeError(
+            f"{name}: expected a tensor or an array of numbers that PyTorch knows (of at most 64 bits), "
+            f"got {_check.describe(value)}"
+        )
+    if not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
+    # Other strides than PyTorch's: backwards (even along a dimension of one), or fields of records.
+    if any(stride < 0 or stride % value.itemsize for stride in value.strides):
+        value = value.copy()
+    if value.flags.writeable:
+        return torch.from_numpy(value)
+    with warnings.catch_warnings():
+        # Read-only arrays (memory maps) are fine here: codes and labels are only ever read.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(value)
 
 
+@_check.memory
 def pack_codes(x) -> torch.Tensor:
     """Pack a matrix of code values into bits.
 
     Args:
         x: (N, L) tensor or NumPy array. Floating point (any precision): the bit is x > 0. Integer: {0, 1} or
-            {-1, +1}, the bit is x > 0. bool: the bit itself.
+            {-1, +1}, the bit is x > 0. bool: the bit itself. Of 64 values or more that all lie from 0 to 1, some of
+            them in between, every bit would be 1: such outputs of a sigmoid are refused (pass x - 0.5).
 
     Returns:
         (N, ceil(L / 8)) uint8 tensor on the device of `x` (on the CPU for an array), byte for byte equal to
@@ -54,27 +68,53 @@ def pack_codes(x) -> torch.Tensor:
 
     Raises:
         TypeError: x is not a tensor or array of a real dtype.
-        ValueError: x is not two-dimensional with L >= 1, holds NaN, or holds an integer outside {-1, 0, 1}.
+        ValueError: x is not two-dimensional with L >= 1, holds NaN, holds an integer outside {-1, 0, 1}, or holds
+            what a sigmoid gives.
     """
-    x = _check.tensor(as_tensor(x), "x", ndim=2)
-    rows, length = x.shape
-    if length == 0:
+    x = _check.tensor(as_tensor(x, "x"), "x", ndim=2)
+    if x.shape[1] == 0:
         raise ValueError(f"x: expected at least one bit a row, got {_check.describe(x)}")
-    if x.is_floating_point():
-        _check.values(~torch.isnan(x).any(), "x: expected numbers, got NaN, which has no sign")
+    if x.is_floating_point() and x.itemsize > 1:
+        _refuse_probabilities(x)
     elif x.dtype in _INTEGER:
         known = (x == 0) | (x == 1) if x.dtype == torch.uint8 else (x >= -1) & (x <= 1)
         _check.values(known.all(), "x: expected integers in {0, 1} or {-1, +1}, got another value")
     elif x.dtype != torch.bool:
         raise TypeError(f"x: expected a floating-point, bool or integer matrix, got {_check.describe(x)}")
+    return pack_outputs(x)
+
+
+def pack_outputs(x: torch.Tensor) -> torch.Tensor:
+    """`pack_codes` of a matrix that is known to hold raw outputs (any numbers but NaN) or bits."""
+    if x.is_floating_point() and not torch.compiler.is_compiling():
+        _check.values(~torch.isnan(x).any(), "x: expected numbers, got NaN, which has no sign")
     if native.can_pack(x):
         return native.pack(x)
+    rows, length = x.shape
     bits = (x if x.dtype == torch.bool else x > 0).to(torch.uint8)
     bits = torch.nn.functional.pad(bits, (0, -length % 8)).view(rows, num_bytes(length), 8)
     place = torch.tensor([128, 64, 32, 16, 8, 4, 2, 1], dtype=torch.uint8, device=x.device)
+    if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():  # ONNX adds no bytes up
+        return (bits.int() * place.int()).sum(-1, dtype=torch.int32).to(torch.uint8)
     return (bits * place).sum(-1, dtype=torch.uint8)
 
 
+def _refuse_probabilities(x: torch.Tensor) -> None:
+    """Raise where a matrix of some size can only be a sigmoid's outputs, whose signs say nothing."""
+    if x.numel() < _ENOUGH or torch.compiler.is_compiling() or x.device.type == "meta":
+        return
+    low, high = x.detach().aminmax()
+    within = (low >= 0) & (high <= 1)
+    if x.device.type == "cpu" and not bool(within):
+        return
+    _check.values(
+        ~within | ((x == 0) | (x == 1)).all(),
+        "x: expected raw outputs of either sign, got numbers from 0 to 1, as a sigmoid gives them, of which every "
+        "bit would be 1: pass x - 0.5, or the bits themselves as bool",
+    )
+
+
+@_check.memory
 def unpack_codes(packed, length: int) -> torch.Tensor:
     """The code values of packed rows.
 
@@ -101,16 +141,52 @@ def unpack_codes(packed, length: int) -> torch.Tensor:
 def check_packed(codes, name: str = "codes") -> torch.Tensor:
     """`codes` as a uint8 tensor (N, bytes); NumPy arrays share their memory.
 
+    Bits that say what they are, a bool matrix (N, L) or one of nothing but -1 and +1, are packed. Bits as uint8,
+    one a byte, would pass for packed rows: a matrix of some size that can be nothing else is refused.
+
     Raises:
-        TypeError: not a tensor or array, or not uint8.
-        ValueError: not two-dimensional, or rows of no bytes.
+        TypeError: not a tensor or array, or neither uint8 nor bool nor +-1.
+        ValueError: not two-dimensional, rows of no bytes, or bits that were not packed.
     """
-    codes = _check.tensor(as_tensor(codes), name)
-    if codes.dtype != torch.uint8:
-        raise TypeError(f"{name}: expected packed uint8 rows (see pack_codes), got {_check.describe(codes)}")
+    codes = _check.present(_check.tensor(as_tensor(codes, name), name), name)
     if codes.ndim != 2 or codes.shape[1] == 0:
         raise ValueError(f"{name}: expected packed rows of shape (N, bytes), got {_check.describe(codes)}")
-    return codes
+    if codes.dtype == torch.uint8:
+        _refuse_unpacked(codes, name)
+        return codes
+    if codes.dtype == torch.bool or _only_signs(codes):
+        return pack_outputs(codes)
+    raise TypeError(
+        f"{name}: expected packed uint8 rows, or a matrix of bool or of -1 and +1, got {_check.describe(codes)}; "
+        f"outputs and other bits are packed by pack_codes({name})"
+    )
+
+
+def _only_signs(values: torch.Tensor) -> bool:
+    known = values.is_floating_point() or values.dtype in _INTEGER
+    return known and values.numel() > 0 and bool((values.abs() == 1).all())
+
+
+def _refuse_unpacked(rows: torch.Tensor, name: str) -> None:
+    """Raise where packed rows can only be bits, one a byte: none above 1, though one in 16 is 1 and rows differ."""
+    if torch.compiler.is_compiling():
+        return
+    if rows.is_cpu:
+        array = rows.numpy()
+        # Nearly always the first row settles it, in a microsecond.
+        if array.size < _ENOUGH or array.shape[1] < 8 or array[0].tobytes().strip(b"\0\1"):
+            return
+        if any(bool((part > 1).any()) for part in rows.split(max(1, _BLOCK_BYTES // rows.shape[1]))):
+            return
+    elif rows.numel() < _ENOUGH or rows.shape[1] < 8:
+        return
+    differ = (rows != rows[:1]).any() if len(rows) > 1 else torch.ones((), dtype=torch.bool, device=rows.device)
+    bits = (rows <= 1).all() & (rows.sum(dtype=torch.int64) * 16 >= rows.numel()) & differ
+    _check.values(
+        ~bits,
+        f"{name}: expected packed rows, got {_check.describe(rows)} in which no byte is above 1: bits, one a byte; "
+        f"pack them with pack_codes({name})",
+    )
 
 
 def check_length(length, available_bytes: int, name: str = "length") -> int:

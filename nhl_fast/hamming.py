@@ -39,12 +39,14 @@ def body_of(operation: str, requested: str, device: torch.device, longest: int) 
     bodies = _BODIES[operation]
     # One that is not available stays listed, so that asking for it by name says why.
     native_serves = longest <= native.MAX_BITS.get(name, 0)
+    requested = _check.one_of(requested, "backend", ("auto", *backend.NAMES))
     return bodies[backend.choose(requested, (name, "reference") if native_serves else ("reference",), operation)]
 
 
 # --------------------------------------------------------------------------------------------- public calls
 
 
+@_check.memory
 @torch.no_grad()
 def hamming_distances(
     queries, database, lengths=None, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES, backend: str = "auto"
@@ -52,7 +54,8 @@ def hamming_distances(
     """Hamming distances between all queries and all database items.
 
     Args:
-        queries: (Q, bytes) packed uint8 rows (see `pack_codes`), tensor or NumPy array.
+        queries: (Q, bytes) packed uint8 rows (see `pack_codes`), tensor or NumPy array; bits as bool or as -1 and +1,
+            (Q, L), are packed.
         database: (n, bytes) packed uint8 rows on the same device. Rows of unequal width may meet where a
             length is given that both hold.
         lengths: None for all bits of the rows; an int for one prefix; a strictly increasing sequence for
@@ -70,10 +73,11 @@ def hamming_distances(
     queries, database, lengths = _check_pair(queries, database, lengths, "lengths")
     chunk_bytes = _check.positive_int(chunk_bytes, "chunk_bytes")
     body = body_of("hamming_distances", backend, queries.device, lengths[-1])
-    distances = body(queries, database, lengths, chunk_bytes)
+    distances = body(*_cut(queries, database, lengths[-1]), lengths, chunk_bytes)
     return distances if several else distances[0]
 
 
+@_check.memory
 @torch.no_grad()
 def search(
     queries,
@@ -109,10 +113,16 @@ def search(
         raise ValueError(f"k: expected at most n = {len(database)}, the database's items, got {k}")
     allow = _check_allow(allow, database)
     chunk_bytes = _check.positive_int(chunk_bytes, "chunk_bytes")
-    body = body_of("search", backend, queries.device, lengths[0])
-    return body(queries, database, k, lengths[0], allow, chunk_bytes)
+    return nearest(queries, database, k, lengths[0], allow, chunk_bytes, backend)
 
 
+def nearest(queries, database, k, length, allow, chunk_bytes, backend) -> tuple[torch.Tensor, torch.Tensor]:
+    """`search` with checked arguments; rows may be wider than the length."""
+    body = body_of("search", backend, queries.device, length)
+    return body(*_cut(queries, database, length), k, length, allow, chunk_bytes)
+
+
+@_check.memory
 @torch.no_grad()
 def radius_search(
     queries,
@@ -128,7 +138,7 @@ def radius_search(
 
     Args:
         queries, database, length, allow, backend: as for `search`.
-        radius: largest distance that counts, 0 or more.
+        radius: largest distance that counts, 0 or more (faiss's `range_search` leaves out the radius itself).
         chunk_bytes: bound on the memory taken beyond a small multiple of the result.
 
     Returns:
@@ -142,12 +152,17 @@ def radius_search(
     radius = _check.positive_int(radius, "radius", minimum=0)
     allow = _check_allow(allow, database)
     chunk_bytes = _check.positive_int(chunk_bytes, "chunk_bytes")
-    body = body_of("radius_search", backend, queries.device, lengths[0])
-    return body(queries, database, radius, lengths[0], allow, chunk_bytes)
+    return within(queries, database, radius, lengths[0], allow, chunk_bytes, backend)
+
+
+def within(queries, database, radius, length, allow, chunk_bytes, backend):
+    """`radius_search` with checked arguments; rows may be wider than the length."""
+    body = body_of("radius_search", backend, queries.device, length)
+    return body(*_cut(queries, database, length), min(radius, length), length, allow, chunk_bytes)
 
 
 def _check_pair(queries, database, lengths, name: str) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
-    """Checked rows, cut to the bytes in use, and the lengths as a tuple."""
+    """Checked rows, and the lengths as a tuple."""
     queries = codes.check_packed(queries, "queries")
     database = codes.check_packed(database, "database")
     if queries.device != database.device:
@@ -164,21 +179,25 @@ def _check_pair(queries, database, lengths, name: str) -> tuple[torch.Tensor, to
         lengths = codes.check_lengths(lengths, width, name)
     else:
         lengths = (codes.check_length(lengths, width, name),)
-    used = codes.num_bytes(lengths[-1])
-    # A view takes a microsecond, which counts where one query takes sixty.
-    queries, database = (rows if rows.shape[1] == used else rows[:, :used] for rows in (queries, database))
     return queries, database, lengths
+
+
+def _cut(queries: torch.Tensor, database: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both cut to the bytes that the length uses."""
+    used = codes.num_bytes(length)
+    # A view takes a microsecond, which counts where one query takes sixty.
+    return tuple(rows if rows.shape[1] == used else rows[:, :used] for rows in (queries, database))
 
 
 def _check_allow(allow, database: torch.Tensor) -> torch.Tensor | None:
     if allow is None:
         return None
-    allow = _check.tensor(codes.as_tensor(allow), "allow")
+    allow = _check.tensor(codes.as_tensor(allow, "allow"), "allow")
     if allow.dtype != torch.bool:
         raise TypeError(f"allow: expected a bool mask, got {_check.describe(allow)}")
     if allow.shape != (len(database),):
         raise ValueError(f"allow: expected shape ({len(database)},), one value an item, got {_check.describe(allow)}")
-    return allow.to(database.device)
+    return _check.present(allow, "allow").to(database.device)
 
 
 # ------------------------------------------------------------------------------------------------- the tiles

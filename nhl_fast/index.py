@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import operator
-import threading
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from . import _check, index_file, index_ids, index_segments
-from .backend import require
+from . import _check, _fork, index_file, index_ids, index_segments
+from .backend import NAMES, require
 from .codes import as_tensor, check_length, check_packed, num_bytes
 from .index_file import IndexFileError
 from .index_ids import check_distinct, check_ids, on_cpu, some
@@ -60,6 +59,10 @@ class NestedIndex:
     a sixteenth of the codes, whichever is more, while it lasts. A removal or an update copies the mask of the
     parts it touches (one byte an item), so pass many ids at once; a part that is half removed is compacted.
 
+    Copies: `copy.copy` and `copy.deepcopy` take no time (nothing in an index changes in place, so that both share
+    what they hold until they change). `pickle` and joblib hold codes and ids themselves, of a mapped index too: what
+    comes back lives in memory and needs no file. A forked child has a copy of its own.
+
     Threads: any number may search, load and save while others add, remove and update. Writers wait for each
     other; a search holds no lock and sees the index as it was when the search began, each write wholly or not
     at all.
@@ -76,7 +79,28 @@ class NestedIndex:
         if self._length > index_file.MAX_LENGTH:
             raise ValueError(f"length: expected at most {index_file.MAX_LENGTH} bits, got {self._length}")
         self._state = _State()
-        self._writing = threading.Lock()
+        self._writing = _fork.Lock()
+
+    def __getstate__(self) -> dict:
+        state = self._state
+        return {
+            "length": self._length,
+            "next_id": state.next_id,
+            "segments": [(s.codes.numpy(), s.first, s.ids, s.alive) for s in state.segments],
+        }
+
+    def __setstate__(self, stored: dict) -> None:
+        self.__init__(stored["length"])
+        segments = (Segment(as_tensor(codes), *rest) for codes, *rest in stored["segments"])
+        self._state = _State(tuple(segments), stored["next_id"])
+
+    def __copy__(self) -> NestedIndex:
+        out = type(self)(self._length)
+        out._state = self._state
+        return out
+
+    def __deepcopy__(self, memo) -> NestedIndex:
+        return self.__copy__()
 
     # ---------------------------------------------------------------------------------------------- what is there
 
@@ -118,6 +142,7 @@ class NestedIndex:
         state = self._state
         return state.nbytes / max(1, state.count)
 
+    @_check.memory
     def reconstruct(self, ids) -> torch.Tensor:
         """The packed rows of `ids` (any order, repeats allowed): uint8 (len(ids), ceil(length / 8)).
 
@@ -134,6 +159,7 @@ class NestedIndex:
 
     # ---------------------------------------------------------------------------------------------------- changes
 
+    @_check.memory
     def add(self, codes, ids=None) -> torch.Tensor:
         """Add items.
 
@@ -173,6 +199,7 @@ class NestedIndex:
         ids = torch.from_numpy(empty((len(rows),), np.int64))
         return torch.arange(len(rows), out=ids).add_(first)
 
+    @_check.memory
     def remove(self, ids) -> None:
         """Remove the items of `ids` (distinct, any order).
 
@@ -184,6 +211,7 @@ class NestedIndex:
         with self._writing:
             self._state = self._replaced(ids, ())
 
+    @_check.memory
     def update(self, ids, codes) -> None:
         """Replace the codes of items that are in the index: row i of `codes` becomes the code of ids[i].
 
@@ -211,6 +239,7 @@ class NestedIndex:
 
     # ----------------------------------------------------------------------------------------------------- search
 
+    @_check.memory
     def search(
         self, queries, k: int, length: int | None = None, allow=None, *, backend: str = "auto"
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -234,6 +263,7 @@ class NestedIndex:
         """
         state = self._state
         queries, length = self._check_queries(queries, length)
+        _check.one_of(backend, "backend", ("auto", *NAMES))
         k = _check.positive_int(k, "k")
         if k > state.count:
             raise ValueError(f"k: expected at most {state.count}, the items in the index, got {k}")
@@ -243,6 +273,7 @@ class NestedIndex:
             distances, ids = (np.pad(a, ((0, 0), (0, missing)), constant_values=-1) for a in (distances, ids))
         return torch.from_numpy(distances.astype(np.int32, copy=False)), torch.from_numpy(ids)
 
+    @_check.memory
     def range_search(
         self, queries, radius: int, length: int | None = None, allow=None, *, backend: str = "auto"
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -250,7 +281,8 @@ class NestedIndex:
 
         Args:
             queries, length, allow, backend: as for `search`.
-            radius: largest distance that counts, 0 or more.
+            radius: largest distance that counts, 0 or more. (faiss's `range_search` leaves out the radius itself:
+                its radius r is r - 1 here.)
 
         Returns:
             (offsets, distances, ids): int64 (Q + 1,), int32 (total,), int64 (total,). The neighbours of query q
@@ -261,6 +293,7 @@ class NestedIndex:
         """
         state = self._state
         queries, length = self._check_queries(queries, length)
+        _check.one_of(backend, "backend", ("auto", *NAMES))
         radius = _check.positive_int(radius, "radius", minimum=0)
         counts, distances, ids = index_segments.within(
             state.segments, queries, radius, length, _check_allow(allow), backend
@@ -304,7 +337,7 @@ class NestedIndex:
             FileNotFoundError: there is no such file.
             IndexFileError: (a ValueError) the file is foreign, truncated, damaged or of another version.
         """
-        contents = index_file.read(path, bool(mmap), bool(verify))
+        contents = index_file.read(path, _check.flag(mmap, "mmap"), _check.flag(verify, "verify"))
         index = cls(contents.length)
         segments = _NO_SEGMENTS
         if len(contents.codes):
@@ -315,6 +348,9 @@ class NestedIndex:
 
     def to_faiss(self):
         """The same codes and ids as a `faiss.IndexBinaryIDMap` over an `IndexBinaryFlat`.
+
+        Faiss's `range_search(x, radius)` finds distances < radius, this index's distances <= radius: what
+        `range_search(x, r)` finds here, `range_search(x, r + 1)` finds there.
 
         Raises:
             ImportError: faiss is not installed.
@@ -333,7 +369,8 @@ class NestedIndex:
     def from_faiss(cls, index) -> NestedIndex:
         """An index with the codes and ids of a `faiss.IndexBinaryFlat`, or an `IndexBinaryIDMap` over one.
 
-        The codes are copied. Items of an `IndexBinaryFlat` get the ids 0, 1, ..., their row numbers.
+        The codes are copied. Items of an `IndexBinaryFlat` get the ids 0, 1, ..., their row numbers. A radius counts
+        here (distances <= radius) and does not in faiss (distances < radius): take one less.
 
         Raises:
             ImportError: faiss is not installed.

@@ -14,9 +14,11 @@ def check_ids(value, name: str) -> np.ndarray:
     """Integers of at least 0 as an int64 array, a copy."""
     if isinstance(value, torch.Tensor):
         on_cpu(value, name)
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected integers without a mask, got {_check.describe(value)}")
     try:
         ids = np.asarray(value)
-    except (TypeError, ValueError):
+    except Exception:  # whatever a foreign class raises where it is taken for a sequence
         raise TypeError(f"{name}: expected a sequence of integers, got {_check.describe(value)}") from None
     if ids.ndim == 0:
         raise TypeError(f"{name}: expected a sequence of integers, got {_check.describe(value)}")
@@ -26,7 +28,7 @@ def check_ids(value, name: str) -> np.ndarray:
         return np.empty(0, np.int64)
     # Integers that fit no common dtype have become objects or floats.
     if ids.dtype.kind in "Of" and not hasattr(value, "dtype") and all(isinstance(i, int) for i in value):
-        raise ValueError(f"{name}: expected integers from 0 to 2**63 - 1, got {max(value, key=abs)}")
+        raise ValueError(f"{name}: expected integers from 0 to 2**63 - 1, got {_check.digits(max(value, key=abs))}")
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected a sequence of integers, got {_check.describe(value)}")
     wrong = (ids < 0) | (ids > np.iinfo(np.int64).max)

@@ -26,6 +26,8 @@ _SMALL_ROWS = 4096
 _MERGE_BYTES = 64 * 2**20
 _MERGE_PART = 16
 
+_CHUNK_BYTES = hamming.DEFAULT_CHUNK_BYTES
+
 # Bytes of codes a segment contributes to a block of `ordered_blocks`.
 _BLOCK_BYTES = 2**20
 
@@ -173,13 +175,13 @@ class Chosen:
     def nearest(self, queries, k: int, length: int, backend: str) -> tuple[np.ndarray, np.ndarray]:
         """(distances, ids), both (Q, min(k, count))."""
         k = min(k, self.count)
-        distances, found = hamming.search(queries, self.rows, k, length, allow=self.mask, backend=backend)
+        distances, found = hamming.nearest(queries, self.rows, k, length, self.mask, _CHUNK_BYTES, backend)
         return distances.numpy(), self.ids_of(found)
 
     def within(self, queries, radius: int, length: int, backend: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(neighbours of each query, distances, ids)."""
-        offsets, distances, found = hamming.radius_search(
-            queries, self.rows, radius, length, allow=self.mask, backend=backend
+        offsets, distances, found = hamming.within(
+            queries, self.rows, radius, length, self.mask, _CHUNK_BYTES, backend
         )
         return offsets.diff().numpy(), distances.numpy(), self.ids_of(found)
 

@@ -6,7 +6,72 @@ import inspect
 
 import torch
 
+ONCE = (
+    "create_graph=True: this gradient of nhl_fast was computed together with its value and cannot be differentiated "
+    "again (no Hessian, gradient penalty or MAML through it). Twice differentiable are NestedHashLayer's outputs "
+    "(backend='reference') and the losses CSQ, DPN and DCH with backend='reference', called without NestedObjective"
+)
 
+
+def _bound(function: type[torch.autograd.Function]) -> type[torch.autograd.Function]:
+    """`apply` binds its arguments by forward's signature, which would be taken apart anew at every call."""
+    function.forward.__signature__ = inspect.signature(function.forward)
+    return function
+
+
+@_bound
+class _Once(torch.autograd.Function):
+    """A gradient, tied to what it was taken with respect to: differentiating it raises."""
+
+    @staticmethod
+    def forward(gradient, source):
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, _):
+        raise RuntimeError(ONCE)
+
+
+def once(gradient: torch.Tensor | None, *sources: torch.Tensor) -> torch.Tensor | None:
+    """`gradient` as it leaves a backward pass, where it depends on `sources` in ways that no graph records.
+
+    Under create_graph=True it would otherwise pass for a constant.
+    """
+    if gradient is None or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return gradient
+    for source in sources:
+        if source.requires_grad:
+            gradient = _Once.apply(gradient, source)
+    return gradient
+
+
+@_bound
+class _OnceThrough(torch.autograd.Function):
+    """`value`, whose own graph lacks `source`: its gradients may be taken, but not differentiated."""
+
+    @staticmethod
+    def forward(value, source):
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return once(gradient, *ctx.saved_tensors), None
+
+
+def once_through(value: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
+    """`value`, computed from a detached `source`, as something that can be differentiated once."""
+    return _OnceThrough.apply(value, source) if source.requires_grad else value
+
+
+@_bound
 class _KnownGradient(torch.autograd.Function):
     @staticmethod
     def forward(x, value, grad, columns):
@@ -14,21 +79,16 @@ class _KnownGradient(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs[2:])
+        ctx.save_for_backward(inputs[0], *inputs[2:])
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, grad_value):
-        grad, columns = ctx.saved_tensors
+        x, grad, columns = ctx.saved_tensors
         if columns is not None:
             grad_value = columns.to(grad_value.dtype) @ grad_value
         elif grad_value.ndim:
             grad_value = grad_value.view(-1, *[1] * (grad.ndim - 1))
-        return grad_value * grad, None, None, None
-
-
-# `apply` binds its arguments by forward's signature, which would be taken apart anew at every call.
-_KnownGradient.forward.__signature__ = inspect.signature(_KnownGradient.forward)
+        return once(grad_value * grad, x), None, None, None
 
 
 def known_gradient(

@@ -16,6 +16,23 @@ def check_labels(labels, num_rows: int, num_classes: int | None = None, name: st
     Ids are integers in [0, num_classes). Multi-hot rows hold zeros and ones in any dtype; a row may be all
     zero (an item with no class is relevant to nothing).
     """
+    check_form(labels, num_rows, num_classes, name)
+    if labels.ndim == 1:
+        labels = labels.long()
+        if num_rows:
+            low = labels.min() >= 0
+            ok = low if num_classes is None else low & (labels.max() < num_classes)
+            span = "non-negative class ids" if num_classes is None else f"class ids from 0 to {num_classes - 1}"
+            _check.values(ok, f"{name}: expected {span}, got one out of range")
+        return labels
+    if labels.dtype != torch.bool and labels.numel():
+        ok = ((labels == 0) | (labels == 1)).all()
+        _check.values(ok, f"{name}: expected multi-hot rows of zeros and ones, got another value")
+    return labels
+
+
+def check_form(labels, num_rows: int, num_classes: int | None = None, name: str = "labels") -> None:
+    """Raise unless shape and dtype are those of ids (N,) or multi-hot rows (N, C); the values are not looked at."""
     _check.tensor(labels, name)
     if labels.ndim not in (1, 2) or labels.shape[0] != num_rows:
         raise ValueError(
@@ -25,19 +42,8 @@ def check_labels(labels, num_rows: int, num_classes: int | None = None, name: st
     if labels.ndim == 1:
         if labels.dtype not in _INTEGER:
             raise TypeError(f"{name}: expected integer class ids, got {_check.describe(labels)}")
-        labels = labels.long()
-        if num_rows:
-            low = labels.min() >= 0
-            ok = low if num_classes is None else low & (labels.max() < num_classes)
-            span = "non-negative class ids" if num_classes is None else f"class ids from 0 to {num_classes - 1}"
-            _check.values(ok, f"{name}: expected {span}, got one out of range")
-        return labels
-    if num_classes is not None and labels.shape[1] != num_classes:
+    elif num_classes is not None and labels.shape[1] != num_classes:
         raise ValueError(f"{name}: expected {num_classes} columns, one a class, got {_check.describe(labels)}")
-    if labels.dtype != torch.bool and labels.numel():
-        ok = ((labels == 0) | (labels == 1)).all()
-        _check.values(ok, f"{name}: expected multi-hot rows of zeros and ones, got another value")
-    return labels
 
 
 def to_multi_hot(labels: torch.Tensor, num_classes: int, dtype=torch.float32) -> torch.Tensor:

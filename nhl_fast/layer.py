@@ -7,8 +7,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import _check
-from .backend import use_triton
-from .codes import pack_codes
+from .backend import NAMES, use_triton
+from .codes import pack_outputs
+from .precision import no_autocast
+
+_BACKENDS = ("auto", *NAMES)
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 class NestedHashLayer(nn.Module):
@@ -21,27 +25,37 @@ class NestedHashLayer(nn.Module):
     The weight (L, d) starts as N(0, 0.01), the bias (L,) as 0. The parameters are named `hash_layer.weight` and
     `hash_layer.bias`, so that weights saved by the authors' layer load as they are.
 
+    `hash_layer` may be replaced (a LoRA wrapper, a quantized layer), have no bias, or carry hooks, parametrizations
+    and pruning masks: anything but a plain `nn.Linear` is called as the module that it is, by the reference.
+
     Source: He et al., "Nested Hash Layer", arXiv 2412.08922.
     """
 
+    @_check.memory
     def __init__(self, in_features: int, code_lengths=_check.DEFAULT_CODE_LENGTHS, *, device=None, dtype=None):
         super().__init__()
         self.in_features = _check.positive_int(in_features, "in_features")
         self.code_lengths = _check.code_lengths(code_lengths)
+        device, dtype = _check.device(device), _check.floating_dtype(dtype)
         self.hash_layer = nn.Linear(self.in_features, self.code_lengths[-1], device=device, dtype=dtype)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight anew and set the bias to 0, as at the beginning (after `to_empty`, say)."""
         nn.init.normal_(self.hash_layer.weight, std=0.01)
-        nn.init.zeros_(self.hash_layer.bias)
+        if self.hash_layer.bias is not None:
+            nn.init.zeros_(self.hash_layer.bias)
 
     @property
     def out_features(self) -> int:
         """The longest code length, L."""
         return self.code_lengths[-1]
 
-    def check_features(self, x) -> None:
+    def check_features(self, x, name: str = "x") -> None:
         """Raise unless `x` holds features (N, d)."""
-        _check.tensor(x, "x", floating=True)
+        _check.tensor(x, name, floating=True)
         if x.ndim != 2 or x.shape[1] != self.in_features:
-            raise ValueError(f"x: expected features of shape (N, {self.in_features}), got {_check.describe(x)}")
+            raise ValueError(f"{name}: expected features of shape (N, {self.in_features}), got {_check.describe(x)}")
 
     def project(self, x: torch.Tensor, backend: str = "auto") -> torch.Tensor:
         """Raw outputs (N, L) of features (N, d): float32, or float64 where the features or weights are.
@@ -53,19 +67,47 @@ class NestedHashLayer(nn.Module):
         recorded; with one, PyTorch's own product, which can be differentiated twice.
         """
         self.check_features(x)
-        recorded = torch.is_grad_enabled() and (x.requires_grad or self.hash_layer.weight.requires_grad)
+        _check.one_of(backend, "backend", _BACKENDS)
+        linear = self.hash_layer
+        recorded = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in linear.parameters()))
         if (backend != "auto" or not recorded) and self._fused(backend, "NestedHashLayer.project", x):
-            return torch.ops.nhl_fast.project(x, self.hash_layer.weight, self.hash_layer.bias, False)[0]
-        weight, bias = self.hash_layer.weight, self.hash_layer.bias
-        dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x.to(dtype), weight.to(dtype), bias.to(dtype))
+            return torch.ops.nhl_fast.project(x, linear.weight, linear.bias, False)[0]
+        if not_plain(linear):
+            return self._called(x)
+        dtype = torch.promote_types(torch.promote_types(x.dtype, linear.weight.dtype), torch.float32)
+        bias = None if linear.bias is None else linear.bias.to(dtype)
+        with no_autocast(x):
+            return F.linear(x.to(dtype), linear.weight.to(dtype), bias)
+
+    def _called(self, x: torch.Tensor) -> torch.Tensor:
+        """Raw outputs of a `hash_layer` that is no plain Linear, in its own dtype, then at least float32."""
+        own = next((t.dtype for t in (*self.hash_layer.parameters(), *self.hash_layer.buffers())
+                    if t.is_floating_point()), torch.float32)  # fmt: skip
+        with no_autocast(x):
+            u = self.hash_layer(x.to(own))
+        if not isinstance(u, torch.Tensor) or u.shape != (len(x), self.out_features):
+            raise ValueError(
+                f"hash_layer: expected it to give outputs of shape {(len(x), self.out_features)}, "
+                f"got {_check.describe(u)}"
+            )
+        return u if u.dtype == torch.float64 else u.float()
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The m prefixes (N, b_k) of the raw outputs, as views of one (N, L) tensor."""
         u = self.project(x)
         return tuple(u[:, :b] for b in self.code_lengths)
 
+    def outputs(self, x: torch.Tensor) -> torch.Tensor:
+        """The reference's raw outputs (N, L), through the layer's own hooks where it has any."""
+        if not _hooked(self):
+            return self.project(x, "reference")
+        prefixes = self(x)
+        u = prefixes[-1] if isinstance(prefixes, tuple) and prefixes else prefixes
+        if not isinstance(u, torch.Tensor) or u.shape != (len(x), self.out_features):
+            raise ValueError(f"layer: expected its hooks to leave {len(self.code_lengths)} prefixes of outputs")
+        return u
+
+    @_check.memory
     @torch.no_grad()
     def encode(self, x: torch.Tensor, backend: str = "auto") -> torch.Tensor:
         """Packed codes (N, ceil(L/8)) uint8 of features (N, d); bit = output > 0, most significant bit first.
@@ -75,7 +117,7 @@ class NestedHashLayer(nn.Module):
         self.check_features(x)
         if self._fused(backend, "NestedHashLayer.encode", x):
             return torch.ops.nhl_fast.encode(x, self.hash_layer.weight, self.hash_layer.bias)
-        return pack_codes(self.project(x, "reference"))
+        return pack_outputs(self.outputs(x))
 
     def _fused(self, backend: str, operation: str, x: torch.Tensor) -> bool:
         def refuses():
@@ -83,14 +125,31 @@ class NestedHashLayer(nn.Module):
 
             return step.refuses_projection(self, x)
 
+        _check.one_of(backend, "backend", _BACKENDS)
         return use_triton(backend, operation, x.device, refuses)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, code_lengths={self.code_lengths}"
 
 
+def _hooked(module: nn.Module) -> bool:
+    """Whether calling the module does more than its class says: hooks, or a `forward` of its own (accelerate)."""
+    own = vars(module)
+    return "forward" in own or any(own.get(hooks) for hooks in _HOOKS)
+
+
+def not_plain(linear: nn.Module) -> str | None:
+    """Why the weight and bias of a `hash_layer` do not say all that it does, or None."""
+    if type(linear) is not nn.Linear:
+        return f"hash_layer is a {type(linear).__name__}, not a plain Linear"
+    return "hash_layer has hooks" if _hooked(linear) else None
+
+
 def refuses_layer(layer: NestedHashLayer) -> str | None:
     """Why a compiled projection cannot stand in for this layer's, or None."""
-    if type(layer).project is not NestedHashLayer.project:
+    if type(layer).project is not NestedHashLayer.project or "project" in vars(layer):
         return f"{type(layer).__name__} has its own projection"
-    return "the layer has no bias" if layer.hash_layer.bias is None else None
+    if _hooked(layer):
+        return "the layer has hooks"
+    linear = layer.hash_layer
+    return not_plain(linear) or ("the layer has no bias" if linear.bias is None else None)

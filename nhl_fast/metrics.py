@@ -13,6 +13,7 @@ from .labels import check_labels
 TIES = ("id", *tie_rules.RULES)
 
 
+@_check.memory
 @torch.no_grad()
 def evaluate_retrieval(
     q_codes,
@@ -33,7 +34,8 @@ def evaluate_retrieval(
     the `denominator`. A query with a denominator of 0 has AP 0 and stays in the mean.
 
     Args:
-        q_codes: (Q, bytes) packed uint8 rows (see `pack_codes`), tensor or NumPy array; a length is a prefix.
+        q_codes: (Q, bytes) packed uint8 rows (see `pack_codes`), tensor or NumPy array; a length is a prefix. Bits as
+            bool or as -1 and +1, (Q, L), are packed.
         db_codes: (n, bytes) packed uint8 rows on the same device.
         q_labels, db_labels: class ids (N,) or multi-hot rows (N, C), tensor or NumPy array, in any mixture.
             An item is relevant to a query if they share a class.
@@ -90,12 +92,12 @@ def _non_empty(rows: torch.Tensor, name: str) -> torch.Tensor:
 
 def _check_label_pair(q_labels, db_labels, num_queries: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Both label sets, checked against the row counts and against each other's classes."""
-    q_labels = check_labels(codes.as_tensor(q_labels), num_queries, name="q_labels")
+    q_labels = check_labels(codes.as_tensor(q_labels, "q_labels"), num_queries, name="q_labels")
     classes = q_labels.shape[1] if q_labels.ndim == 2 else None
-    db_labels = check_labels(codes.as_tensor(db_labels), n, classes, name="db_labels")
+    db_labels = check_labels(codes.as_tensor(db_labels, "db_labels"), n, classes, name="db_labels")
     if q_labels.ndim == 1 and db_labels.ndim == 2:
         q_labels = check_labels(q_labels, num_queries, db_labels.shape[1], name="q_labels")
-    return q_labels, db_labels
+    return _check.present(q_labels, "q_labels"), _check.present(db_labels, "db_labels")
 
 
 def _ranked_average_precision(
@@ -193,11 +195,15 @@ class RetrievalResult:
         Returns:
             (precision, recall): float64 arrays of equal length.
         """
-        if length not in self._histograms:
-            raise ValueError(f"length: expected one of {self.lengths}, got {length!r}")
+        try:
+            known = length in self._histograms
+        except Exception:  # what has no hash
+            known = False
+        if not known:
+            raise ValueError(f"length: expected one of {self.lengths}, got {_check.describe(length)}")
         if _check.one_of(by, "by", ("rank", "radius")) == "radius":
             if points is not None:
-                raise ValueError(f"points: expected None with by='radius', got {points!r}")
+                raise ValueError(f"points: expected None with by='radius', got {_check.describe(points)}")
             precision, recall = self._ball(length)
             return precision.numpy(), recall.numpy()
         ranks = torch.from_numpy(self.curve_ranks(points))
@@ -208,7 +214,11 @@ class RetrievalResult:
         """The ranks at which `pr_curve(by="rank", points=points)` is read, int64."""
         if points is None:
             return np.arange(1, self.num_database + 1)
-        if hasattr(points, "__iter__"):
+        if hasattr(points, "__iter__") and getattr(points, "ndim", 1):
+            try:
+                points = iter(points)
+            except Exception:
+                raise TypeError(f"points: expected ranks, got {_check.describe(points)}") from None
             return np.array([self._rank(rank, "points") for rank in points], dtype=np.int64)
         count = _check.positive_int(points, "points")
         spaced = np.geomspace(self.num_database, 1, min(count, self.num_database))

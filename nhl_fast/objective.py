@@ -11,9 +11,10 @@ from torch import nn
 from . import _check
 from .backend import pick
 from .distillation import TEACHERS, expanded_distillation_losses
-from .known_gradient import known_gradient
+from .known_gradient import known_gradient, once_through
 from .layer import NestedHashLayer
 from .losses.base import NestedLoss, fused_step, native_step, no_autocast
+from .precision import scaled_training
 from .prefixes import expand, pad, weighted_sum
 from .weighting import dominance_dots, dominance_weights
 
@@ -35,6 +36,14 @@ class ObjectiveResult(NamedTuple):
     distill: torch.Tensor
     weights: torch.Tensor
     dots: torch.Tensor | None
+
+
+class _Form(NamedTuple):
+    """Shape, dtype and device of a tensor that is not made."""
+
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    device: torch.device
 
 
 def per_length_gradients(function, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -69,7 +78,9 @@ class NestedObjective(nn.Module):
             module is registered as part of the objective. Only the reference serves callables.
         teacher: whose similarities the distillation teaches, see `distillation_losses`; only the reference serves
             another than "next".
-        check_finite: raise ValueError where the outputs hold NaN or infinity (a device-side assertion on CUDA).
+        check_finite: raise ValueError where the outputs hold NaN or infinity. On CUDA, where that would wait for the
+            device, it is a device-side assertion; with float16 features or autocast, where a GradScaler skips a
+            step that overflows, the total's gradient becomes NaN instead.
         backend: "auto", "reference", "triton" (the fused kernels: float32, float16 and bfloat16 features, the
             ten published losses; "auto" takes them for CUDA tensors where they serve) or "cpp" (the same on the CPU;
             "auto" takes it for CPU tensors, with any other loss evaluated as it defines itself, and leaves
@@ -106,14 +117,10 @@ class NestedObjective(nn.Module):
             raise ValueError(
                 f"loss: its code lengths {loss.code_lengths} differ from the layer's {layer.code_lengths}"
             )
-        if isinstance(distill_weight, bool) or not isinstance(distill_weight, (int, float)):
-            raise TypeError(f"distill_weight: expected a number, got {_check.describe(distill_weight)}")
-        if not 0 <= distill_weight < float("inf"):
-            raise ValueError(f"distill_weight: expected a finite number of at least 0, got {distill_weight}")
         self.layer, self.loss = layer, loss
-        self.distill_weight = float(distill_weight)
+        self.distill_weight = _check.number(distill_weight, "distill_weight")
         self.teacher = _check.one_of(teacher, "teacher", TEACHERS)
-        self.check_finite = check_finite
+        self.check_finite = _check.flag(check_finite, "check_finite")
         self.backend = _check.one_of(backend, "backend", ("auto", "reference", "triton", "cpp"))
         fixed, self.rule = None, None
         if callable(weighting):
@@ -121,40 +128,64 @@ class NestedObjective(nn.Module):
         elif isinstance(weighting, str):
             self.weighting = _check.one_of(weighting, "weighting", ("dominance", "uniform"))
             if weighting == "uniform":
-                fixed = torch.ones(len(layer.code_lengths))
+                fixed = [1.0] * len(layer.code_lengths)
         else:
-            fixed = torch.as_tensor(weighting, dtype=torch.float32)
-            if fixed.shape != (len(layer.code_lengths),) or not bool(torch.isfinite(fixed).all()):
-                raise ValueError(
-                    f"weighting: expected 'dominance', 'uniform' or {len(layer.code_lengths)} finite numbers, "
-                    f"got {weighting!r}"
-                )
+            fixed = self._numbers(weighting, len(layer.code_lengths))
             self.weighting = "fixed"
         if len(layer.code_lengths) == 1:  # nothing to weigh against, and nothing longer to learn from
             self.distill_weight = 0.0
             if self.weighting in ("dominance", "custom"):
-                self.weighting, self.rule, fixed = "uniform", None, torch.ones(1)
+                self.weighting, self.rule, fixed = "uniform", None, [1.0]
+        self._fixed = fixed
+        if fixed is not None:
+            device = getattr(getattr(layer.hash_layer, "weight", None), "device", None)
+            elsewhere = device is not None and device.type != "meta"
+            fixed = torch.tensor(fixed, dtype=torch.float32, device=device if elsewhere else None)
         self.register_buffer("_fixed_weights", fixed, persistent=False)
 
+    @staticmethod
+    def _numbers(weighting, count: int) -> list[float]:
+        wrong = f"weighting: expected 'dominance', 'uniform', a callable or {count} finite numbers, "
+        try:
+            with torch.device("cpu"):
+                fixed = torch.as_tensor(weighting, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise TypeError(wrong + f"got {_check.describe(weighting)}") from None
+        if fixed.shape != (count,) or fixed.is_meta or not bool(torch.isfinite(fixed).all()):
+            raise ValueError(wrong + f"got {_check.describe(weighting)}")
+        return fixed.tolist()
+
+    def _apply(self, fn, recurse=True):
+        super()._apply(fn, recurse)
+        if self._fixed is not None:  # no state dict holds them, and `to_empty` leaves memory as it finds it
+            old = self._fixed_weights
+            self._fixed_weights = torch.tensor(self._fixed, device=old.device, dtype=old.dtype)
+        return self
+
+    @_check.memory
     def forward(self, features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None):
-        self.layer.check_features(features)
+        self.layer.check_features(features, "features")
         compiled = {
             "triton": lambda: self._refuses(fused_step(), features, labels),
             "cpp": lambda: self._refuses(native_step(), features, labels, any_loss=self.backend == "auto"),
         }
         if (chosen := pick(self.backend, "NestedObjective", features.device, compiled)) != "reference":
             step = fused_step() if chosen == "triton" else native_step()
+            scaled = scaled_training(features)
             with no_autocast(features):
-                return ObjectiveResult(*step.step(self, features, labels, index))
-        u = self.layer.project(features, "reference")
-        if self.check_finite:
+                return ObjectiveResult(*step.step(self, features, labels, index, scaled))
+        u = self.layer.outputs(features)
+        if self.check_finite and scaled_training(features):
+            u = u + (u - u).detach()  # infinity becomes NaN, which every loss hands on
+        elif self.check_finite:
             _check.values(torch.isfinite(u).all(), self.NOT_FINITE)
+        recorded = torch.is_grad_enabled()
         with no_autocast(u):
             if torch.compiler.is_compiling():
-                return self._evaluate(u, u.detach(), features, labels, index)
+                return self._evaluate(u, u.detach(), features, labels, index, recorded)
             with torch.inference_mode(False), torch.enable_grad():
                 plain = u.clone() if u.is_inference() else u.detach()
-                return self._evaluate(u, plain, features, labels, index)
+                return self._evaluate(u, plain, features, labels, index, recorded)
 
     def _refuses(self, step, features, labels, any_loss: bool = False) -> str | None:
         if self.rule is not None:
@@ -165,7 +196,7 @@ class NestedObjective(nn.Module):
             return why
         if any_loss:
             return None
-        like = torch.empty(features.shape[0], self.layer.out_features, device=features.device)
+        like = _Form((features.shape[0], self.layer.out_features), torch.float32, features.device)
         return step.refuses_loss(self.loss, like, labels)
 
     def _ruled(self, dots, values) -> torch.Tensor:
@@ -174,9 +205,10 @@ class NestedObjective(nn.Module):
             raise ValueError(f"weighting: expected the callable to give {tuple(values.shape)}, got {weights!r}"[:300])
         return weights.detach().to(values)
 
-    def _evaluate(self, u, plain, features, labels, index):
+    def _evaluate(self, u, plain, features, labels, index, recorded: bool):
         lengths = self.layer.code_lengths
-        plain, labels = self.loss.prepare(plain, labels, index)
+        with torch.set_grad_enabled(recorded):
+            plain, labels = self.loss.prepare(plain, labels, index)
 
         def both(v):
             losses = self.loss.expanded(v, labels)
@@ -201,6 +233,7 @@ class NestedObjective(nn.Module):
         if u.requires_grad:
             value = known_gradient(u, value, weighted_sum(padded, weights))
         if any(p.requires_grad for p in self.loss.parameters()):
+            total = once_through(total, u)  # whose gradients by the outputs are constants here
             value = value + (total - total.detach())  # parameters of the loss itself get their gradient
         values = values.detach()
         distill = values[1] / self.distill_weight if self.distill_weight else values[1]

@@ -66,6 +66,7 @@ def small(gpu_hamming, **changes):
         "databases": ((500, 128), (300, 32)),
         "queries": (70, 1),
         "ks": (1, 300, 400),
+        "peer_ks": (1, 300, 400),
         "protocols": (("ids", 10, 200, 4, None, 50), ("sets", 10, 200, 6, 1.5, None)),
         "copied": 1 << 12,
         "chunk_bytes": 1 << 16,
@@ -116,7 +117,7 @@ def test_wrong_results_are_not_timed(bench, monkeypatch):
             return found
 
         monkeypatch.setattr(gpu_hamming, "search", changed)
-        run = measured(bench, databases=((400, 32),), ks=(40,), queries=(3,), protocols=())
+        run = measured(bench, databases=((400, 32),), ks=(40,), peer_ks=(40,), queries=(3,), protocols=())
         assert run.wrong == ["search n 400, 32 bits, nq 3, k 40"]
         assert not [row for row in run.rows if "contender" in row]
         assert "FAILED: search n 400" in run.summary()
@@ -143,7 +144,7 @@ def test_wrong_average_precision_is_not_timed(bench, monkeypatch):
 def test_time_that_is_over_starts_nothing(bench):
     run = measured(bench, seconds=0.0)
     assert [row["part"] for row in run.rows] == ["ceilings"]
-    assert run.missed == ["search n 500, 128 bits", "evaluation ids", "evaluation sets", "search n 300, 32 bits"]
+    assert run.missed == ["search n 500, 128 bits", "search n 300, 32 bits", "evaluation ids", "evaluation sets"]
     assert "not reached in the time: search n 500" in run.summary()
 
 
@@ -174,6 +175,13 @@ def test_floors(bench):
     # 128 bits are four words; 8 and 16 end inside the first.
     assert floors.evaluation(3, 10, (8, 16, 32, 64, 128), label_bytes=1) == (17 * 13, 3 * 10 * 6)
     assert floors.evaluation(1, 1, (12,))[1] == 1
+
+
+def test_peers_only_where_they_are_wanted(bench):
+    run = measured(bench, databases=((500, 128),), queries=(2, 70), peer_ks=(300,), peer_pairs=1000, protocols=())
+    peers = [(r["queries"], r["k"]) for r in run.rows if r.get("contender") == "torch product, topk"]
+    assert peers == [(2, 300)]
+    assert len([r for r in run.rows if r.get("contender") == "nhl_fast"]) == 6
 
 
 def test_rows_are_written(bench, tmp_path):

@@ -4,6 +4,8 @@ import torch
 
 from nhl_fast.layer import NestedHashLayer
 
+pytestmark = pytest.mark.numeric
+
 
 def test_outputs_are_prefix_views_of_one_tensor():
     layer = NestedHashLayer(7, (5, 12, 48))

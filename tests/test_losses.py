@@ -12,6 +12,8 @@ from nhl_fast.losses.softmax import softmax_likelihood
 from nhl_fast.objective import per_length_gradients
 from nhl_fast.prefixes import expand, segment_matrix, split
 
+pytestmark = pytest.mark.numeric
+
 LENGTHS = (8, 16, 32, 64, 128)
 CENTER_LOSSES = ("csq", "dpn", "mdsh", "shcir")
 BANK_LOSSES = ("dsh", "dhn", "dbdh")

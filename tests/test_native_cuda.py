@@ -94,3 +94,44 @@ def test_on_the_device(length):
     torch.testing.assert_close(found.average_precision, expected.average_precision, rtol=1e-12, atol=1e-12)
     x = torch.randn(50, length)
     assert torch.equal(native.pack(x.cuda()).cpu(), native.pack(x))
+
+
+def scan_units() -> list[str]:
+    """What this device counts bits with: the values NHL_FAST_CUDA_SCAN takes here."""
+    major = torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+    return ["popc", "mma"] if major in (8, 9) else ["popc"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not native.cuda_status()[0], reason=f"CUDA library: {native.cuda_status()[1]}")
+@pytest.mark.parametrize("unit", scan_units())
+@pytest.mark.parametrize("kind", ["random", "few distinct", "misleading"])
+@pytest.mark.parametrize("length", [8, 32, 64, 100, 128, 256, 512, 1024])
+def test_top_k_on_the_device_with_a_sampled_limit(length, kind, unit, monkeypatch):
+    monkeypatch.setenv("NHL_FAST_CUDA_SCAN", unit)
+    generator = torch.Generator().manual_seed(1)
+    n, width = 70_000, 4 * ((length + 31) // 32)
+    queries = torch.randint(0, 256, (100, width), dtype=torch.uint8, generator=generator)
+    database = torch.randint(0, 256, (n, width), dtype=torch.uint8, generator=generator)
+    if kind == "few distinct":
+        database = database[torch.randint(0, 7, (n,), generator=generator)]
+    elif kind == "misleading":
+        database[::4] = queries[0]  # where a sample of every fourth item looks
+    allow = torch.rand(n, generator=generator) < 0.3
+    for num, mask, k in ((100, None, 10), (100, allow, 100), (3, None, 1000), (3, allow, 2048), (3, None, 5000)):
+        on_gpu = None if mask is None else mask.cuda()
+        found = search(queries[:num].cuda(), database.cuda(), k, length, allow=on_gpu, backend="cuda")
+        expected = search(queries[:num], database, k, length, allow=mask, backend="cpp")
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(found, expected)), (num, k, mask is not None)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not native.cuda_status()[0], reason=f"CUDA library: {native.cuda_status()[1]}")
+def test_the_scan_asked_for_is_used_or_refused(monkeypatch):
+    codes = torch.zeros(10, 5, dtype=torch.uint8).cuda()
+    monkeypatch.setenv("NHL_FAST_CUDA_SCAN", "abacus")
+    with pytest.raises(RuntimeError, match="NHL_FAST_CUDA_SCAN: expected"):
+        search(codes, codes, 1, backend="cuda")
+    monkeypatch.setenv("NHL_FAST_CUDA_SCAN", "mma")
+    with pytest.raises(RuntimeError, match="words of 4 bytes" if "mma" in scan_units() else "no binary tensor cores"):
+        search(codes, codes, 1, backend="cuda")

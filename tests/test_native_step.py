@@ -6,13 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from native_cases import AVAILABLE, DETAIL, each_isa, levels, one_and_two_threads  # noqa: F401
+from numeric import Expected, expected
 
 from nhl_fast import backend as backends
 from nhl_fast.distillation import distillation_losses
 from nhl_fast.layer import NestedHashLayer
 from nhl_fast.losses import REGISTRY, PerLength, build
 from nhl_fast.objective import NestedObjective
-from nhl_fast.prefixes import split
+from nhl_fast.prefixes import pad, weighted_sum
 from nhl_fast.weighting import dominance_dots, dominance_weights
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason=f"native library: {DETAIL}")
@@ -85,18 +86,14 @@ def error(a, b):
     return ((a.double() - b.double()).norm() / b.double().norm().clamp(min=1e-6)).item()
 
 
-def check(problem, floor=2e-7, scale=1.0):
-    """The step's error is at most twice that of the reference in float32 (and a few roundings)."""
-    truth = run(problem, "reference", torch.float64, scale)
-    plain, native = run(problem, "reference", scale=scale), run(problem, "cpp", scale=scale)
-    assert native.keys() == plain.keys()
-    for key, value in native.items():
-        assert value.dtype == torch.float32, key
-        assert value.shape == plain[key].shape, key
-        assert error(value, truth[key]) <= 2 * error(plain[key], truth[key]) + floor, key
-    return native
+def check(problem, scale=1.0):
+    """The step in float32 is the truth but for float32's own errors (see `numeric`)."""
+    native = run(problem, "cpp", scale=scale)
+    assert all(value.dtype == torch.float32 for value in native.values())
+    return expected(run, problem, "reference", torch.float64, scale).check(native)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("multi", [False, True], ids=["ids", "multi-hot"])
 @pytest.mark.parametrize("shape", [(64, 96), (37, 70)], ids=str)
 @pytest.mark.parametrize("name", list(REGISTRY))
@@ -106,20 +103,24 @@ def test_step_equals_the_reference(isa, name, shape, multi):
     check(make(name, *shape, LENGTHS, multi))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("lengths", [(1,), (5, 12, 48, 100), (3, 17), (7, 1024)], ids=str)
 @pytest.mark.parametrize("n", [1, 3, 130])
 def test_odd_lengths_and_batches(isa, lengths, n):
     for name in REGISTRY:
-        native = check(make(name, n, 9, lengths), floor=1e-6)
+        rows = min(n, 66) if name == "dtsh" else n  # its reference holds all triplets
+        native = check(make(name, rows, 9, lengths))
         assert ("dots" in native) == (len(lengths) > 1)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("name", "options"), OPTIONS)
 def test_options(isa, name, options):
     for multi in (False,) if name == "shcir" else (False, True):
         check(make(name, 40, 33, (8, 20, 64), multi, loss_options=options))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("classes", [1, 400], ids=["all similar", "none similar"])
 @pytest.mark.parametrize("name", ["dsh", "dhn", "dbdh"])
 def test_balance_with_one_kind_of_pairs(isa, name, classes):
@@ -135,10 +136,12 @@ def test_balance_with_one_kind_of_pairs(isa, name, classes):
     assert torch.isfinite(native["total"])
 
 
+@pytest.mark.numeric
 def test_balance_counts_label_sets_of_many_classes(isa):
     check(make("dhn", 12, 9, (4, 8), multi=True, classes=70, loss_options={"balance": True}))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", ["csq", "dhn", "dtsh"])
 @pytest.mark.parametrize(
     "options",
@@ -154,6 +157,7 @@ def test_weights_and_distillation(isa, name, options):
     check(make(name, 20, 33, (8, 20, 64), **options), scale=-3.0)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize(("n", "d"), [(20, 300), (300, 24), (300, 700)])
 def test_dots_and_weights_by_their_definition(isa, n, d):
     """Both ways to the dots (features' Gram matrix, products with the features), several blocks of rows."""
@@ -163,17 +167,21 @@ def test_dots_and_weights_by_their_definition(isa, n, d):
         u, features, deltas = torch.randn(n, 40), torch.randn(n, d), torch.randn(n, 53)
         values = torch.rand(3)
         gram = features @ features.T
-        padded = torch.stack([F.pad(p, (0, 40 - p.shape[1])) for p in split(deltas, lengths)]).double()
-        expected = dominance_dots(padded, features.double(), lengths)
-        conflicts += int((expected < 0).sum())
+        padded = pad(deltas, lengths).double()
+
+        def by_definition(padded=padded, features=features, values=values):
+            dots = dominance_dots(padded, features.double(), lengths)
+            weights = dominance_weights(dots)
+            total = (weights * values.double()).sum()
+            return {"dots": dots, "weights": weights, "du": weighted_sum(padded, weights), "total": total}
+
+        right = Expected(by_definition)
+        conflicts += int((right.truth["dots"] < 0).sum())
         for matrix in (gram, torch.empty(0, 0)):
             total, distill, weights, dots, du = torch.ops.nhl_fast.step_combine(
                 u, features, matrix, values, deltas, lengths, 0.0, None
             )
-            assert error(dots, expected) < 1e-6
-            torch.testing.assert_close(weights.double(), dominance_weights(expected), rtol=1e-4, atol=1e-6)
-            assert error(du, (weights.double()[:, None, None] * padded).sum(0)) < 1e-6
-            assert total.item() == pytest.approx((weights * values).sum().item(), rel=1e-6)
+            right.check({"dots": dots, "weights": weights, "du": du, "total": total})
             assert not distill.any()
     assert conflicts > 0
 
@@ -192,6 +200,7 @@ def golden_loss(golden, name):
     return loss
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_golden_values_and_gradients(golden, isa, name):
     if f"{name}_loss" not in golden:
@@ -212,6 +221,7 @@ def test_golden_values_and_gradients(golden, isa, name):
         assert not grad[:, b:].any()
 
 
+@pytest.mark.numeric
 def test_golden_distillation(golden, isa):
     u = torch.from_numpy(golden["u"])
     n, width = len(u), sum(LENGTHS)
@@ -241,6 +251,7 @@ def test_results_do_not_depend_on_the_number_of_threads(isa, name):
             assert torch.equal(value, found[0][key]), key
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-8, 1e2, 1e4])
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_extreme_outputs_stay_finite(isa, name, scale):
@@ -256,20 +267,23 @@ def test_extreme_outputs_stay_finite(isa, name, scale):
         torch.testing.assert_close(values.detach().double(), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("labels", [torch.zeros(6, dtype=torch.long), torch.arange(6)], ids=["all same", "all apart"])
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_batches_without_negatives_or_positives(isa, name, labels):
     layer, loss, features, _, index, options = make(name, 6, 9, (8, 16), classes=6, num_train=6)
-    check((layer, loss, features, labels, index, options), floor=1e-6)
+    check((layer, loss, features, labels, index, options))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", [n for n in REGISTRY if n != "shcir"])
 def test_labels_with_no_class(isa, name):
     layer, loss, features, labels, index, options = make(name, 12, 9, (8, 16), multi=True)
     labels[:4] = False
-    check((layer, loss, features, labels, index, options), floor=1e-6)
+    check((layer, loss, features, labels, index, options))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", BANK_LOSSES)
 @pytest.mark.parametrize("state", ["empty", "ids, then sets", "sets, then ids"])
 def test_banks(isa, name, state):
@@ -282,19 +296,21 @@ def test_banks(isa, name, state):
     elif state == "sets, then ids":
         loss.bank.update(rows, torch.randn(50, 16), F.one_hot(rows % 5, 5))
     labels = ids if state == "sets, then ids" else sets
-    check((layer, loss, features, labels, index, options), floor=1e-6)
-    check((layer, loss.eval(), features, labels, None, options), floor=1e-6)
-    check((layer, loss.eval(), features, ids, None, options), floor=1e-6)
+    check((layer, loss, features, labels, index, options))
+    check((layer, loss.eval(), features, labels, None, options))
+    check((layer, loss.eval(), features, ids, None, options))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("labels", ["ids", "multi-hot"])
 def test_many_classes(isa, labels):
     for name in REGISTRY:
         if name == "shcir" and labels == "multi-hot":
             continue
-        check(make(name, 40, 20, (8, 32), labels == "multi-hot", classes=101), floor=1e-6)
+        check(make(name, 40, 20, (8, 32), labels == "multi-hot", classes=101))
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", ["mdsh", "shcir"])
 def test_certain_probabilities(isa, name):
     """p rounds to 1, and logits lie too far apart for the other classes' p to be normal numbers."""
@@ -314,6 +330,7 @@ def test_certain_probabilities(isa, name):
 # ----------------------------------------------------------------------------------------- as part of the package
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("name", ["csq", "dsh"])
 def test_half_precision_features_and_weights(name):
     layer, loss, features, labels, index = small(name)
@@ -344,6 +361,7 @@ def test_strided_features_and_outputs():
     assert torch.equal(loss(u.repeat(1, 2)[:, 64:], labels, backend="cpp"), expected)
 
 
+@pytest.mark.numeric
 @pytest.mark.parametrize("frozen", ["features", "layer", "both", "weight"])
 def test_frozen_parts(frozen):
     layer, loss, features, labels, _ = small()
@@ -447,6 +465,7 @@ def test_auto_takes_it_for_float32_on_the_cpu(monkeypatch):
     assert len(calls) == 2
 
 
+@pytest.mark.numeric
 def test_auto_takes_it_for_other_losses_too(monkeypatch):
     class Classify(torch.nn.Module):
         def __init__(self, bits):

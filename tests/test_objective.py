@@ -12,6 +12,8 @@ from nhl_fast.losses import REGISTRY, PerLength, build
 from nhl_fast.objective import NestedObjective
 from nhl_fast.weighting import dominance_weights
 
+pytestmark = pytest.mark.numeric
+
 LENGTHS = (4, 8, 16)
 
 

@@ -10,6 +10,8 @@ from nhl_fast.config import TrainConfig
 from nhl_fast.data import load_dataset
 from nhl_fast.train import Trainer, train
 
+pytestmark = pytest.mark.numeric
+
 LENGTHS = (4, 8, 16, 20)
 N, CLASSES = 9, 3
 

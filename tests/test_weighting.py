@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 from nhl_fast.prefixes import expand, pad, split, weighted_sum
 from nhl_fast.weighting import dominance_dots, dominance_weights
 
+pytestmark = pytest.mark.numeric
+
 
 def dots_from_gradients(grads, lengths):
     """<g_i^k, g_k^k> gradient by gradient: the definition."""

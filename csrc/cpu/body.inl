@@ -14,11 +14,6 @@
 //   positive16/32(p, inf)     one bit a lane: 0 < x <= inf, as signed integers (floats order like integers)
 // Included by one file per instruction set, inside its NHL_TARGET region: no standard header in here.
 
-#if defined(__GNUC__) && !defined(__clang__)
-// GCC 12's own intrinsics pass an undefined vector as the source of a full mask.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#endif
-
 namespace nhl {
 namespace {
 

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <exception>
 #include <memory>
 #include <vector>
 
@@ -87,24 +88,38 @@ class Block {
 inline int64_t padded(int64_t count) { return divide_up(count, kBlockAlign) * kBlockAlign; }
 
 // Runs body(unit, scratch) for every unit in [0, units): each thread makes one scratch and takes the next unit
-// when it is free, so that a slow core does not hold up the rest.
+// when it is free, so that a slow core does not hold up the rest. What a unit throws ends the work and is thrown on.
 template <class MakeScratch, class Body>
 void run_units(const Executor& executor, int64_t units, const MakeScratch& make_scratch, const Body& body) {
   std::atomic<int64_t> next{0};
+  std::atomic<bool> failed{false};
+  std::exception_ptr failure;
   const auto worker = [&] {
-    int64_t unit = next.fetch_add(1, std::memory_order_relaxed);
-    if (unit >= units) return;
-    auto scratch = make_scratch();
-    for (; unit < units; unit = next.fetch_add(1, std::memory_order_relaxed)) body(unit, *scratch);
+    try {
+      int64_t unit = next.fetch_add(1, std::memory_order_relaxed);
+      if (unit >= units) return;
+      auto scratch = make_scratch();
+      for (; unit < units; unit = next.fetch_add(1, std::memory_order_relaxed)) {
+        body(unit, *scratch);
+        executor.check();
+      }
+    } catch (...) {
+      // An exception must not leave a thread's work: OpenMP would end the process.
+      next.store(units, std::memory_order_relaxed);
+      if (!failed.exchange(true)) failure = std::current_exception();
+    }
   };
   const int64_t workers = std::min(executor.threads, units);
-  if (workers <= 1) return worker();
-  executor.parallel(
-      workers,
-      [](int64_t begin, int64_t end, void* context) {
-        for (int64_t i = begin; i < end; ++i) (*static_cast<decltype(&worker)>(context))();
-      },
-      const_cast<void*>(static_cast<const void*>(&worker)));
+  if (workers <= 1)
+    worker();
+  else
+    executor.parallel(
+        workers,
+        [](int64_t begin, int64_t end, void* context) {
+          for (int64_t i = begin; i < end; ++i) (*static_cast<decltype(&worker)>(context))();
+        },
+        const_cast<void*>(static_cast<const void*>(&worker)));
+  if (failure) std::rethrow_exception(failure);
 }
 
 struct NoScratch {};

@@ -34,6 +34,7 @@ void for_each_block(const Rows& queries, const Rows& items, const std::vector<in
         const int64_t end = std::min(items.count, (unit % runs + 1) * run);
         begin_unit(scratch, q0, q1);
         for (int64_t at = unit % runs * run; at < end; at += size) {
+          executor.check();
           const int64_t count = std::min(size, end - at);
           scratch.block.load(kernels, items, at, count, plan);
           for (int64_t q = q0; q < q1; ++q) {

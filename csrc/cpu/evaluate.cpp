@@ -173,6 +173,7 @@ void evaluate_length(const Task& task, int64_t groups, const Executor& executor)
         [&](int64_t g, Scratch& scratch) {
           if (at == 0) density[g] = {std::vector<double>(n), std::vector<uint32_t>(n)};
           for (int64_t q = num * g / groups; q < num * (g + 1) / groups; ++q) {
+            executor.check();
             count_turns(scratch, chunk, query_words.data() + q * plan.words);
             keep_relevant(scratch, chunk, task.marks + q * mark_words + at / 64);
             if (single) chunk_counts(scratch, task.bits, task.counts + q * bins * 2);

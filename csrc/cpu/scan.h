@@ -72,7 +72,7 @@ using SharedLimits = std::vector<std::atomic<uint32_t>>;
 // Scans items [begin, end) for queries [first, last), whose candidates start at `found`. `shared` is null where
 // nobody else scans for these queries; `growing` starts with short blocks, for limits that are still far off.
 inline void scan(const Problem& p, int64_t first, int64_t last, int64_t begin, int64_t end, Candidates* found,
-                 SharedLimits* shared, bool growing, Scratch& scratch) {
+                 SharedLimits* shared, bool growing, Scratch& scratch, const Executor& executor) {
   const int64_t stride = p.items.stride, most = p.most();
   const int64_t whole = (std::min(end, p.readable) - begin) / kBlockAlign * kBlockAlign;
   const int64_t direct_end = p.in_place ? begin + whole : begin;
@@ -80,6 +80,7 @@ inline void scan(const Problem& p, int64_t first, int64_t last, int64_t begin, i
   for (int64_t q = first; q < last; ++q) limits[q - first] = found[q - first].limit();
   int64_t size = growing ? 256 : most;
   for (int64_t at = begin; at < end; at += size, size = std::min(most, size * 2)) {
+    executor.check();
     const bool direct = at < direct_end;
     size = std::min(size, (direct ? direct_end : end) - at);
     if (!direct) scratch.block.load(p.kernels, p.items, at, size, p.plan);
@@ -151,7 +152,8 @@ inline std::vector<Candidates> collect(const Problem& p, int64_t first, int64_t 
         std::vector<Candidates> found(q1 - q0);
         for (int64_t q = q0; q < q1; ++q)
           found[q - q0].start(p.bits, k, limits[q], reserve ? divide_up(reserve[q], split.runs) : 0);
-        scan(p, q0, q1, begin, end, found.data(), split.runs > 1 ? shared : nullptr, k > 0, scratch);
+        scan(p, q0, q1, begin, end, found.data(), split.runs > 1 ? shared : nullptr, k > 0, scratch,
+             executor);
         for (int64_t q = q0; q < q1; ++q) {
           found[q - q0].compact();
           result[(q - first) * split.runs + c] = std::move(found[q - q0]);

@@ -27,8 +27,8 @@ __global__ void __launch_bounds__(kThreads)
 }
 
 // Floor: popc, 16 a clock an SM, with one shared-memory increment a pair and length close behind.
-template <int W, int I, class Relevant>
-__global__ void __launch_bounds__(kThreads)
+template <int W, int I, bool Standard, class Relevant>
+__global__ void __launch_bounds__(kThreads, 4)
     histogram_kernel(Rows queries, Rows items, Program program, Layout query_layout, int64_t chunk, int tile, int bins,
                      Relevant relevant, unsigned long long* __restrict__ counts) {
   extern __shared__ __align__(16) uint32_t shared[];
@@ -42,20 +42,27 @@ __global__ void __launch_bounds__(kThreads)
   const int64_t end = min(items.count, (blockIdx.x + 1) * chunk);
   for (int64_t at = blockIdx.x * chunk + threadIdx.x; at < end; at += I * kThreads) {
     Code<W> x[I];
+    decltype(relevant.item(0)) labels[I];
 #pragma unroll
     for (int j = 0; j < I; ++j) {
       const int64_t i = min(at + j * kThreads, end - 1);
       x[j] = load_row<W>(items.data + i * items.stride, program.layout);
+      labels[j] = relevant.item(i);
     }
     for (int q = 0; q < num; ++q) {
       const auto query = staged<W>(query_words, q, query_layout);
+      const auto label = relevant.query(first + q);
 #pragma unroll
       for (int j = 0; j < I; ++j) {
         const int64_t i = at + j * kThreads;
         // Past the end, into counters that nobody reads: the loop has no branch that threads disagree on.
-        uint32_t* const mine = counters + (i < end ? q : tile) * bins * 2 + relevant(first + q, min(i, end - 1));
-        prefix_distances<W>(x[j], query, program,
-                            [&](const Step& step, int d) { atomicAdd(mine + (step.first + d) * 2, 1u); });
+        uint32_t* const mine = counters + (i < end ? q : tile) * bins * 2 + relevant.match(label, labels[j]);
+        const auto add = [&](const Step& step, int d) { atomicAdd(mine + (step.first + d) * 2, 1u); };
+        if constexpr (Standard) {
+          standard_distances(x[j], query, add);
+        } else {
+          prefix_distances<W>(x[j], query, program, add);
+        }
       }
     }
   }
@@ -135,9 +142,16 @@ void histograms(const Rows& queries, const Rows& items, const std::vector<int64_
       with_relevance(relevance, [&](auto relevant) {
         // Label sets are compared in a loop, which leaves fewer registers.
         constexpr int J = std::is_same_v<decltype(relevant), SharedLabel> ? std::min(I, 2) : I;
-        histogram_kernel<W, J><<<grid, kThreads, tile * query_bytes + 8 * group.bins, context.stream>>>(
-            queries, items, group.program, query_layout, chunk, tile, group.bins, relevant,
-            reinterpret_cast<unsigned long long*>(counts + offset));
+        const auto run = [&](auto standard) {
+          constexpr bool S = decltype(standard)::value;
+          histogram_kernel<W, J, S><<<grid, kThreads, tile * query_bytes + 8 * group.bins, context.stream>>>(
+              queries, items, group.program, query_layout, chunk, tile, group.bins, relevant,
+              reinterpret_cast<unsigned long long*>(counts + offset));
+        };
+        if constexpr (W == 4) {
+          if (StandardLengths::are(lengths)) return run(std::true_type{});
+        }
+        run(std::false_type{});
       });
       check(cudaGetLastError());
     });

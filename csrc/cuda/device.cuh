@@ -194,21 +194,43 @@ __device__ __forceinline__ void prefix_distances(const Code<W>& item, const Quer
   }
 }
 
-// Relevance of item i to query q.
+// The usual lengths, for code that has no loop over them. Their bins are those of a program with the same lengths.
+struct StandardLengths {
+  static constexpr int count = 5;
+  static constexpr int64_t bits[count] = {8, 16, 32, 64, 128};
+  static bool are(const std::vector<int64_t>& lengths) { return lengths == std::vector<int64_t>(bits, bits + count); }
+};
+
+template <class Query, class Visit>
+__device__ __forceinline__ void standard_distances(const Code<4>& item, const Query& query, const Visit& visit) {
+  const uint32_t x = item(0) ^ query(0);
+  const int d32 = __popc(x), d64 = d32 + __popc(item(1) ^ query(1));
+  visit(Step{0, 0, 0}, __popc(x & 0xff));
+  visit(Step{0, 0, 9}, __popc(x & 0xffff));
+  visit(Step{0, 0, 9 + 17}, d32);
+  visit(Step{0, 0, 9 + 17 + 33}, d64);
+  visit(Step{0, 0, 9 + 17 + 33 + 65}, d64 + __popc(item(2) ^ query(2)) + __popc(item(3) ^ query(3)));
+}
+
+// Relevance of item i to query q, in parts, so that a label can be on its way while another is compared.
 template <class T>
 struct SameId {
   const T* queries;
   const T* items;
-  __device__ __forceinline__ bool operator()(int64_t q, int64_t i) const { return queries[q] == items[i]; }
+  __device__ __forceinline__ T query(int64_t q) const { return __ldg(queries + q); }
+  __device__ __forceinline__ T item(int64_t i) const { return __ldg(items + i); }
+  __device__ __forceinline__ bool match(T a, T b) const { return a == b; }
 };
 
 struct SharedLabel {
   const uint64_t* queries;
   const uint64_t* items;
   int words;
-  __device__ __forceinline__ bool operator()(int64_t q, int64_t i) const {
+  __device__ __forceinline__ const uint64_t* query(int64_t q) const { return queries + q * words; }
+  __device__ __forceinline__ const uint64_t* item(int64_t i) const { return items + i * words; }
+  __device__ __forceinline__ bool match(const uint64_t* a, const uint64_t* b) const {
     uint64_t shared = 0;
-    for (int w = 0; w < words; ++w) shared |= queries[q * words + w] & items[i * words + w];
+    for (int w = 0; w < words; ++w) shared |= __ldg(a + w) & __ldg(b + w);
     return shared != 0;
   }
 };

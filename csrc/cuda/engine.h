@@ -27,11 +27,18 @@ struct Relevance {
   int words;
 };
 
+// The unit that counts bits in a search's scan.
+enum class Scan { popc, mma };
+
 struct Context {
   cudaStream_t stream;
   int multiprocessors;
-  // Device memory that lives until the operator returns (stream-ordered, from PyTorch's allocator), zeroed.
-  std::function<void*(int64_t bytes)> zeros;
+  Scan scan;            // used for rows that it can read, else popc
+  bool scan_is_forced;  // refuse such rows instead
+  // Device memory that lives until the operator returns (stream-ordered, from PyTorch's allocator), as it is or zeroed.
+  std::function<void*(int64_t bytes)> scratch, zeros;
+  int64_t sample = 16384;     // items, at least, from which a top-k search learns where to look
+  int64_t candidates = 8192;  // a query, at most, a power of two
 };
 
 // bytes = 2, 4 or 8 a number; `infinity` is the number's bit pattern for it.
@@ -51,11 +58,16 @@ void rank_sums(const Rows& queries, const Rows& items, const std::vector<int64_t
                const Relevance& relevance, int64_t cutoff, const int64_t* counts, double* precision,
                int64_t* retrieved, double* hits, double* recall, const Context& context);
 
-// A neighbour is distance << kIdBits | id; rows come in no particular order and are padded with kNoNeighbour.
+// The k nearest by (distance, id), padded with -1; ids begin at `base`. k is at most a quarter of context.candidates.
+void nearest(const Rows& queries, const Rows& items, int64_t bits, int64_t k, const uint8_t* allow, int64_t base,
+             int32_t* distances, int64_t* ids, const Context& context);
+
+// The same for any k, as keys: distance << kIdBits | id; rows come in no particular order and are padded with
+// kNoNeighbour.
 constexpr int kIdBits = 44;
 constexpr int64_t kNoNeighbour = INT64_MAX;
-void nearest(const Rows& queries, const Rows& items, int64_t bits, int64_t k, const uint8_t* allow, int64_t* out,
-             const Context& context);
+void nearest_keys(const Rows& queries, const Rows& items, int64_t bits, int64_t k, const uint8_t* allow, int64_t* out,
+                  const Context& context);
 
 // Neighbours within a radius: first how many each query has, then, given where each query's begin, who: the
 // keys are (query * (bits + 1) + distance) << id_bits | id, in no particular order within a query.

@@ -11,19 +11,38 @@ constexpr int kWarps = 4;  // a block
 // 1 / (relevant items) as two integers in units of 2^-46 and 2^-92: their sums do not depend on the order.
 constexpr int kFixedBits = 46;
 
-// Floor: latency of the warp-wide match (one turn of 32 items), then popc.
+// A length of a launch: grid.y counts them.
+struct Length {
+  Layout queries, items;
+  int bins;
+  int64_t counts;  // where its counts begin
+};
+
+constexpr int kMostLengths = 32;
+
+struct Lengths {
+  Length of[kMostLengths];
+};
+
+struct Ranks {
+  const int64_t* counts;
+  double* precision;            // [m][q]
+  int64_t* retrieved;           // [m][q]
+  uint32_t* hits;               // [m][n]
+  unsigned long long* weights;  // [m][n][2]
+};
+
+// One query at one length. `shared`: the queries' words, then two counters a distance and warp.
 template <int W, class Relevant>
-__global__ void __launch_bounds__(kWarps * 32)
-    rank_kernel(Rows queries, Rows items, Layout query_layout, Layout layout, int bins, int64_t cutoff,
-                Relevant relevant, const int64_t* __restrict__ counts, double* __restrict__ precision,
-                int64_t* __restrict__ retrieved, uint32_t* __restrict__ hits, unsigned long long* __restrict__ weights) {
-  extern __shared__ __align__(16) uint32_t shared[];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+__device__ __forceinline__ void rank(const Rows& queries, const Rows& items, const Length& length, int64_t cutoff,
+                                     const Relevant& relevant, const Ranks& out, uint32_t* shared) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, bins = length.bins;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * kWarps, q = first + warp;
   uint32_t* const query_words = shared;
   uint32_t* const next_item = shared + kWarps * W + warp * bins * 2;
   uint32_t* const next_relevant = next_item + bins;
-  stage_queries<W>(queries, query_layout, first, min(queries.count, first + kWarps), query_words);
+  const int64_t* const counts = out.counts + length.counts;
+  stage_queries<W>(queries, length.queries, first, min(queries.count, first + kWarps), query_words);
   __syncthreads();
   if (q >= queries.count) return;
 
@@ -50,15 +69,23 @@ __global__ void __launch_bounds__(kWarps * 32)
   const uint64_t high = one / total;
   const uint64_t low = static_cast<uint64_t>(static_cast<double>(one - high * total) / total * one);
 
-  const auto query = staged<W>(query_words, warp, query_layout);
+  const auto query = staged<W>(query_words, warp, length.queries);
+  const auto label = relevant.query(q);
+  uint32_t* const hits = out.hits + blockIdx.y * items.count;
+  unsigned long long* const weights = out.weights + 2 * blockIdx.y * items.count;
   const unsigned lower = (1u << lane) - 1;
   double sum = 0;
   int64_t found = 0;
+  int64_t inside = min(static_cast<int64_t>(lane), items.count - 1);
+  Code<W> x = load_row<W>(items.data + inside * items.stride, length.items);
+  auto item_label = relevant.item(inside);
   for (int64_t at = 0; at < items.count; at += 32) {
-    const int64_t i = at + lane, inside = min(i, items.count - 1);
-    const Code<W> x = load_row<W>(items.data + inside * items.stride, layout);
+    const int64_t i = at + lane;
     const int d = i < items.count ? distance<W>(x, query) : bins;  // past the end: a distance of its own
-    const bool mine = i < items.count && relevant(q, inside);
+    const bool mine = i < items.count && relevant.match(label, item_label);
+    inside = min(i + 32, items.count - 1);
+    x = load_row<W>(items.data + inside * items.stride, length.items);
+    item_label = relevant.item(inside);
     const unsigned same = __match_any_sync(~0u, d), marked = __ballot_sync(~0u, mine) & same;
     uint32_t rank = 0, number = 0;
     if (i < items.count) {
@@ -86,9 +113,29 @@ __global__ void __launch_bounds__(kWarps * 32)
     found += __shfl_down_sync(~0u, found, step);
   }
   if (lane == 0) {
-    precision[q] = sum;
-    retrieved[q] = found;
+    out.precision[blockIdx.y * queries.count + q] = sum;
+    out.retrieved[blockIdx.y * queries.count + q] = found;
   }
+}
+
+// The narrowest code that holds the length: W words at most.
+template <int W, class Relevant>
+__device__ __forceinline__ void rank_in(const Rows& queries, const Rows& items, const Length& length, int64_t cutoff,
+                                        const Relevant& relevant, const Ranks& out, uint32_t* shared) {
+  if constexpr (W > 1) {
+    if (length.items.words <= W / 2)
+      return rank_in<W / 2>(queries, items, length, cutoff, relevant, out, shared);
+  }
+  rank<W>(queries, items, length, cutoff, relevant, out, shared);
+}
+
+// Floor: latency of the warp-wide match (one turn of 32 items), then popc.
+template <int W, class Relevant>
+__global__ void __launch_bounds__(kWarps * 32, W <= 8 ? 6 : W <= 16 ? 4 : 3)
+    rank_kernel(Rows queries, Rows items, const __grid_constant__ Lengths lengths, int64_t cutoff, Relevant relevant,
+                Ranks out) {
+  extern __shared__ __align__(16) uint32_t shared[];
+  rank_in<W>(queries, items, lengths.of[blockIdx.y], cutoff, relevant, out, shared);
 }
 
 // Floor: HBM (20 bytes in, 16 out, a rank).
@@ -114,20 +161,26 @@ void rank_sums(const Rows& queries, const Rows& items, const std::vector<int64_t
   const auto m = static_cast<int64_t>(lengths.size()), n = items.count;
   auto* const hit_counts = static_cast<uint32_t*>(context.zeros(4 * m * n));
   auto* const weights = static_cast<unsigned long long*>(context.zeros(16 * m * n));
-  for (int64_t j = 0; j < m; ++j) {
-    const int bins = static_cast<int>(lengths[j]) + 1;
-    const Layout query_layout = layout_of(queries, lengths[j]), layout = layout_of(items, lengths[j]);
-    with_words(layout.words, [&](auto words) {
+  int64_t offset = 0;
+  for (int64_t from = 0; from < m; from += kMostLengths) {
+    const int64_t some = std::min<int64_t>(m - from, kMostLengths), longest = lengths[from + some - 1];
+    Lengths table{};
+    for (int64_t j = 0; j < some; ++j) {
+      const int64_t bits = lengths[from + j];
+      table.of[j] = {layout_of(queries, bits), layout_of(items, bits), static_cast<int>(bits) + 1, offset};
+      offset += 2 * (bits + 1) * queries.count;
+    }
+    const Ranks out{counts, precision + from * queries.count, retrieved + from * queries.count, hit_counts + from * n,
+                    weights + 2 * from * n};
+    with_words(static_cast<int>(divide_up(longest, 32)), [&](auto words) {
       constexpr int W = decltype(words)::value;
+      const dim3 grid(static_cast<unsigned>(divide_up(queries.count, kWarps)), static_cast<unsigned>(some));
+      const int64_t bytes = 4 * kWarps * (W + 2 * (longest + 1));
       with_relevance(relevance, [&](auto relevant) {
-        rank_kernel<W><<<static_cast<unsigned>(divide_up(queries.count, kWarps)), kWarps * 32,
-                         4 * kWarps * (W + 2 * bins), context.stream>>>(
-            queries, items, query_layout, layout, bins, cutoff, relevant, counts, precision + j * queries.count,
-            retrieved + j * queries.count, hit_counts + j * n, weights + 2 * j * n);
+        rank_kernel<W><<<grid, kWarps * 32, bytes, context.stream>>>(queries, items, table, cutoff, relevant, out);
       });
       check(cudaGetLastError());
     });
-    counts += 2 * bins * queries.count;
   }
   finish_kernel<<<4 * context.multiprocessors, kThreads, 0, context.stream>>>(m * n, hit_counts, weights, hits, recall);
   check(cudaGetLastError());

@@ -7,6 +7,7 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <array>
+#include <cstdlib>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -36,9 +37,13 @@ class Call {
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
     context.stream = static_cast<cudaStream_t>(stream);
     check(cudaDeviceGetAttribute(&context.multiprocessors, cudaDevAttrMultiProcessorCount, like.get_device_index()));
-    context.zeros = [this](int64_t bytes) {
+    choose_scan();
+    context.scratch = [this](int64_t bytes) {
       held_.push_back(empty_like_device(like_, {bytes}, ScalarType::Byte));
-      void* const data = held_.back().mutable_data_ptr();
+      return held_.back().mutable_data_ptr();
+    };
+    context.zeros = [this](int64_t bytes) {
+      void* const data = context.scratch(bytes);
       check(cudaMemsetAsync(data, 0, bytes, context.stream));
       return data;
     };
@@ -48,6 +53,20 @@ class Call {
   Context context;
 
  private:
+  // Binary tensor cores came with sm_80 and went with sm_90. NHL_FAST_CUDA_SCAN = mma or popc asks for one.
+  void choose_scan() {
+    int major = 0;
+    check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, like_.get_device_index()));
+    const bool has_mma = major == 8 || major == 9;
+    const char* const asked = std::getenv("NHL_FAST_CUDA_SCAN");
+    const std::string name = asked == nullptr ? "" : asked;
+    STD_TORCH_CHECK(name.empty() || name == "mma" || name == "popc", "NHL_FAST_CUDA_SCAN: expected mma or popc, got ", name);
+    STD_TORCH_CHECK(name != "mma" || has_mma, "NHL_FAST_CUDA_SCAN=mma, but this device (compute capability ", major,
+                    ".x) has no binary tensor cores");
+    context.scan = name.empty() ? (has_mma ? Scan::mma : Scan::popc) : name == "mma" ? Scan::mma : Scan::popc;
+    context.scan_is_forced = !name.empty();
+  }
+
   torch::stable::accelerator::DeviceGuard guard_;
   Tensor like_;
   std::vector<Tensor> held_;
@@ -185,11 +204,15 @@ std::tuple<Tensor, Tensor> topk_cuda(const Tensor& queries, const Tensor& items,
   STD_TORCH_CHECK(k >= 0, "k: expected at least 0, got ", k);
   const uint8_t* const mask = mask_of(allow, items);
   const Call call(items);
-  Tensor keys = empty_like_device(items, {q.count, k}, ScalarType::Long);
   Tensor out = empty_like_device(items, {q.count, k}, ScalarType::Int);
   Tensor ids = empty_like_device(items, {q.count, k}, ScalarType::Long);
   if (q.count == 0 || k == 0) return {out, ids};
-  nearest(q, x, length, k, mask, data<int64_t>(keys), call.context);
+  if (4 * k <= call.context.candidates) {
+    nearest(q, x, length, k, mask, base, data<int32_t>(out), data<int64_t>(ids), call.context);
+    return {out, ids};
+  }
+  Tensor keys = empty_like_device(items, {q.count, k}, ScalarType::Long);
+  nearest_keys(q, x, length, k, mask, data<int64_t>(keys), call.context);
   const Tensor order = sorted(keys);
   split_keys(data<int64_t>(order), q.count * k, kIdBits, length + 1, base, data<int32_t>(out), data<int64_t>(ids),
              call.context);

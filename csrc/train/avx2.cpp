@@ -1,11 +1,11 @@
 // AVX2 and FMA: 16 registers of 8 lanes; 12 hold sums.
+#include "../target.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#pragma GCC push_options
-#pragma GCC target("avx2,fma")
+NHL_TARGET("avx2,fma")
 
 namespace nhl::train {
 namespace {
@@ -28,5 +28,5 @@ const Kernels& avx2_kernels() {
 
 }  // namespace nhl::train
 
-#pragma GCC pop_options
+NHL_TARGET_END
 #endif

@@ -1,11 +1,11 @@
 // AVX-512: 32 registers of 16 lanes; 24 hold sums.
+#include "../target.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
 
-#pragma GCC push_options
-#pragma GCC target("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
+NHL_TARGET("avx512f,avx512dq,avx512bw,avx512vl,avx2,fma")
 
 namespace nhl::train {
 namespace {
@@ -28,5 +28,5 @@ const Kernels& avx512_kernels() {
 
 }  // namespace nhl::train
 
-#pragma GCC pop_options
+NHL_TARGET_END
 #endif

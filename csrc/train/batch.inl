@@ -35,7 +35,7 @@ void triplets(const TripletArgs& a) {
         for (int64_t end = q + 64 * kLanes; q < end && q < negatives; q += kLanes) {
           const V raw = load(gathered + q) - base, x = min(max(raw, low), high);
           Logistic l = logistic(x);
-          V linear = max(x, V{}), slope = (raw < low) | (raw > high) ? V{} : l.sigmoid;
+          V linear = max(x, V{}), slope = ((raw < low) | (raw > high)) ? V{} : l.sigmoid;
           if (negatives - q < kLanes) {
             const I real = first_lanes(negatives - q);
             l.e = only(real, l.e), linear = only(real, linear), slope = only(real, slope);
@@ -155,15 +155,18 @@ void gram_dots(const Layout& layout, const float* left, const float* right, int6
   const int64_t m = layout.m, stride = layout.padded_width();
   for (int64_t k = 0; k < m; ++k) {
     const int64_t b = layout.lengths[k], whole = b / kLanes * kLanes;
+    const int64_t together = rows_together(b);
     for (int64_t i = k; i < m; ++i) {
-      V total = {};
-      for (int64_t r = 0; r < rows; ++r) {
-        const float *const x = left + r * stride + layout.padded_starts[k];
-        const float *const y = right + r * stride + layout.padded_starts[i];
-        for (int64_t c = 0; c < whole; c += kLanes) total += load(x + c) * load(y + c);
-        if (whole < b) total += only(first_lanes(b - whole), load(x + whole) * load(y + whole));
+      for (int64_t begin = 0; begin < rows; begin += together) {
+        V total = {};
+        for (int64_t r = begin; r < rows && r < begin + together; ++r) {
+          const float *const x = left + r * stride + layout.padded_starts[k];
+          const float *const y = right + r * stride + layout.padded_starts[i];
+          for (int64_t c = 0; c < whole; c += kLanes) total += load(x + c) * load(y + c);
+          if (whole < b) total += only(first_lanes(b - whole), load(x + whole) * load(y + whole));
+        }
+        out[k * m + i] += sum(total);
       }
-      out[k * m + i] += sum(total);
     }
   }
 }

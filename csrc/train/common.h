@@ -46,7 +46,7 @@ struct Plan {
 constexpr double kWorthSharing = 2e6;
 
 inline Executor share(const Executor& executor, double work) {
-  return work < kWorthSharing ? Executor{1, executor.parallel} : executor;
+  return work < kWorthSharing ? Executor{1, executor.parallel, executor.watch} : executor;
 }
 
 // body(i, begin, end) for blocks of `size` of n rows.

@@ -15,7 +15,11 @@ void pointwise(const Layout& layout, const PointwiseArgs& p) {
   float* const row = p.scratch;
   float* const sums = p.scratch + 4 * wide;
   for (int64_t i = 0; i < layout.m * kPad; ++i) sums[i] = 0;
+  const int64_t together = rows_together(bits);
+  int64_t gathered = 0;
   for (int64_t r = 0; r < p.rows; ++r) {
+    const bool flush = ++gathered == together || r + 1 == p.rows;
+    if (flush) gathered = 0;
     const float* const u = p.u + r * bits;
     for (int64_t c = 0; c < bits; c += kLanes) Loss::once(load_first(u + c, bits - c), p.option, row + c, wide);
     const float* const center = p.centers + (p.ids ? p.ids[r] : r) * layout.width();
@@ -30,10 +34,10 @@ void pointwise(const Layout& layout, const PointwiseArgs& p) {
         total += b - c >= kLanes ? value : only(first_lanes(b - c), value);
         store_first(out + start + c, slope * scale, b - c);
       }
-      store(sums + k * kPad, total);
+      store(sums + k * kPad, flush ? V{} : total);
+      if (flush) p.values[k] += sum(total);
     }
   }
-  for (int64_t k = 0; k < layout.m; ++k) p.values[k] += sum(load(sums + k * kPad));
 }
 
 // softplus(-2 u c) + option (|tanh u| - 1)^2 of a centre c of +-1. What does not depend on the centre is computed once

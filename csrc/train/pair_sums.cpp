@@ -47,7 +47,9 @@ bool PairSums::group_by_class() {
   std::vector<int32_t> order(n);
   for (int64_t i = 0; i < n; ++i) order[i] = static_cast<int32_t>(i);
   const int64_t* const ids = task_.labels.ids;
-  std::stable_sort(order.begin(), order.end(), [&](int32_t a, int32_t b) { return ids[a] < ids[b]; });
+  // No std::stable_sort: in libstdc++ it calls what C++17 deprecates, of which clang warns.
+  std::sort(order.begin(), order.end(),
+            [&](int32_t a, int32_t b) { return ids[a] != ids[b] ? ids[a] < ids[b] : a < b; });
   const int64_t lowest = ids[order.front()], highest = ids[order.back()];
   if (highest - lowest > bank.count + (1 << 20)) return false;
   std::vector<int64_t> starts(highest - lowest + 2, 0);

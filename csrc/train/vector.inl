@@ -68,6 +68,13 @@ NHL_INLINE float sum(V v) {
   return lane[0];
 }
 
+// How many rows of b numbers one vector sums up before its lanes go into a double: some 64 additions a lane, whatever
+// the number of lanes.
+NHL_INLINE int64_t rows_together(int64_t b) {
+  const int64_t vectors = (b + kLanes - 1) / kLanes;
+  return vectors < 64 ? 64 / vectors : 1;
+}
+
 NHL_INLINE V abs(V x) { return from_bits(bits_of(x) & 0x7fffffff); }
 // The larger and the smaller, x where it is NaN.
 #ifdef NHL_MAX

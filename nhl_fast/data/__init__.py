@@ -35,9 +35,11 @@ def load_dataset(name: str, *, seed: int = 0, validation: float = 0.1, split_fil
               `queries_per_class`, `train_per_class` change the numbers; `image_size` resizes the pictures.
               Inputs are float32 (3, 32, 32), normalised as ImageNet models expect.
             - "list": `root`, a directory with train.txt, test.txt (queries) and database.txt; every line is a
-              path below `image_root` (default: `root`) and then C labels, 0 or 1. `multi_label` None looks
-              whether every line has exactly one 1. Pictures are opened when they are needed: `resize=256`,
-              `image_size=224`; `augment=True` crops and flips those of `train` at random.
+              path below `image_root` (default: `root`), which may hold spaces, and then C labels, 0 or 1, with
+              blanks or tabs between them. `multi_label` None looks whether every line has exactly one 1. Pictures
+              are opened when they are needed: `resize=256`, `image_size=224`; `augment=True` crops and flips those
+              of `train` at random. They are turned as their EXIF orientation says (`upright=False` leaves them),
+              and those of more than 8 bits a pixel keep their range.
             - "features": `path` of an .npz or .safetensors file with `features` (n, d) and `labels`, or of an
               .npy file with `labels=` another one. `protocol` "paper", "keep-train" or "full" as above, with
               `queries_per_class`, `train_per_class` (multi-label: `num_queries`, `num_train`); "full" needs

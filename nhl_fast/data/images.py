@@ -32,16 +32,65 @@ class Normalize:
         return x.sub_(self.mean).div_(self.std)
 
 
-def open_picture(path: str):
-    """The picture of a file as a PIL image in RGB; ValueError, naming the file, where it cannot be read."""
+def open_picture(path: str, upright: bool = True):
+    """The picture of a file as a PIL image in RGB; ValueError, naming the file, where it cannot be read.
+
+    Pictures with more than 8 bits a pixel keep their range (see `eight_bits`). `upright` turns a picture as its EXIF
+    orientation says; False leaves it as it is stored.
+    """
     from PIL import Image
 
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB")
+            said = _orientation(picture)
+            picture.load()
+            left = _orientation(picture)  # of TIFF files, nothing: Pillow turns them itself
+            turn = left if upright else _inverse(said if said != left else None)
+            if picture.mode[0] in "IF":
+                picture = Image.fromarray(eight_bits(np.asarray(picture), picture.mode))
+            picture = picture.convert("RGB")
+            return picture if turn is None else picture.transpose(turn)
     except Exception as error:
         # Pillow's plugins raise OSError, SyntaxError, ValueError, struct.error and more on damaged files.
         raise ValueError(f"image file {path}: cannot be read ({type(error).__name__}: {error})") from error
+
+
+def _orientation(picture):
+    """The transposition that EXIF asks for, or None."""
+    from PIL.Image import Transpose as T
+
+    turns = (T.FLIP_LEFT_RIGHT, T.ROTATE_180, T.FLIP_TOP_BOTTOM, T.TRANSPOSE, T.ROTATE_270, T.TRANSVERSE, T.ROTATE_90)
+    try:
+        return dict(enumerate(turns, 2)).get(picture.getexif().get(0x0112))
+    except Exception:  # damaged EXIF says nothing; the pixels may be sound all the same
+        return None
+
+
+def _inverse(turn):
+    from PIL.Image import Transpose as T
+
+    return {T.ROTATE_90: T.ROTATE_270, T.ROTATE_270: T.ROTATE_90}.get(turn, turn)
+
+
+def eight_bits(pixels: np.ndarray, mode: str) -> np.ndarray:
+    """Grey pixels of more than 8 bits (mode "I;16...", "I" or "F") as uint8, none of them cut off.
+
+    16-bit pixels are divided by 257. Others are taken as they are where they lie from 0 to 255 (as fractions of 255
+    where they are floating point and lie from 0 to 1), as 16 bits where they are integers up to 65535; else their
+    own range becomes 0 to 255.
+    """
+    x = pixels.astype(np.float64)
+    if not np.isfinite(x).all():
+        raise ValueError("pixels that are NaN or infinite")
+    low, high = (float(x.min()), float(x.max())) if x.size else (0.0, 0.0)
+    whole = pixels.dtype.kind in "iu"
+    if mode.startswith("I;16") or (whole and low >= 0 and 255 < high <= 65535):
+        x = x / 257
+    elif not whole and low >= 0 and high <= 1:
+        x = x * 255
+    elif low < 0 or high > 255:
+        x = (x - low) * (255 / ((high - low) or 1))
+    return np.rint(x).astype(np.uint8)
 
 
 def center_view(picture, resize: int, size: int) -> np.ndarray:
@@ -92,12 +141,13 @@ class FileRows(Rows):
         root: the directory of the pictures.
         paths: file paths below it, one a row.
         resize, size: of `center_view`; `size` also of `random_view`.
+        upright: of `open_picture`.
     """
 
     in_memory = False
 
-    def __init__(self, root: str, paths: list[str], resize: int, size: int):
-        self.root = root
+    def __init__(self, root: str, paths: list[str], resize: int, size: int, upright: bool = True):
+        self.root, self.upright = root, upright
         # One array instead of many strings: forked DataLoader workers do not copy it by touching it.
         self.paths = np.array([os.fsencode(path) for path in paths], dtype=np.bytes_)
         self.resize, self.size = resize, size
@@ -109,7 +159,7 @@ class FileRows(Rows):
         return os.path.join(self.root, os.fsdecode(self.paths[row].item()))
 
     def item(self, row, rng):
-        picture = open_picture(self.path(row))
+        picture = open_picture(self.path(row), self.upright)
         view = random_view(picture, self.size, rng) if rng else center_view(picture, self.resize, self.size)
         return self.normalize(torch.from_numpy(view.transpose(2, 0, 1).copy())[None])[0]
 
@@ -118,7 +168,7 @@ class FileRows(Rows):
         return torch.stack(items) if items else torch.empty(0, *self.input_shape)
 
     def raw(self, row):
-        return np.array(open_picture(self.path(row)))
+        return np.array(open_picture(self.path(row), self.upright))
 
     def identity(self):
         return b"\0".join(self.paths.tolist())

@@ -6,8 +6,10 @@ import torch
 
 from nhl_fast.kernels import distillation as kernels
 
+from .operators import operator
 
-@torch.library.custom_op("nhl_fast::distill", mutates_args=("deltas",))
+
+@operator("nhl_fast::distill", mutates_args=("deltas",))
 def distill(u: torch.Tensor, code_lengths: list[int], weight: float, deltas: torch.Tensor) -> torch.Tensor:
     """D_k (m,), without the weight; weight * dD_k/du_k is added to `deltas` (N, T) in place. u (N, L) float32."""
     values = torch.empty(len(code_lengths), device=u.device, dtype=torch.float32)

@@ -10,8 +10,10 @@ from nhl_fast.kernels import bank as bank_kernels
 from nhl_fast.kernels import pairwise as kernels
 
 from ..labels import to_multi_hot
+from ..losses.bank import refuse_ranks
 from ..losses.bank_pairs import DBDH, DHN, DSH
 from ..losses.batch_pairs import DCH, LCDSH
+from .operators import direct, operator
 from .registry import check_form, fuses, outputs, prepare_labels
 
 PROBLEM = (
@@ -31,7 +33,7 @@ def _launch(
         )  # fmt: skip
 
 
-@torch.library.custom_op("nhl_fast::pairwise", mutates_args=(), schema=f"({PROBLEM}) -> (Tensor, Tensor)")
+@operator("nhl_fast::pairwise", mutates_args=(), schema=f"({PROBLEM}) -> (Tensor, Tensor)")
 def pairwise(u, others, labels, other_labels, written, code_lengths, *loss):
     """(values (m,), deltas (N, T)) of the pairwise loss `kind` (see `kernels.pair_losses`) plus its penalty.
 
@@ -49,7 +51,7 @@ def _(u, others, labels, other_labels, written, code_lengths, *loss):
     return outputs(u, code_lengths)
 
 
-@torch.library.custom_op(
+@operator(
     "nhl_fast::add_pairwise",
     mutates_args=("values", "deltas"),
     schema=f"(Tensor(a0!) values, Tensor(a1!) deltas, {PROBLEM}) -> ()",
@@ -64,7 +66,7 @@ def _(values, deltas, *problem):
     return None
 
 
-@torch.library.custom_op("nhl_fast::store_rows", mutates_args=("bank_u", "bank_labels", "written"))
+@operator("nhl_fast::store_rows", mutates_args=("bank_u", "bank_labels", "written"))
 def store_rows(
     bank_u: torch.Tensor,
     bank_labels: torch.Tensor,
@@ -77,6 +79,9 @@ def store_rows(
     """Write u (N, L) and labels into the rows `index` (N,) of a bank; each row is written at most once."""
     with torch.cuda.device_of(u):
         bank_kernels.store(u.contiguous(), labels, index, bank_u, bank_labels, written, num_classes)
+    for tensor in (bank_u, bank_labels, written):
+        if not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)
 
 
 @store_rows.register_fake
@@ -87,16 +92,17 @@ def _(bank_u, bank_labels, written, index, u, labels, num_classes):
 def prepare(loss, u, labels, index):
     """`BankMixin.prepare` with the bank written by one launch; labels and index are checked on the device."""
     labels = check_form(loss, u, labels)
-    if not loss.training or loss.bank is None or loss.external_bank:
+    if not loss.takes_rows():
         return labels
+    refuse_ranks()
     bank = loss.bank
     if index is None:
         loss.prepare(u, labels, index)  # raises, and says why
-    on_cpu = u.device.type == "cpu"  # no assertion stops the interpreter
-    bank.check_index(index if on_cpu else torch.empty_like(index, device="meta"), u.shape[0])
+    # No assertion stops the interpreter, the only way to run the kernels on a CPU.
+    bank.check_index(index, u.shape[0], values=u.device.type == "cpu")
     if labels.ndim == 2 and bank.labels.ndim == 1:
         bank.labels = to_multi_hot(bank.labels, bank.num_classes, torch.bool)
-    store_rows(bank.u, bank.labels, bank.written, index, u, labels, loss.num_classes)
+    direct(store_rows)(bank.u, bank.labels, bank.written, index, u, labels, loss.num_classes)
     return labels
 
 
@@ -109,7 +115,7 @@ def refuses(loss, rows, labels):
 
 def _bank(loss, u, labels, kind, c0, penalty):
     bank = loss.bank
-    return pairwise(
+    return direct(pairwise)(
         u, bank.u, labels, bank.labels, bank.written, list(loss.code_lengths), kind, c0, 0.0, penalty,
         float(loss.reference_bits or 0), loss.balance,
     )  # fmt: skip
@@ -131,7 +137,7 @@ def fused_dbdh(loss, u, labels):
 
 
 def _batch(loss, u, labels, kind, c0, c1, penalty):
-    return pairwise(
+    return direct(pairwise)(
         u, u, labels, labels, None, list(loss.code_lengths), kind, float(c0), float(c1), float(penalty),
         float(loss.reference_bits or 0),
     )  # fmt: skip

@@ -1,17 +1,19 @@
-"""Fused CSQ and DPN: every length's value and gradient in one launch, or in the projection's own second one."""
+"""Fused CSQ and DPN: every length's value and gradient in one launch, or in the projection's own."""
 
 from __future__ import annotations
 
 import torch
 
+from nhl_fast.kernels import arrival, projection
 from nhl_fast.kernels import pointwise as kernels
-from nhl_fast.kernels import projection
 
 from ..losses.pointwise import CSQ, DPN
+from .operators import direct, operator
+from .projection import project_outputs
 from .registry import fuses, outputs, prepare_labels
 
 
-@torch.library.custom_op("nhl_fast::pointwise", mutates_args=())
+@operator("nhl_fast::pointwise", mutates_args=())
 def pointwise(
     u: torch.Tensor,
     labels: torch.Tensor,
@@ -34,7 +36,7 @@ def _(u, labels, centers, ties, code_lengths, kind, parameter):
     return outputs(u, code_lengths, kernels.num_programs(*u.shape))
 
 
-@torch.library.custom_op("nhl_fast::project_pointwise", mutates_args=())
+@operator("nhl_fast::project_pointwise", mutates_args=())
 def project_pointwise(
     features: torch.Tensor,
     weight: torch.Tensor,
@@ -46,36 +48,29 @@ def project_pointwise(
     kind: str,
     parameter: float,
     gram: bool,
+    finite: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """`project` (without a gradient) and `pointwise` together: (u, gram, partial sums, deltas).
-
-    Where the projection is split over d, the loss is taken as the slices are added up.
-    """
-    n, longest = features.shape[0], weight.shape[0]
+    """`project` (without a gradient) and `pointwise` in one launch: (u, gram, partial sums, deltas)."""
     u, matrix, values, deltas = _together(features, weight, code_lengths, gram)
     loss = {
         "labels": labels, "centers": centers.contiguous(), "ties": ties, "values": values, "deltas": deltas,
         "code_lengths": code_lengths, "kind": kind, "parameter": parameter,
     }  # fmt: skip
-    split = projection.is_split(n, features.shape[1], longest, gram, projection.precision(features))
     with torch.cuda.device_of(features):
-        projection.project(features, weight, bias, u=u, gram=matrix if gram else None, loss=loss if split else None)
-        if not split:
-            kernels.pointwise(u, **loss)
+        projection.project(features, weight, bias, u=u, gram=matrix if gram else None, loss=loss, finite=finite)
     return u, matrix, values, deltas
 
 
 def _together(features, weight, code_lengths, gram):
-    (n, d), longest = features.shape, weight.shape[0]
-    split = projection.is_split(n, d, longest, gram, projection.precision(features))
-    programs = projection.finish_programs(n, longest) if split else kernels.num_programs(n, longest)
-    u = features.new_empty(n, longest, dtype=torch.float32)
-    matrix = features.new_empty(n if gram else 0, n if gram else 0, dtype=torch.float32)
+    mode = projection.precision(features)
+    programs = projection.loss_programs(*features.shape, weight.shape[0], gram, mode)
+    u, matrix = project_outputs(features, weight, gram)
     return u, matrix, *outputs(u, code_lengths, programs)
 
 
 @project_pointwise.register_fake
-def _(features, weight, bias, labels, centers, ties, code_lengths, kind, parameter, gram):
+def _(features, weight, bias, labels, centers, ties, code_lengths, kind, parameter, gram, finite=False):
+    arrival.prepare(features.device)
     return _together(features, weight, code_lengths, gram)
 
 
@@ -94,4 +89,4 @@ def tensors(loss) -> tuple[torch.Tensor, torch.Tensor]:
 @fuses(CSQ, DPN, prepare=prepare_labels)
 def fused(loss, u, labels):
     """Values and deltas of a CSQ or DPN loss; labels out of range are a device-side assertion."""
-    return pointwise(u, labels, *tensors(loss), list(loss.code_lengths), *options(loss))
+    return direct(pointwise)(u, labels, *tensors(loss), list(loss.code_lengths), *options(loss))

@@ -19,6 +19,8 @@ from typing import NamedTuple
 
 import torch
 
+from ..labels import check_form as label_form
+
 FUSED: dict[type, Callable] = {}
 
 
@@ -53,9 +55,7 @@ def fuses(*losses: type, prepare: Callable | None = None, refuses: Callable | No
 
 def check_form(loss, u: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Labels whose shape, dtype and device are right, as int64 ids or multi-hot rows; values are not looked at."""
-    if not isinstance(labels, torch.Tensor):
-        return loss.check_labels(labels, u.shape[0])  # raises
-    loss.check_labels(torch.empty_like(labels, device="meta"), u.shape[0])
+    label_form(labels, u.shape[0], loss.num_classes)
     if labels.device != u.device:
         raise ValueError(f"labels: expected them on {u.device} like u, got {labels.device}")
     return labels.long() if labels.ndim == 1 else labels

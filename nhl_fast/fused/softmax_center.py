@@ -7,6 +7,7 @@ import torch
 from nhl_fast.kernels import softmax_center as kernels
 
 from ..losses.softmax import MDSH, SHCIR
+from .operators import direct, operator
 from .pairwise import add_pairwise, prepare, refuses
 from .registry import fuses, outputs, prepare_labels
 
@@ -15,7 +16,7 @@ def _outputs(u, code_lengths):
     return outputs(u, code_lengths, kernels.CONFIG.row_tiles(u.shape[0]))
 
 
-@torch.library.custom_op("nhl_fast::softmax_center", mutates_args=())
+@operator("nhl_fast::softmax_center", mutates_args=())
 def softmax_center(
     u: torch.Tensor,
     centers: torch.Tensor,
@@ -45,7 +46,7 @@ def _(u, centers, labels, code_lengths, negative_weight, scale, quantization, on
 
 
 def _likelihood(loss, u, labels, negative_weight, scale, one_hot):
-    return softmax_center(
+    return direct(softmax_center)(
         u, loss._centers.float(), labels, list(loss.code_lengths), negative_weight, scale, float(loss.quantization),
         one_hot, float(loss.reference_bits or 0),
     )  # fmt: skip
@@ -63,7 +64,7 @@ def fused_mdsh(loss, u, labels):
     values, deltas = _likelihood(loss, u, labels, 1.0, 1 / (u.shape[0] * loss.num_classes), False)
     if loss.pair_term_active:
         bank, lengths = loss.bank, list(loss.code_lengths)
-        add_pairwise(
+        direct(add_pairwise)(
             values, deltas, u, bank.u, labels, bank.labels, bank.written, lengths, "mdsh_pairs", 0.0, 0.0, 0.0
         )
     return values, deltas

@@ -9,6 +9,7 @@ from .. import _check
 from ..layer import refuses_layer
 from ..losses.base import NestedLoss
 from . import distillation, pairwise, pointwise, projection, softmax_center, triplet, weighting  # noqa: F401
+from .operators import direct
 from .registry import EXTRAS, FUSED
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -80,49 +81,65 @@ def loss_values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tenso
     return weighting.with_gradient(u, values, deltas, list(loss.code_lengths))
 
 
-def step(objective, features: torch.Tensor, labels, index):
-    """(total, losses, distill, weights, dots or None) of an objective; only the total has a gradient."""
+def step(objective, features: torch.Tensor, labels, index, scaled: bool = False):
+    """(total, losses, distill, weights, dots or None) of an objective; only the total has a gradient.
+
+    scaled: outputs that are not finite make the gradient NaN, for a GradScaler to see, instead of an assertion.
+    """
     layer = objective.layer
     weight, bias, lengths = layer.hash_layer.weight, layer.hash_layer.bias, list(layer.code_lengths)
     layer.check_features(features)
     if features.shape[0] == 0:
         raise ValueError(f"features: expected at least one row, got {_check.describe(features)}")
+    recorded = torch.is_grad_enabled()
     with torch.no_grad():
-        u, gram, values, deltas = outputs_and_loss(objective, features.detach(), labels, index)
+        u, gram, values, deltas = outputs_and_loss(objective, features.detach(), labels, index, recorded, scaled)
         distill = None
         if objective.distill_weight and len(lengths) > 1:
-            distill = distillation.distill(u, lengths, objective.distill_weight, deltas)
+            distill = direct(distillation.distill)(u, lengths, objective.distill_weight, deltas)
             distill = distill if distill.ndim == 2 else distill[None]
         values = values if values.ndim == 2 else values[None]
-    results = weighting.combine(
+    fixed = objective._fixed_weights
+    results = weighting.evaluate(
         features, weight, bias, u, deltas, gram, values, distill, objective.distill_weight,
-        objective._fixed_weights, lengths, objective.check_finite and u.device.type == "cuda",
+        fixed if fixed is None else fixed.to(u.device), lengths, objective.check_finite and scaled,
     )  # fmt: skip
     weights, dots, losses, cascade = (t.detach() for t in results[1:5])
     return results[0], losses, cascade, weights, dots if objective.weighting == "dominance" else None
 
 
-def outputs_and_loss(objective, features, labels, index):
-    """(u, feature Gram matrix or empty, values, deltas)."""
+def outputs_and_loss(objective, features, labels, index, recorded: bool, scaled: bool = False):
+    """(u, feature Gram matrix or empty, values, deltas); `recorded`: a bank takes the rows in."""
     layer, loss = objective.layer, objective.loss
     weight, bias, lengths = layer.hash_layer.weight.detach(), layer.hash_layer.bias.detach(), layer.code_lengths
     gram = objective.weighting == "dominance" and weighting.dots_kernels.uses_gram(*features.shape, lengths)
+    finite = objective.check_finite and not scaled and features.is_cuda
     together = FUSED[type(loss)] is pointwise.fused
     if together:
         like = features.new_empty(features.shape[0], lengths[-1], dtype=torch.float32)
-        labels = prepare(loss, like, labels, index)
-        u, matrix, values, deltas = pointwise.project_pointwise(
-            features, weight, bias, labels, *pointwise.tensors(loss), list(lengths), *pointwise.options(loss), gram
+        with torch.set_grad_enabled(recorded):
+            labels = prepare(loss, like, labels, index)
+        u, matrix, values, deltas = direct(pointwise.project_pointwise)(
+            features,
+            weight,
+            bias,
+            labels,
+            *pointwise.tensors(loss),
+            list(lengths),
+            *pointwise.options(loss),
+            gram,
+            finite,
         )
         check_outputs(objective, u)
         return u, matrix, values, deltas
-    u, matrix = projection.project(features, weight, bias, gram)
+    u, matrix = direct(projection.project)(features, weight, bias, gram, finite)
     check_outputs(objective, u)
-    labels = prepare(loss, u, labels, index)
+    with torch.set_grad_enabled(recorded):
+        labels = prepare(loss, u, labels, index)
     return u, matrix, *FUSED[type(loss)](loss, u, labels)
 
 
 def check_outputs(objective, u) -> None:
-    """On a CPU (the interpreter); on a CUDA device the combine kernel asserts it."""
+    """On a CPU (the interpreter); on a CUDA device the projection asserts it."""
     if objective.check_finite and check_on_host(u):
         _check.values(torch.isfinite(u).all(), objective.NOT_FINITE)

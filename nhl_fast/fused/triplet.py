@@ -9,6 +9,7 @@ import torch
 from nhl_fast.kernels import triplet as kernels
 
 from ..losses.triplet import DTSH
+from .operators import direct, operator
 from .registry import fuses, outputs, prepare_labels
 
 
@@ -16,7 +17,7 @@ def _outputs(u, code_lengths):
     return outputs(u, code_lengths, kernels.CONFIG.row_tiles(u.shape[0]))
 
 
-@torch.library.custom_op("nhl_fast::triplet", mutates_args=())
+@operator("nhl_fast::triplet", mutates_args=())
 def triplet(
     u: torch.Tensor,
     labels: torch.Tensor,
@@ -45,7 +46,7 @@ def _(u, labels, code_lengths, margin, low, high, quantization, reference=0.0):
 def fused(loss, u, labels):
     """Values and deltas of a DTSH loss."""
     low, high = (-100.0, 50.0) if loss.clamp else (-math.inf, math.inf)
-    return triplet(
+    return direct(triplet)(
         u, labels, list(loss.code_lengths), float(loss.margin), low, high, float(loss.quantization),
         float(loss.reference_bits or 0),
     )  # fmt: skip

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import torch
 
+from nhl_fast.kernels import arrival
 from nhl_fast.kernels import dots as dots_kernels
 from nhl_fast.kernels import weighting as kernels
+from nhl_fast.kernels.closed_form import Report
 
-from .projection import gradient_shapes, gradients
+from ..known_gradient import once
+from .operators import direct, observed, operator
+from .projection import MAX_FORMED, gradient_shapes, gradients
 
 
-@torch.library.custom_op("nhl_fast::combine", mutates_args=())
+@operator("nhl_fast::combine", mutates_args=())
 def combine(
     features: torch.Tensor,
     weight: torch.Tensor,
@@ -23,7 +27,7 @@ def combine(
     distill_weight: float,
     fixed_weights: torch.Tensor | None,
     code_lengths: list[int],
-    check_finite: bool,
+    nan: bool,
 ) -> tuple[
     torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor
 ]:
@@ -31,38 +35,44 @@ def combine(
 
     Args:
         features, weight, bias: (N, d), (L, d), (L,), which the total's gradient goes to.
-        u: (N, L) outputs, looked at only if `check_finite`.
+        u: (N, L) outputs, looked at only for `nan`.
         deltas: (N, T) gradients of every length's loss (distillation included) with respect to its outputs.
         gram: (N, N) feature Gram matrix, or empty: the dots then come from deltas^T F.
         losses: (P, m) partial sums. distill: (Q, m) likewise, or None.
         distill_weight: lambda.
         fixed_weights: (m,) weights instead of the dominance-aware ones, or None.
-        check_finite: a device-side assertion that u is finite.
+        nan: where u is not finite, the gradient is NaN.
 
     Returns:
         total (), weights (m,), dots (m, m) (empty with fixed weights), losses (m,), distill (m,) without lambda,
-        dU (N, L), and dW (L, d), dc (L,) where they are known already (else empty). Only the total has a gradient.
+        dU (N, L) (empty where `forms`), and dW (L, d), dc (L,) where they are known already (else empty). Only the
+        total has a gradient.
     """
-    total, weights, dots, *rest = _combined(features, weight, deltas, gram, fixed_weights, code_lengths)
-    losses_out, distill_out, du, dw, db = rest
+    results = _combined(features, weight, deltas, gram, fixed_weights, code_lengths)
+    weights, (du, dw, db) = results[1], results[5:]
+    report = Report(losses, distill, distill_weight, results[:5])
     with torch.cuda.device_of(features):
-        partial = product = sums = None
-        if fixed_weights is None:
-            if gram.numel():
-                partial = dots_kernels.gram_dots(gram, deltas, code_lengths)
-            else:
-                slices, sums = dots_kernels.transposed_product(deltas, features)
-                product, partial = dots_kernels.product_dots(slices, code_lengths)
-        kernels.combine(
-            deltas, u, code_lengths, dots=partial, fixed=fixed_weights, losses=losses, distill=distill,
-            distill_scale=distill_weight, gradients=product, sums=sums,
-            outputs=(total, weights, dots, losses_out, distill_out), du=du, dw=dw, db=db, check=check_finite,
-        )  # fmt: skip
-    return total, weights, dots, losses_out, distill_out, du, dw, db
+        if fixed_weights is not None:
+            du = du if du.numel() else None
+            kernels.combine(deltas, u, code_lengths, fixed_weights, report=report, du=du, nan=nan)
+        elif gram.numel():
+            dots_kernels.gram_dots(gram, deltas, code_lengths, report)
+        else:
+            slices, sums = dots_kernels.transposed_product(deltas, features)
+            product = dots_kernels.product_dots(slices, code_lengths, report)
+            kernels.combine(
+                deltas, u, code_lengths, weights, gradients=product, sums=sums, du=du, dw=dw, db=db, nan=nan
+            )
+    return results
+
+
+def forms(num_rows: int, gram, fixed_weights) -> bool:
+    """Whether the backward kernel forms dU from the deltas, in place of a launch here."""
+    return num_rows <= MAX_FORMED if fixed_weights is not None else gram.shape[0] > 0
 
 
 def _combined(features, weight, deltas, gram, fixed_weights, code_lengths):
-    m, (longest, d) = len(code_lengths), weight.shape
+    m, n, (longest, d) = len(code_lengths), features.shape[0], weight.shape
     known = fixed_weights is None and gram.shape[0] == 0
 
     def empty(*shape):
@@ -74,66 +84,105 @@ def _combined(features, weight, deltas, gram, fixed_weights, code_lengths):
         empty(m, m) if fixed_weights is None else empty(0, 0),
         empty(m),
         empty(m),
-        empty(features.shape[0], longest),
+        empty(0, longest) if forms(n, gram, fixed_weights) else empty(n, longest),
         empty(longest, d) if known else empty(0, 0),
         empty(longest) if known else empty(0),
     )
 
 
 @combine.register_fake
-def _(features, weight, bias, u, deltas, gram, losses, distill, distill_weight, fixed_weights, code_lengths, check):
+def _(features, weight, bias, u, deltas, gram, losses, distill, distill_weight, fixed_weights, code_lengths, nan):
+    arrival.prepare(features.device)
     return _combined(features, weight, deltas, gram, fixed_weights, code_lengths)
 
 
-@torch.library.custom_op("nhl_fast::head_backward", mutates_args=())
+@operator("nhl_fast::head_backward", mutates_args=())
 def head_backward(
     scale: torch.Tensor,
     du: torch.Tensor,
+    deltas: torch.Tensor,
+    weights: torch.Tensor,
+    u: torch.Tensor | None,
     features: torch.Tensor,
     weight: torch.Tensor,
     dw: torch.Tensor,
     db: torch.Tensor,
+    code_lengths: list[int],
     need_features: bool,
     need_weight: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(dF, dW, dc) of dU, times the 0-d incoming gradient; what is not needed is empty."""
-    known = dw.numel() > 0
+    """(dF, dW, dc) of dU, times the 0-d incoming gradient; what is not needed is empty.
+
+    Where dU is empty it is formed from the deltas and weights; u, if given, makes it NaN where it is not finite.
+    """
+    known, form = dw.numel() > 0, du.shape[0] == 0
     return gradients(
-        scale, du, features, weight, dw if known else None, db if known else None, need_features, need_weight
-    )
+        scale, deltas if form else du, features, weight, dw if known else None, db if known else None,
+        need_features, need_weight, (weights, code_lengths) if form else None, u if form else None,
+    )  # fmt: skip
 
 
 @head_backward.register_fake
-def _(scale, du, features, weight, dw, db, need_features, need_weight):
+def _(scale, du, deltas, weights, u, features, weight, dw, db, code_lengths, need_features, need_weight):
     return gradient_shapes(features, weight, need_features, need_weight)
 
 
 def _save(ctx, inputs, output):
-    features, weight, bias = inputs[:3]
-    ctx.bias_dtype = bias.dtype
-    ctx.save_for_backward(features, weight, *output[5:])
+    features, weight, bias, u, deltas = inputs[:5]
+    ctx.code_lengths, nan = inputs[-2:]
+    weights, (du, dw, db) = output[1], output[5:]
+    formed = du.shape[0] == 0
+    # What is not needed is not kept: the deltas and the outputs are as large as the batch.
+    ctx.save_for_backward(
+        features, weight, bias, du, deltas if formed else du, weights, u if formed and nan else None, dw, db
+    )
     ctx.set_materialize_grads(False)
 
 
 def _backward(ctx, scale, *_):
-    features, weight, du, dw, db = ctx.saved_tensors
+    features, weight, bias, du, deltas, weights, u, dw, db = ctx.saved_tensors
     need_features, need_weight, need_bias, *rest = ctx.needs_input_grad
     unused = [None] * len(rest)
     if scale is None:
         return None, None, None, *unused
-    df, dw, db = head_backward(scale, du, features, weight, dw, db, need_features, need_weight or need_bias)
-    return (
-        df if need_features else None,
-        dw if need_weight else None,
-        db.to(ctx.bias_dtype) if need_bias else None,
-        *unused,
-    )
+    with torch.no_grad():
+        df, dw, db = direct(head_backward)(
+            scale, du, deltas, weights, u, features, weight, dw, db, ctx.code_lengths, need_features,
+            need_weight or need_bias,
+        )  # fmt: skip
+        db = db.to(bias.dtype)
+    gradients = df if need_features else None, dw if need_weight else None, db if need_bias else None
+    return *(once(gradient, features, weight, bias, scale) for gradient in gradients), *unused
 
 
 combine.register_autograd(_backward, setup_context=_save)
 
 
-@torch.library.custom_op("nhl_fast::with_gradient", mutates_args=())
+class _Step(torch.autograd.Function):
+    """`combine` without its operator: the total alone comes out, the rest is left in `results`."""
+
+    @staticmethod
+    def forward(ctx, features, weight, bias, rest, results):
+        results += combine.function(features, weight, bias, *rest)
+        if any(ctx.needs_input_grad[:3]):
+            _save(ctx, (features, weight, bias, *rest), results)
+        return results[0]
+
+    @staticmethod
+    def backward(ctx, scale):
+        return _backward(ctx, scale)
+
+
+def evaluate(features, weight, bias, *rest):
+    """`combine`, by its operator where that is observed."""
+    if observed():
+        return combine(features, weight, bias, *rest)
+    results = []
+    total = _Step.apply(features, weight, bias, rest, results)
+    return total, *results[1:]
+
+
+@operator("nhl_fast::with_gradient", mutates_args=())
 def with_gradient(
     u: torch.Tensor, values: torch.Tensor, deltas: torch.Tensor, code_lengths: list[int]
 ) -> torch.Tensor:
@@ -146,12 +195,12 @@ def _(u, values, deltas, code_lengths):
     return values.new_empty(values.shape[1])
 
 
-@torch.library.custom_op("nhl_fast::weigh", mutates_args=())
+@operator("nhl_fast::weigh", mutates_args=())
 def weigh(deltas: torch.Tensor, weights: torch.Tensor, code_lengths: list[int]) -> torch.Tensor:
     """sum_k weights[k] pad(delta_k): (N, T) and (m,) to (N, L)."""
     du = torch.empty(deltas.shape[0], code_lengths[-1], device=deltas.device, dtype=torch.float32)
     with torch.cuda.device_of(deltas):
-        kernels.combine(deltas, None, code_lengths, fixed=weights.contiguous(), du=du)
+        kernels.combine(deltas, None, code_lengths, weights.contiguous(), du=du)
     return du
 
 
@@ -162,12 +211,14 @@ def _(deltas, weights, code_lengths):
 
 def _save_deltas(ctx, inputs, output):
     u, _, deltas, ctx.code_lengths = inputs
-    ctx.dtype = u.dtype
-    ctx.save_for_backward(deltas)
+    ctx.save_for_backward(u, deltas)
 
 
 def _weigh(ctx, grad):
-    return weigh(ctx.saved_tensors[0], grad, ctx.code_lengths).to(ctx.dtype), None, None, None
+    u, deltas = ctx.saved_tensors
+    with torch.no_grad():
+        gradient = weigh(deltas, grad, ctx.code_lengths).to(u.dtype)
+    return once(gradient, u, grad), None, None, None
 
 
 with_gradient.register_autograd(_weigh, setup_context=_save_deltas)

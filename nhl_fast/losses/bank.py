@@ -12,14 +12,19 @@ from ..labels import check_labels, similarity, to_multi_hot
 class Bank(nn.Module):
     """Last outputs (num_train, L) and labels of every training item, with a mark for rows never written.
 
+    DistributedDataParallel copies the buffers of rank 0 to all ranks before every step, and banks are buffers: with
+    more than one rank `update` refuses.
+
     Labels take the form of the first update, ids or multi-hot rows; when the two are mixed, ids become one-hot
     rows. Duplicate rows in one update: which of them stays is not defined on a GPU.
     """
 
+    @_check.memory
     def __init__(self, num_train: int, num_classes: int, code_lengths: tuple[int, ...]):
         super().__init__()
         self.num_train = _check.positive_int(num_train, "num_train")
-        self.num_classes = num_classes
+        self.num_classes = _check.positive_int(num_classes, "num_classes")
+        code_lengths = _check.code_lengths(code_lengths)
         self.register_buffer("u", torch.zeros(num_train, code_lengths[-1]))
         self.register_buffer("labels", torch.zeros(num_train, dtype=torch.int64))
         self.register_buffer("written", torch.zeros(num_train, dtype=torch.bool))
@@ -30,6 +35,7 @@ class Bank(nn.Module):
         _check.tensor(u, "u", ndim=2, floating=True)
         labels = check_labels(labels, u.shape[0], self.num_classes)
         self.check_index(index, u.shape[0])
+        _check.present(index, "index")
         if u.shape[1] != self.u.shape[1]:
             raise ValueError(f"u: expected {self.u.shape[1]} columns, got {_check.describe(u)}")
         if self.u.dtype != u.dtype and u.dtype == torch.float64:
@@ -38,16 +44,17 @@ class Bank(nn.Module):
             self.labels = to_multi_hot(self.labels, self.num_classes, torch.bool)
         if self.labels.ndim == 2:
             labels = to_multi_hot(labels, self.num_classes, torch.bool)
+        refuse_ranks()
         self.u[index] = u.detach().to(self.u.dtype)
         self.labels[index] = labels
         self.written.index_fill_(0, index.long(), True)  # an indexed assignment would copy True to the device
 
-    def check_index(self, index, num_rows: int) -> None:
-        """Raise unless `index` holds `num_rows` valid row numbers."""
+    def check_index(self, index, num_rows: int, values: bool = True) -> None:
+        """Raise unless `index` holds `num_rows` valid row numbers (without `values`: any integers)."""
         _check.tensor(index, "index", ndim=1)
         if index.dtype not in (torch.int64, torch.int32) or index.shape[0] != num_rows:
             raise ValueError(f"index: expected {num_rows} integers, got {_check.describe(index)}")
-        if num_rows:
+        if values and num_rows:
             _check.values(
                 (index.min() >= 0) & (index.max() < self.num_train),
                 f"index: expected rows from 0 to {self.num_train - 1} (num_train - 1), got one out of range",
@@ -56,6 +63,11 @@ class Bank(nn.Module):
     def similarity(self, labels: torch.Tensor) -> torch.Tensor:
         """S (N, num_train), bool; rows never written are similar to nothing."""
         return similarity(labels, self.labels) & self.written
+
+    def reset_parameters(self) -> None:
+        """An empty bank, as at the beginning (after `to_empty`, say)."""
+        for buffer in (self.u, self.labels, self.written):
+            buffer.zero_()
 
     def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
         stored = state_dict.get(prefix + "labels")
@@ -70,22 +82,41 @@ class Bank(nn.Module):
         return f"num_train={self.num_train}, longest={self.u.shape[1]}"
 
 
+def refuse_ranks() -> None:
+    """Raise where a process group of more than one rank is up."""
+    distributed = torch.distributed
+    ranks = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+    if ranks > 1:
+        raise RuntimeError(
+            f"bank: a process group of {ranks} ranks is up: each rank would write its own rows, and rank 0's bank "
+            "would replace the others' at every step; train losses with a bank in one process"
+        )
+
+
 class BankMixin:
-    """For losses that compare a batch with the bank: updates it while training, before the loss reads it."""
+    """For losses that compare a batch with the bank: updates it in training steps, before the loss reads it.
+
+    A training step is a call in training mode while gradients are recorded: rows that are evaluated under
+    `torch.no_grad()` change nothing, whether or not `eval()` was called.
+    """
 
     uses_index = True
     external_bank = False  # True: the training loop writes the bank itself, before each step
 
     def prepare(self, u, labels, index):
         u, labels = super().prepare(u, labels, index)
-        if self.training and self.bank is not None and not self.external_bank:
+        if self.takes_rows():
             if index is None:
                 raise ValueError(
                     f"index: {type(self).__name__} keeps a bank of all training items and needs each row's position "
-                    "in the training set while training (pass index, or call loss.eval() to read the bank only)"
+                    "in the training set while training (pass index; eval() or torch.no_grad() only reads the bank)"
                 )
             self.bank.update(index, u, labels)
         return u, labels
+
+    def takes_rows(self) -> bool:
+        """Whether this call is a training step, whose rows the bank takes in."""
+        return self.training and torch.is_grad_enabled() and self.bank is not None and not self.external_bank
 
     def bank_terms(self, u_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Bank outputs (M, L), mask of written rows (M,) and their number (at least 1), in the given dtype."""

@@ -6,10 +6,11 @@ import torch
 from torch import nn
 
 from .. import _check
-from ..backend import pick
+from ..backend import NAMES, pick
 from ..labels import check_labels, to_multi_hot
 from ..precision import no_autocast
 from ..prefixes import expand, segment_matrix
+from .bank import Bank
 
 
 class NestedLoss(nn.Module):
@@ -26,13 +27,36 @@ class NestedLoss(nn.Module):
     reference_bits: float | None = None
     balance = False
 
+    @_check.memory
     def __init__(self, num_classes: int, code_lengths=_check.DEFAULT_CODE_LENGTHS):
         super().__init__()
         self.num_classes = _check.positive_int(num_classes, "num_classes")
         self.code_lengths = _check.code_lengths(code_lengths)
-        self.register_buffer("_segments", segment_matrix(self.code_lengths), persistent=False)
-        self.register_buffer("_bits", torch.tensor(self.code_lengths), persistent=False)
+        for name, value in self._constants().items():
+            self.register_buffer(name, value.to(torch.get_default_device()), persistent=False)
 
+    def _constants(self) -> dict[str, torch.Tensor]:
+        """The buffers that no state dict holds, on the CPU: they follow from the code lengths."""
+        with torch.device("cpu"):
+            return {"_segments": segment_matrix(self.code_lengths), "_bits": torch.tensor(self.code_lengths)}
+
+    def reset_parameters(self) -> None:
+        """Set the loss's own persistent buffers as at the beginning (after `to_empty`, say); here there are none."""
+
+    def _apply(self, fn, recurse=True):
+        was_meta = any(buffer.is_meta for buffer in self.buffers())
+        super()._apply(fn, recurse)
+        # `to_empty` leaves memory as it finds it.
+        for name, value in self._constants().items():
+            old = getattr(self, name)
+            setattr(self, name, value.to(old.device, old.dtype))
+        if was_meta and not any(buffer.is_meta for buffer in self.buffers()):
+            for module in self.modules():
+                if isinstance(module, (NestedLoss, Bank)):
+                    module.reset_parameters()
+        return self
+
+    @_check.memory
     def forward(
         self,
         u: torch.Tensor,
@@ -46,7 +70,8 @@ class NestedLoss(nn.Module):
         Args:
             u: raw outputs (N, L), floating point; half precision is computed in float32.
             labels: class ids (N,) or multi-hot rows (N, C).
-            index: (N,) positions of the rows in the training set; losses with a bank need it while training.
+            index: (N,) positions of the rows in the training set; losses with a bank need it in training steps (in
+                training mode, while gradients are recorded), which alone change the bank.
             backend: "auto", "reference", "triton" (the fused kernels; "auto" takes them for CUDA tensors) or "cpp"
                 ("auto" takes it for CPU tensors); the last two can be differentiated once.
 
@@ -54,6 +79,7 @@ class NestedLoss(nn.Module):
             (m,) values, one a length.
         """
         _check.tensor(u, "u")
+        _check.one_of(backend, "backend", ("auto", *NAMES))
         compiled = {
             "triton": lambda: fused_step().refuses_loss(self, u, labels),
             "cpp": lambda: native_step().refuses_loss(self, u, labels),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,11 +31,14 @@ class PerLength(NestedLoss):
     ):
         super().__init__(1 if num_classes is None else num_classes, code_lengths)
         self.num_classes = num_classes
-        functions = list(functions)
+        try:
+            functions = list(itertools.islice(functions, len(self.code_lengths) + 1))
+        except Exception:
+            raise TypeError(f"functions: expected a sequence, got {_check.describe(functions)}") from None
         if len(functions) != len(self.code_lengths):
             raise ValueError(
                 f"functions: expected {len(self.code_lengths)}, one a code length of {self.code_lengths}, "
-                f"got {len(functions)}"
+                f"got {'more' if len(functions) > len(self.code_lengths) else len(functions)}"
             )
         for f in functions:
             if not callable(f):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from .. import _check
-from ..centers import make_centers, tie_centers
+from ..centers import named_centers, tie_centers
 from ..prefixes import expand, split
 from .base import NestedLoss, no_autocast, quantization_penalty
 
@@ -24,11 +24,20 @@ class CenterLoss(NestedLoss):
     def __init__(self, num_classes, code_lengths=_check.DEFAULT_CODE_LENGTHS, centers=None, *, seed: int = 0):
         super().__init__(num_classes, code_lengths)
         kind = self.default_centers if centers is None else centers
-        built = make_centers(self.num_classes, self.code_lengths, kind, seed=seed)
         nested = not isinstance(kind, (list, tuple)) and (not isinstance(kind, str) or kind == "nested")
-        ties = tie_centers(self.code_lengths, seed=seed, nested=nested)
-        self.register_buffer("_centers", torch.cat(built, dim=1))
-        self.register_buffer("_tie_centers", torch.cat(ties))
+        device = torch.get_default_device()
+        with torch.device("cpu"):
+            built = torch.cat(named_centers("centers", self.num_classes, self.code_lengths, kind, seed), dim=1)
+            ties = torch.cat(tie_centers(self.code_lengths, seed=seed, nested=nested))
+        self.register_buffer("_centers", built.to(device))
+        self.register_buffer("_tie_centers", ties.to(device))
+        # What a loss on the meta device comes back with.
+        self._built = (built, ties) if device.type == "meta" else None
+
+    def reset_parameters(self) -> None:
+        if self._built is not None:
+            for buffer, value in zip((self._centers, self._tie_centers), self._built):
+                buffer.copy_(value)
 
     @property
     def centers(self) -> list[torch.Tensor]:
@@ -132,8 +141,10 @@ class DPN(CenterLoss):
 
         A bit whose mean is 0, and a class with no item, keep what they have.
         """
-        u = _check.tensor(u, "u", ndim=2, floating=True)
-        weights = self.multi_hot(self.check_labels(labels, u.shape[0]), self._centers)
+        self.check_outputs(u)
+        _check.present(u, "u")
+        labels = _check.present(self.check_labels(labels, u.shape[0]), "labels")
+        weights = self.multi_hot(labels, self._centers)
         with no_autocast(u):
             total = weights.T @ expand(u.to(self._centers), self.code_lengths)
         self._centers = torch.where(total == 0, self._centers, total.sign())

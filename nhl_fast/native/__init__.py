@@ -16,6 +16,7 @@ import torch
 
 from . import _build, _cache, step_fakes
 from ._build import BuildError
+from .calls import ops
 
 # The longest codes of each library.
 MAX_BITS = {"cpp": 16384, "cuda": 1024}
@@ -181,12 +182,12 @@ def can_pack(x: torch.Tensor) -> bool:
 
 def pack(x: torch.Tensor) -> torch.Tensor:
     """(N, ceil(L / 8)) uint8: `numpy.packbits(x > 0, axis=1)` of a floating-point (N, L) tensor of any strides."""
-    return torch.ops.nhl_fast.pack(x.detach())
+    return ops.pack(x.detach())
 
 
 def distances(queries: torch.Tensor, database: torch.Tensor, lengths) -> torch.Tensor:
     """(m, Q, n) int32 distances of packed rows over the first b bits, for every b in `lengths` in one pass."""
-    return torch.ops.nhl_fast.distances(_rows(queries), _rows(database), list(lengths))
+    return ops.distances(_rows(queries), _rows(database), list(lengths))
 
 
 def topk(
@@ -210,7 +211,7 @@ def topk(
         (distances (Q, k) int32, ids (Q, k) int64).
     """
     allow = allow if allow is None else allow.contiguous()
-    return torch.ops.nhl_fast.topk(_rows(queries), _rows(database), k, length, allow, base)
+    return ops.topk(_rows(queries), _rows(database), k, length, allow, base)
 
 
 def radius(
@@ -223,7 +224,7 @@ def radius(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Every row within `radius` of each query: (offsets (Q + 1,), distances, ids), by (distance, id); see `topk`."""
     allow = allow if allow is None else allow.contiguous()
-    return torch.ops.nhl_fast.radius(_rows(queries), _rows(database), radius, length, allow, base)
+    return ops.radius(_rows(queries), _rows(database), radius, length, allow, base)
 
 
 def histograms(queries, database, query_labels, database_labels, lengths) -> list[torch.Tensor]:
@@ -232,7 +233,7 @@ def histograms(queries, database, query_labels, database_labels, lengths) -> lis
     Labels are int64 class ids or multi-hot rows, in any mixture, as `evaluate` takes them.
     """
     labels = _relevance_labels(query_labels, database_labels)
-    counts = torch.ops.nhl_fast.histograms(_rows(queries), _rows(database), *labels, list(lengths))
+    counts = ops.histograms(_rows(queries), _rows(database), *labels, list(lengths))
     return _split_counts(counts, len(queries), lengths)
 
 
@@ -246,7 +247,7 @@ def evaluate(queries, database, query_labels, database_labels, lengths, cutoff: 
         cutoff: K of the precision sums.
     """
     labels = _relevance_labels(query_labels, database_labels)
-    counts, *sums = torch.ops.nhl_fast.evaluate(_rows(queries), _rows(database), *labels, list(lengths), cutoff)
+    counts, *sums = ops.evaluate(_rows(queries), _rows(database), *labels, list(lengths), cutoff)
     return _split_counts(counts, len(queries), lengths), *sums
 
 
@@ -264,6 +265,8 @@ def _relevance_labels(query_labels: torch.Tensor, database_labels: torch.Tensor)
     """Both label sets in the form the operators take: the narrowest ids, or sets as words of 64 classes."""
     if query_labels.ndim == 1 and database_labels.ndim == 1:
         both = (query_labels, database_labels)
+        if all(t.is_cuda for t in both):  # looking at them would wait for the device
+            return tuple(t.long().contiguous() for t in both)
         highest = max((int(t.max()) for t in both if t.numel()), default=0)
         lowest = min((int(t.min()) for t in both if t.numel()), default=0)
         fits = [t for t in (torch.uint8, torch.int16, torch.int32) if lowest >= 0 and highest <= torch.iinfo(t).max]

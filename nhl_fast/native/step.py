@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..known_gradient import known_gradient
+from ..known_gradient import known_gradient, once, once_through
 from ..labels import to_multi_hot
 from ..layer import refuses_layer
 from ..losses.bank_pairs import DBDH, DHN, DSH
@@ -21,8 +21,8 @@ from ..losses.softmax import MDSH, SHCIR
 from ..losses.triplet import DTSH
 from ..precision import no_autocast
 from ..prefixes import expand
+from .calls import ops
 
-ops = torch.ops.nhl_fast
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # ------------------------------------------------------------------------------------------- what can be served
@@ -168,16 +168,19 @@ def _shcir(loss, u, labels):
     )
 
 
-def values_and_deltas(loss: NestedLoss, u: torch.Tensor, labels, index) -> tuple[torch.Tensor, torch.Tensor]:
-    """(values (m,), deltas (N, sum of the lengths)) of a loss at u (N, L); a bank takes the rows in."""
-    with torch.no_grad():
+def values_and_deltas(
+    loss: NestedLoss, u: torch.Tensor, labels, index, recorded: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values (m,), deltas (N, sum of the lengths)) of a loss at u (N, L); a bank takes the rows in if `recorded`."""
+    with torch.set_grad_enabled(recorded):
         u, labels = loss.prepare(u.detach(), labels, index)
+    with torch.no_grad():
         return FORMS[type(loss)](loss, u.contiguous(), labels)
 
 
 def loss_values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
     """(m,) values of a loss as functions of u (N, L)."""
-    values, deltas = values_and_deltas(loss, u, labels, index)
+    values, deltas = values_and_deltas(loss, u, labels, index, torch.is_grad_enabled())
     return known_gradient(expand(u.float(), loss.code_lengths), values, deltas, loss._segments)
 
 
@@ -189,36 +192,37 @@ class _Head(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, features, weight, bias, total, du):
-        ctx.save_for_backward(features, weight, du)
-        ctx.bias_dtype = bias.dtype
+        ctx.save_for_backward(features, weight, bias, du)
         return total.clone()
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx, scale):
-        features, weight, du = ctx.saved_tensors
+        *sources, du = ctx.saved_tensors
         for_features, for_weight, for_bias, *_ = ctx.needs_input_grad
-        df, dw, db = ops.step_project_back(
-            scale, du, _plain(features), _plain(weight), for_features, for_weight or for_bias
-        )
-        return (
-            df.to(features.dtype) if for_features else None,
-            dw.to(weight.dtype) if for_weight else None,
-            db.to(ctx.bias_dtype) if for_bias else None,
-            None,
-            None,
-        )
+        with torch.no_grad():
+            features, weight, bias = sources
+            df, dw, db = ops.step_project_back(
+                scale, du, _plain(features), _plain(weight), for_features, for_weight or for_bias
+            )
+            df = df.to(features.dtype) if for_features else None
+            dw = dw.to(weight.dtype) if for_weight else None
+            db = db.to(bias.dtype) if for_bias else None
+        return *(once(gradient, *sources, scale) for gradient in (df, dw, db)), None, None
 
 
 def _plain(x: torch.Tensor) -> torch.Tensor:
     return x.detach().float().contiguous()
 
 
-def step(objective, features: torch.Tensor, labels, index):
-    """(total, losses, distill, weights, dots or None) of an objective; only the total has a gradient."""
+def step(objective, features: torch.Tensor, labels, index, scaled: bool = False):
+    """(total, losses, distill, weights, dots or None) of an objective; only the total has a gradient.
+
+    scaled: see `nhl_fast.fused.step.step`; never on a CPU.
+    """
     layer, loss = objective.layer, objective.loss
     lengths, linear = layer.code_lengths, layer.hash_layer
     weight, bias = linear.weight, linear.bias
+    recorded = torch.is_grad_enabled()
     with torch.no_grad(), no_autocast(features):
         x = _plain(features)
         wanted = objective.weighting == "dominance" and uses_gram(*x.shape, lengths)
@@ -227,9 +231,9 @@ def step(objective, features: torch.Tensor, labels, index):
             raise ValueError(objective.NOT_FINITE)
         attached = None
         if refuses_loss(loss, u, labels) is None:
-            values, deltas = values_and_deltas(loss, u, labels, index)
+            values, deltas = values_and_deltas(loss, u, labels, index, recorded)
         else:
-            attached, deltas = _foreign(loss, u, labels, index)
+            attached, deltas = _foreign(loss, u, labels, index, recorded)
             values = attached.detach()
         fixed = None if objective.weighting == "dominance" else objective._fixed_weights
         total, distill, weights, dots, du = ops.step_combine(
@@ -237,17 +241,18 @@ def step(objective, features: torch.Tensor, labels, index):
         )
     total = _Head.apply(features, weight, bias, total, du)
     if attached is not None and any(p.requires_grad for p in loss.parameters()):
-        with_graph = weights @ attached
+        with_graph = once_through(once_through(weights @ attached, weight), features)
         total = total + (with_graph - with_graph.detach())
     return total, values, distill, weights, dots if fixed is None else None
 
 
-def _foreign(loss, u, labels, index):
+def _foreign(loss, u, labels, index, recorded: bool):
     """Values (with their graph) and deltas of a loss without a C++ form."""
     from ..objective import per_length_gradients
 
     with torch.inference_mode(False), torch.enable_grad():
-        u, labels = loss.prepare(u.clone(), labels, index)
+        with torch.set_grad_enabled(recorded):
+            u, labels = loss.prepare(u.clone(), labels, index)
         values, deltas = per_length_gradients(lambda v: loss.expanded(v, labels), expand(u, loss.code_lengths))
     return values, deltas.detach().contiguous()
 

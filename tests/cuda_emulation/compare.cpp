@@ -4,7 +4,8 @@
 #include <numeric>
 #include <random>
 
-#include "cuda/engine.h"
+#include "cuda/levels.cuh"
+#include "cuda/plan.h"
 #include "hamming.h"
 
 namespace {
@@ -21,15 +22,27 @@ int64_t random(int64_t low, int64_t high) { return std::uniform_int_distribution
   if (!(condition)) fail(#condition, __LINE__)
 
 const nhl::Executor executor{1, nullptr};
+using nhl::cuda::Scan;
+constexpr Scan units[] = {Scan::popc, Scan::mma};
+
+int64_t power_of_two(int64_t least) {
+  int64_t size = 1;
+  while (size < least) size *= 2;
+  return size;
+}
+
 std::list<std::vector<uint64_t>> scratch;
 
-nhl::cuda::Context context() {
+nhl::cuda::Context context(nhl::cuda::Scan scan = nhl::cuda::Scan::popc) {
   scratch.clear();
+  const auto memory = [](uint64_t word) {
+    return [word](int64_t bytes) -> void* {
+      scratch.emplace_back(bytes / 8 + 1, word);
+      return scratch.back().data();
+    };
+  };
   // Few multiprocessors, so that small databases are cut into several chunks.
-  return {nullptr, 1, [](int64_t bytes) -> void* {
-            scratch.emplace_back(bytes / 8 + 1, 0);
-            return scratch.back().data();
-          }};
+  return {nullptr, 1, scan, false, memory(0xa5a5a5a5a5a5a5a5), memory(0)};
 }
 
 struct Codes {
@@ -51,36 +64,96 @@ struct Codes {
   nhl::cuda::Rows device;
 };
 
+// Top-k of both forms, by both units, with samples from the whole to so few items that limits are often wrong.
+void topk(const Codes& queries, const Codes& items, int64_t bits, int64_t k, const uint8_t* mask,
+          const std::vector<int64_t>& samples) {
+  const int64_t num = queries.host.count;
+  std::vector<int32_t> expected(num * k), distances(num * k);
+  std::vector<int64_t> expected_ids(num * k), ids(num * k), keys(num * k);
+  nhl::topk(queries.host, items.host, bits, k, 9, mask, expected.data(), expected_ids.data(), executor);
+  for (Scan unit : units) {
+    std::fill(keys.begin(), keys.end(), 0);
+    nhl::cuda::nearest_keys(queries.device, items.device, bits, k, mask, keys.data(), context(unit));
+    for (int64_t q = 0; q < num; ++q) std::sort(keys.begin() + q * k, keys.begin() + (q + 1) * k);
+    nhl::cuda::split_keys(keys.data(), num * k, nhl::cuda::kIdBits, bits + 1, 9, distances.data(), ids.data(), context());
+    EXPECT(distances == expected);
+    EXPECT(ids == expected_ids);
+    for (int64_t sample : samples) {
+      nhl::cuda::Context own = context(unit);
+      if (4 * k > own.candidates) continue;
+      own.sample = sample;
+      if (random(0, 1)) own.candidates = std::max<int64_t>(1024, power_of_two(4 * k));
+      std::fill(distances.begin(), distances.end(), 7);
+      std::fill(ids.begin(), ids.end(), 7);
+      nhl::cuda::nearest(queries.device, items.device, bits, k, mask, 9, distances.data(), ids.data(), own);
+      EXPECT(distances == expected);
+      EXPECT(ids == expected_ids);
+    }
+  }
+}
+
+// A sample's limits do for codes that lie anyhow, many ties and masks included: results don't show where they don't.
+void limits(int64_t bits) {
+  const int64_t num = 19, n = random(3000, 5000), k = 20, width = (bits + 7) / 8;
+  const Codes queries(num, width, num, 0, 0), items(n, width, random(0, 1) ? n : 40, 0, 0);
+  std::vector<uint8_t> allow(n);
+  for (auto& bit : allow) bit = random(0, 1);
+  const uint8_t* mask = random(0, 1) ? allow.data() : nullptr;
+  for (int64_t least : {int64_t{100}, int64_t{400}, int64_t{16384}}) {
+    nhl::cuda::Context own = context(Scan::mma);
+    own.sample = least;
+    const nhl::cuda::Plan plan = nhl::cuda::plan_for(n, k, own);
+    std::vector<int64_t> found_below(num);
+    std::vector<unsigned long long> counts(num);
+    nhl::cuda::sample_limits(queries.device, items.device, bits, mask, {plan.stride, plan.wanted, plan.most, found_below.data()}, own);
+    nhl::cuda::scan(queries.device, items.device, bits,
+                    {found_below.data(), 0, mask, counts.data(), nullptr, nullptr, plan.room, 0, nhl::cuda::kIdBits}, own);
+    for (auto count : counts) EXPECT(static_cast<int64_t>(count) >= k && static_cast<int64_t>(count) <= plan.room);
+  }
+}
+
+// Databases that mislead a sample: near items where it looks and nowhere else, or everywhere but there; and more items
+// at one distance than there is room for, evenly or all at the end.
+void misled(int64_t bits) {
+  const int64_t num = 3, n = random(3000, 4000), sample = 300, stride = n / sample, width = (bits + 7) / 8;
+  const Codes queries(num, width, 1, 0, 0);  // all the same
+  for (int kind = 0; kind < 4; ++kind) {
+    const Codes items(n, width, n, 0, random(0, 1) ? 0 : 4 - width % 4);
+    for (int64_t i = 0; i < n; ++i) {
+      const bool near = kind == 0 ? i % stride == 0 : kind == 1 ? i % stride != 0 : kind == 2 ? true : i > n - 1500;
+      for (int64_t b = 0; b < width; ++b)
+        items.data[i * items.stride + b] = queries.data[b] ^ (near ? 0 : random(0, 3) ? 0xff : 0xfe);
+    }
+    std::vector<uint8_t> allow(n);
+    for (auto& bit : allow) bit = random(0, 9) > 0;
+    topk(queries, items, bits, 200, kind % 2 ? allow.data() : nullptr, {sample});
+  }
+}
+
 void search(const Codes& queries, const Codes& items, int64_t bits) {
   const int64_t n = items.host.count, num = queries.host.count;
   std::vector<uint8_t> allow(n);
   for (auto& bit : allow) bit = random(0, 3) > 0;
   const uint8_t* mask = random(0, 1) ? allow.data() : nullptr;
-  for (int64_t k : {int64_t{1}, n / 3 + 1, n}) {
-    std::vector<int32_t> expected(num * k), distances(num * k);
-    std::vector<int64_t> expected_ids(num * k), ids(num * k), keys(num * k);
-    nhl::topk(queries.host, items.host, bits, k, 9, mask, expected.data(), expected_ids.data(), executor);
-    nhl::cuda::nearest(queries.device, items.device, bits, k, mask, keys.data(), context());
-    for (int64_t q = 0; q < num; ++q) std::sort(keys.begin() + q * k, keys.begin() + (q + 1) * k);
-    nhl::cuda::split_keys(keys.data(), num * k, nhl::cuda::kIdBits, bits + 1, 9, distances.data(), ids.data(), context());
-    EXPECT(distances == expected);
-    EXPECT(ids == expected_ids);
-  }
+  const int64_t samples[] = {16384, 1200, 300};
+  for (int64_t k : {int64_t{1}, n / 3 + 1, n, n + 5}) topk(queries, items, bits, k, mask, {samples[random(0, 2)]});
   const int64_t radius = random(0, bits), id_bits = 21;
   const nhl::RadiusSearch expected(queries.host, items.host, bits, radius, 9, mask, executor);
-  std::vector<int64_t> counts(num + 1), offsets(num + 1);
-  nhl::cuda::count_within(queries.device, items.device, bits, radius, mask, counts.data() + 1, context());
-  nhl::cuda::running_sum(counts.data(), num + 1, offsets.data(), context());
-  EXPECT(offsets == expected.offsets);
-  const int64_t found = offsets.back();
-  std::vector<int64_t> keys(found), ids(found), expected_ids(found);
-  std::vector<int32_t> distances(found), expected_distances(found);
-  nhl::cuda::collect_within(queries.device, items.device, bits, radius, mask, offsets.data(), id_bits, keys.data(), context());
-  std::sort(keys.begin(), keys.end());
-  nhl::cuda::split_keys(keys.data(), found, id_bits, bits + 1, 9, distances.data(), ids.data(), context());
-  expected.write(expected_distances.data(), expected_ids.data());
-  EXPECT(distances == expected_distances);
-  EXPECT(ids == expected_ids);
+  for (Scan unit : units) {
+    std::vector<int64_t> counts(num + 1), offsets(num + 1);
+    nhl::cuda::count_within(queries.device, items.device, bits, radius, mask, counts.data() + 1, context(unit));
+    nhl::cuda::running_sum(counts.data(), num + 1, offsets.data(), context());
+    EXPECT(offsets == expected.offsets);
+    const int64_t found = offsets.back();
+    std::vector<int64_t> keys(found), ids(found), expected_ids(found);
+    std::vector<int32_t> distances(found), expected_distances(found);
+    nhl::cuda::collect_within(queries.device, items.device, bits, radius, mask, offsets.data(), id_bits, keys.data(), context(unit));
+    std::sort(keys.begin(), keys.end());
+    nhl::cuda::split_keys(keys.data(), found, id_bits, bits + 1, 9, distances.data(), ids.data(), context());
+    expected.write(expected_distances.data(), expected_ids.data());
+    EXPECT(distances == expected_distances);
+    EXPECT(ids == expected_ids);
+  }
 }
 
 template <class T>
@@ -142,8 +215,11 @@ int main(int count, char** arguments) {
     const Codes queries(num, width, num, 0, random(0, 3));
     const Codes items(n, width, random(0, 1) ? std::max<int64_t>(n, 1) : random(1, 8), offset, gap);
     search(queries, items, bits);
+    if (round % 8 == 1) misled(bits);
+    if (round % 4 == 1) limits(bits);
     std::vector<int64_t> lengths{bits};
     if (bits > 3) lengths = {random(1, bits / 2), random(bits / 2 + 1, bits - 1), bits};
+    if (bits == 128) lengths = {8, 16, 32, 64, 128};
     if (bits > 100 && round % 3 == 0) {
       lengths.clear();
       for (int64_t b = 1; b <= 70; ++b) lengths.push_back(b);  // more than one program holds

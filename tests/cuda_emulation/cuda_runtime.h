@@ -4,9 +4,11 @@
 // needs real concurrency.
 #pragma once
 
+#include <setjmp.h>
 #include <ucontext.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -21,6 +23,7 @@
 #define __host__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 #define __shared__ static
 #define __align__(n) __attribute__((aligned(n)))
 
@@ -29,6 +32,15 @@ using cudaError_t = int;
 constexpr cudaError_t cudaSuccess = 0;
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t) { return ""; }
+
+namespace emulation {
+inline int64_t most_shared = 48 * 1024;  // a launch may ask for more only after cudaFuncSetAttribute
+}
+constexpr int cudaFuncAttributeMaxDynamicSharedMemorySize = 8;
+inline cudaError_t cudaFuncSetAttribute(const void*, int, int bytes) {
+  emulation::most_shared = std::max<int64_t>(emulation::most_shared, bytes);
+  return bytes <= 160 * 1024 ? cudaSuccess : 1;
+}
 
 struct dim3 {
   unsigned x, y, z;
@@ -61,18 +73,30 @@ struct Meeting {
 
 struct Fiber {
   ucontext_t context;
+  jmp_buf place;
   std::vector<char> stack;
-  bool done = false;
+  bool started = false, done = false;
 };
 
-inline ucontext_t scheduler;
+inline jmp_buf scheduler_place;
 inline std::vector<std::unique_ptr<Fiber>> fibers;
 inline std::vector<Meeting> warps;
 inline Meeting block;
 inline unsigned current = 0;
 inline const std::function<void()>* body = nullptr;
 
-inline void yield() { swapcontext(&fibers[current]->context, &scheduler); }
+// A fiber starts by setcontext and goes on by _longjmp, which asks nothing of the kernel.
+inline void yield() {
+  if (_setjmp(fibers[current]->place) == 0) _longjmp(scheduler_place, 1);
+}
+
+inline void resume(unsigned fiber) {
+  current = fiber;
+  if (_setjmp(scheduler_place) != 0) return;
+  if (fibers[fiber]->started) _longjmp(fibers[fiber]->place, 1);
+  fibers[fiber]->started = true;
+  setcontext(&fibers[fiber]->context);
+}
 
 inline void meet(Meeting& meeting) {
   const unsigned generation = meeting.generation;
@@ -89,6 +113,20 @@ inline const uint64_t* exchange(uint64_t value) {
   return warp.result;
 }
 
+// The same for a value of several words.
+template <class T>
+std::array<T, 32> exchange_all(const T& value) {
+  static_assert(sizeof(T) % 8 == 0);
+  std::array<T, 32> all;
+  for (size_t at = 0; at < sizeof(T); at += 8) {
+    uint64_t part;
+    std::memcpy(&part, reinterpret_cast<const char*>(&value) + at, 8);
+    const uint64_t* parts = exchange(part);
+    for (int lane = 0; lane < 32; ++lane) std::memcpy(reinterpret_cast<char*>(&all[lane]) + at, parts + lane, 8);
+  }
+  return all;
+}
+
 inline void run_fiber() {
   (*body)();
   fibers[current]->done = true;
@@ -100,7 +138,7 @@ inline void run_fiber() {
 }
 
 inline void launch(dim3 grid, dim3 threads, int64_t shared_bytes, cudaStream_t, const std::function<void()>& kernel) {
-  if (shared_bytes > 48 * 1024 || grid.y > 65535 || grid.x == 0 || grid.y == 0) {
+  if (shared_bytes > most_shared || grid.y > 65535 || grid.x == 0 || grid.y == 0) {
     std::fprintf(stderr, "a launch that CUDA would refuse\n");
     std::abort();
   }
@@ -123,7 +161,7 @@ inline void launch(dim3 grid, dim3 threads, int64_t shared_bytes, cudaStream_t, 
       block.live = static_cast<int>(threads.x);
       for (unsigned i = 0; i < threads.x; ++i) {
         Fiber& fiber = *fibers[i];
-        fiber.done = false;
+        fiber.started = fiber.done = false;
         ++warps[i / 32].live;
         getcontext(&fiber.context);
         fiber.context.uc_stack.ss_sp = fiber.stack.data();
@@ -136,9 +174,8 @@ inline void launch(dim3 grid, dim3 threads, int64_t shared_bytes, cudaStream_t, 
         for (unsigned i = 0; i < threads.x; ++i) {
           if (fibers[i]->done) continue;
           running = true;
-          current = i;
           thread_index = dim3(i);
-          swapcontext(&scheduler, &fibers[i]->context);
+          resume(i);
         }
       }
     }
@@ -175,6 +212,9 @@ inline unsigned __ballot_sync(unsigned, bool predicate) {
   return mask;
 }
 
+inline bool __any_sync(unsigned mask, bool predicate) { return __ballot_sync(mask, predicate) != 0; }
+inline void __threadfence() {}
+
 template <class T>
 unsigned __match_any_sync(unsigned, T value) {
   const uint64_t mine = emulation::to_bits(value);
@@ -202,10 +242,19 @@ T __shfl_down_sync(unsigned, T value, int step) {
 }
 
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
+inline int __clz(uint32_t x) { return x ? __builtin_clz(x) : 32; }
+inline uint32_t __funnelshift_l(uint32_t low, uint32_t high, uint32_t by) {
+  return static_cast<uint32_t>((static_cast<uint64_t>(high) << 32 | low) << by % 32 >> 32);
+}
 inline int __ffs(uint32_t x) { return __builtin_ffs(static_cast<int>(x)); }
 
 template <class T>
 T __ldg(const T* p) {
+  return *p;
+}
+
+template <class T>
+T __ldcg(const T* p) {
   return *p;
 }
 

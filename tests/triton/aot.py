@@ -52,9 +52,12 @@ def _cuobjdump() -> str:
 def specialized(function, signature, constants, ones: bool):
     """(signature, constants, attributes) as a launch gives them; `ones`: all integers are 1."""
     types, constants, attributes = {}, dict(constants), {}
+    general = {parameter.name for parameter in function.params if parameter.do_not_specialize}
     for place, name in enumerate(function.arg_names):
         kind, _, divisor = signature.get(name, "constexpr").partition(":")
-        if ones and kind == "i32":
+        if name in general and divisor:
+            raise ValueError(f"{name}: a launch does not look at its value, the signature says {signature[name]!r}")
+        if ones and kind == "i32" and name not in general:
             kind, constants[name] = "constexpr", 1
         elif divisor or kind.startswith("*"):
             attributes[(place,)] = [["tt.divisibility", 16]]

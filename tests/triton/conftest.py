@@ -25,7 +25,11 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.fixture
 def device():
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    from nhl_fast.kernels import arrival
+
+    found = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    arrival.prepare(found)  # what is made once a device is no launch of a step
+    return found
 
 
 @pytest.fixture(autouse=True)

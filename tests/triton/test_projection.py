@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from launches import launches
+from numeric import Expected
 
 import nhl_fast.fused.projection as fused
 from nhl_fast.codes import pack_codes
@@ -19,8 +20,14 @@ def tensors(n, d, longest, device, dtype=torch.float32):
     return features, torch.randn(longest, d, device=device), torch.randn(longest, device=device)
 
 
-def relative(a, b):
-    return ((a.double() - b).norm() / b.norm()).item()
+def check(u, matrix, x, w, b):
+    """Outputs, and the features' Gram matrix where there is one, are float64's but for float32's own errors."""
+    assert u.dtype == matrix.dtype == torch.float32
+    x, w, b = x.double(), w.double(), b.double()
+    if matrix.numel():
+        Expected(lambda: {"u": F.linear(x, w, b), "gram": x @ x.T}).check({"u": u, "gram": matrix})
+    else:
+        Expected(lambda: {"u": F.linear(x, w, b)}).check({"u": u})
 
 
 @pytest.mark.parametrize("gram", [False, True])
@@ -28,41 +35,31 @@ def relative(a, b):
 def test_outputs_and_gram(shape, gram, device):
     x, w, b = tensors(*shape, device)
     u, matrix = torch.ops.nhl_fast.project(x, w, b, gram)
-    truth = F.linear(x.double(), w.double(), b.double())
-    assert relative(u, truth) <= 2 * relative(F.linear(x, w, b), truth) + 3e-7
     assert matrix.shape == ((shape[0],) * 2 if gram else (0, 0))
-    if gram:
-        truth = x.double() @ x.double().T
-        assert relative(matrix, truth) <= 2 * relative(x @ x.T, truth) + 3e-7
+    check(u, matrix, x, w, b)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES[:4], ids=str)
 def test_half_precision(shape, dtype, device):
-    """Accumulated and returned in float32; far closer than PyTorch's product in that precision."""
+    """Accumulated and returned in float32."""
     x, w, b = tensors(*shape, device, dtype)
-    u, matrix = torch.ops.nhl_fast.project(x, w, b, True)
-    truth = F.linear(x.double(), w.double(), b.double())
-    plain = F.linear(x, w.to(dtype), b.to(dtype))
-    assert u.dtype == torch.float32
-    assert relative(u, truth) <= 0.05 * relative(plain, truth) + 1e-6
-    assert relative(matrix, x.double() @ x.double().T) < 1e-6
+    check(*torch.ops.nhl_fast.project(x, w, b, True), x, w, b)
 
 
 def test_split_product_is_taken_and_matches(device):
-    assert kernels.is_split(64, 1030, 8, False, "ieee")
-    assert not kernels.is_split(64, 100, 8, False, "ieee")
     x, w, b = tensors(64, 1030, 8, device)
-    names = launches(lambda: torch.ops.nhl_fast.project(x, w, b, True))
-    assert names == ["project_kernel", "finish_kernel"]
-    assert launches(lambda: torch.ops.nhl_fast.project(x[:, :100], w[:, :100], b, True)) == ["project_kernel"]
+    for d in (1030, 100):
+        assert (kernels.plan(64, d, 8, True, kernels.precision(x))["splits"] > 1) == (d == 1030)
+        names = launches(lambda: torch.ops.nhl_fast.project(x[:, :d], w[:, :d], b, True))  # noqa: B023
+        assert names == ["project_kernel"]
 
 
 @pytest.mark.parametrize("n", [1, 16, 17, 64, 100, 1024, 1025, 40000])
 @pytest.mark.parametrize("d", [1, 7, 128, 129, 2048, 5000])
 def test_plan_covers_every_column_once(n, d):
     for gram in (False, True):
-        for mode in ("ieee", "tf32", "half"):
+        for mode in ("ieee", "tf32", "tf32x3", "half"):
             plan = kernels.plan(n, d, 128, gram, mode)
             assert (plan["splits"] - 1) * plan["per_split"] < d <= plan["splits"] * plan["per_split"]
             assert plan["splits"] == 1 or plan["per_split"] % plan["BLOCK_K"] == 0

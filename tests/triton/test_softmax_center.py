@@ -31,7 +31,7 @@ def test_equals_the_reference(name, n, classes, device):
 def test_lengths(name, lengths, device):
     labels = torch.arange(4, device=device)
     # At 1 bit the cosine is +-1: the likelihood's gradient cancels to 0.
-    check(make(name, lengths, device), torch.randn(4, lengths[-1], device=device), labels, atol=1e-7)
+    check(make(name, lengths, device), torch.randn(4, lengths[-1], device=device), labels)
 
 
 @pytest.mark.parametrize("reference_bits", [3, 400])
@@ -50,7 +50,7 @@ def test_the_sharpest_softmax_that_is_served(name, classes, device):
     centers[1] = -centers[0]
     loss = make(name, (16,), device, classes, centers=[centers], reference_bits=1024)
     u, labels = loss.centers[0][[0, 1, 1]].clone() + 0.01, torch.tensor([0, 0, 1], device=device)
-    check(loss, u, labels, atol=1e-6)
+    check(loss, u, labels)
     sharper = make(name, (16,), device, classes, reference_bits=1025)
     with pytest.raises(RuntimeError, match="at most 1024"):
         sharper(u, labels, backend="triton")
@@ -89,7 +89,7 @@ def test_extreme_outputs_stay_finite(name, scale, device):
     labels = torch.arange(16, device=device) % 5
     values, deltas = fused(loss, u, labels)
     assert torch.isfinite(deltas).all()
-    torch.testing.assert_close(values, reference(loss, u, labels, torch.float32)[0], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(values, reference(loss, u, labels, torch.float64)[0].float(), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("b", [400, pytest.param(1024, marks=pytest.mark.slow)])
@@ -121,7 +121,7 @@ def test_gradient_of_a_certain_mistake(name, bits, classes, device):
 def test_equal_logits(device):
     """The largest logit is not unique: every class's p is the same, and the likelihood's gradient cancels to 0."""
     loss = make("mdsh", (8,), device, 2, centers=[torch.ones(2, 8)])
-    check(loss, torch.randn(3, 8, device=device), torch.tensor([0, 1, 1], device=device), atol=1e-7)
+    check(loss, torch.randn(3, 8, device=device), torch.tensor([0, 1, 1], device=device))
 
 
 class TestPairTerm:

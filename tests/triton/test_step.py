@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from launches import launches
+from numeric import Expected
 
 from nhl_fast.backend import backends
 from nhl_fast.fused import step
@@ -53,18 +54,14 @@ def run(problem, backend, dtype=None, scale=1.0):
     return {key: value.clone() for key, value in found.items()}
 
 
-def error(a, b):
-    return ((a.double() - b).norm() / b.norm().clamp(min=1e-6)).item()
-
-
-def check(problem, floor=1e-6):
-    """The fused step's error is at most twice that of the reference in the same dtype (and a few roundings)."""
-    truth = run(problem, "reference", torch.float64)
-    fused, plain = run(problem, "triton"), run(problem, "reference")
-    for key, value in fused.items():
-        assert value.dtype == plain[key].dtype, key
-        assert error(value, truth[key]) <= 2 * error(plain[key], truth[key]) + floor, key
-    return fused
+def check(problem):
+    """The fused step is the reference in float64 but for float32's own errors (see `numeric`)."""
+    layer, _, features, *_ = problem
+    fused = run(problem, "triton")
+    for key, like in {"dF": features, "dW": layer.hash_layer.weight, "dc": layer.hash_layer.bias}.items():
+        assert fused[key].dtype == like.dtype, key
+    assert all(value.dtype == torch.float32 for key, value in fused.items() if key not in ("dF", "dW", "dc"))
+    return Expected(lambda: run(problem, "reference", torch.float64)).check(fused)
 
 
 SHAPES = [(1, 7), (3, 40), (33, 7), (12, 100), (64, 300)]
@@ -80,7 +77,7 @@ def test_step_equals_the_reference(name, shape, distill, device):
 @pytest.mark.parametrize("shape", [(1, 7), (33, 40)], ids=str)
 @pytest.mark.parametrize("name", OTHERS)
 def test_step_of_the_other_losses(name, shape, device):
-    check(make(name, *shape, (5, 12, 48), device, distill_weight=0.7), floor=3e-6)
+    check(make(name, *shape, (5, 12, 48), device, distill_weight=0.7))
 
 
 @pytest.mark.parametrize("lengths", [(1,), (8, 16, 32, 64, 128), (3, 1024)], ids=str)
@@ -101,7 +98,7 @@ def test_multi_hot_labels(name, d, device):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(33, 7), (20, 300)], ids=str)
 def test_half_precision_features(shape, dtype, device):
-    fused = check(make("csq", *shape, (5, 12, 48), device, dtype=dtype), floor=1e-5)
+    fused = check(make("csq", *shape, (5, 12, 48), device, dtype=dtype))
     assert fused["dF"].dtype == dtype
     assert fused["dW"].dtype == torch.float32
 
@@ -180,19 +177,28 @@ def test_the_same_bits_every_time(device):
         assert torch.equal(value, second[key]), key
 
 
+# A step's launches with class ids where the dots come from the Gram matrix; from the gradients it is two more.
+BUDGET = {"csq": 5, "dpn": 5, "shcir": 6, "mdsh": 6, "dtsh": 7, "lcdsh": 7}
+BANK_BUDGET = 8
+
+
+@pytest.mark.parametrize("distill", [0.0, 1.0])
 @pytest.mark.parametrize("d", [7, 300])
 @pytest.mark.parametrize(
     ("name", "loss_options"),
     [*((name, {}) for name in REGISTRY), ("mdsh", {"num_train": 27}), ("dhn", {"balance": True})],
     ids=str,
 )
-def test_launch_budget(name, loss_options, d, device, monkeypatch):
-    """Forward, losses, distillation, weights and all gradients: at most 8 launches, or 12, and no wait."""
-    layer, loss, features, labels, _ = make(name, 20, d, (5, 12, 48), device, loss_options=loss_options)
+def test_launch_budget(name, loss_options, d, distill, device, monkeypatch):
+    """Forward, losses, distillation, weights and all gradients keep to the budget, and nothing waits."""
+    options = {"loss_options": loss_options, "distill_weight": distill}
+    layer, loss, features, labels, options = make(name, 20, d, (5, 12, 48), device, **options)
+    budget = BUDGET.get(name, BANK_BUDGET) if not loss_options else BANK_BUDGET + 1
+    budget += (2 if d == 7 else 0) - (0 if distill else 2)
     if device.type == "cpu":  # there the values are looked at on the host, before the kernels that assert them
         monkeypatch.setattr(step, "check_on_host", lambda tensor: False)
-        monkeypatch.setattr(Bank, "check_index", lambda self, index, rows: None)
-    objective = NestedObjective(layer, loss, backend="triton")
+        monkeypatch.setattr(Bank, "check_index", lambda self, index, rows, values=True: None)
+    objective = NestedObjective(layer, loss, backend="triton", **options)
     index = torch.arange(20, device=device)
     features.requires_grad_()
     total = []
@@ -200,7 +206,7 @@ def test_launch_budget(name, loss_options, d, device, monkeypatch):
     one = torch.ones_like(total[0])
     backward = launches(lambda: total[0].backward(one))
     both = forward + backward
-    assert len(both) <= (8 if name in POINTWISE else 12), both
+    assert len(both) <= budget, both
     assert not any(name in both for name in ("aten::item", "aten::_local_scalar_dense"))
 
 
@@ -217,7 +223,8 @@ def test_cuda_graph_and_no_synchronization(name, device):
         total = objective(features, labels, index).total
         return total, *torch.autograd.grad(total, parameters)
 
-    expected = [t.clone() for t in whole()]
+    # Detached: what keeps a graph of the default stream alive cannot be captured on another.
+    expected = [t.detach().clone() for t in whole()]
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
@@ -324,3 +331,22 @@ def test_bad_input(change, message, device):
     layer, loss, features, labels, _ = make("csq", 12, 40, (5, 12), device)
     with pytest.raises((TypeError, ValueError), match=message):
         NestedObjective(layer, loss, backend="triton")(*change(features, labels))
+
+
+def test_a_gradient_that_would_be_differentiated_again_is_refused(device):
+    lengths, labels = (4, 8), torch.arange(6, device=device) % 3
+    layer = NestedHashLayer(5, lengths).to(device)
+    loss = CSQ(3, lengths).to(device)
+    objective = NestedObjective(layer, loss, backend="triton")
+    u = torch.randn(6, 8, device=device, requires_grad=True)
+    x = torch.randn(6, 5, device=device, requires_grad=True)
+    for function, sources in (
+        (lambda: loss(u, labels, backend="triton").sum(), (u,)),
+        (lambda: objective(x, labels).total, (x, *layer.parameters())),
+        (lambda: layer.project(x, "triton").square().sum(), (x, *layer.parameters())),
+    ):
+        for source in sources:
+            (gradient,) = torch.autograd.grad(function(), source, create_graph=True)
+            for other in sources:
+                with pytest.raises(RuntimeError, match="create_graph=True: this gradient of nhl_fast"):
+                    torch.autograd.grad(gradient.sum(), other, retain_graph=True)

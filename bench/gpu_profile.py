@@ -1,0 +1,59 @@
+"""Where the time of a step goes: microseconds of every kernel of one step, from PyTorch's profiler.
+
+python bench/gpu_profile.py [--losses csq,dsh]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import torch  # noqa: E402
+from gpu_steps import OURS, Problem  # noqa: E402
+
+CASES = [
+    *((name, 64, 2048, {}) for name in ("csq", "dhn", "dch", "dtsh", "shcir")), ("csq", 256, 2048, {}),
+    ("csq", 4096, 768, {"distill": 0.0}), ("csq", 32768, 2048, {"distill": 0.0}),
+    ("csq", 32768, 2048, {"distill": 0.0, "dtype": torch.bfloat16}),
+]  # fmt: skip
+STEPS = 20
+
+
+def kernels(step) -> dict[str, float]:
+    """Microseconds a step of every kernel."""
+    for _ in range(3):
+        step()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(STEPS):
+            step()
+        torch.cuda.synchronize()
+    found = defaultdict(float)
+    for event in profile.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            found[event.name] += event.device_time_total / STEPS
+    return dict(found)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--losses", type=lambda text: text.split(","))
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("PyTorch sees no CUDA device")
+    for loss, rows, d, wanted in CASES:
+        if options.losses and loss not in options.losses:
+            continue
+        found = kernels(Problem(loss, rows, d, **wanted).step(OURS))
+        told = " ".join(f"{key}={str(value).removeprefix('torch.')}" for key, value in wanted.items())
+        print(f"{loss} {rows} x {d} {told}: {sum(found.values()):.1f} us in kernels")
+        for name, us in sorted(found.items(), key=lambda item: -item[1])[:12]:
+            print(f"    {us:9.2f}  {name[:90]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,179 @@
+"""How long a whole step takes, as a CUDA graph, with other tile sizes of one kernel; one line a choice.
+
+    python bench/gpu_tiles.py                       # all
+    python bench/gpu_tiles.py --warm 3 --of 12      # compiles every twelfth choice, the third: several at once
+    python bench/gpu_tiles.py --only pairs
+
+Gradients are compared with the reference's before anything is timed. A choice that doesn't compile, or needs more
+shared memory than there is, is told as such.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from contextlib import ExitStack
+from importlib import import_module
+from pathlib import Path
+from unittest import mock
+
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+
+import torch  # noqa: E402
+from gpu_device import captured, milliseconds, relative_error  # noqa: E402
+from gpu_steps import OURS, REFERENCE, Problem  # noqa: E402
+
+from nhl_fast import fused  # noqa: E402, F401 (finds nhl_fast.kernels in a checkout)
+
+KERNELS = ("backward", "distillation", "dots", "pairwise", "projection", "softmax_center", "triplet")
+backward, distillation, dots, pairwise, projection, softmax_center, triplet = (
+    import_module(f"nhl_fast.kernels.{name}") for name in KERNELS
+)
+
+
+def changed(module, name, **values):
+    """Patches of a function that gives a block (a dictionary): some of its values are others."""
+    original = getattr(module, name)
+
+    def block(*arguments):
+        found = {**original(*arguments), **values}
+        if "STEP" in found:
+            found["STEP"] = module.step_rows(found)
+        return found
+
+    return mock.patch.object(module, name, block)
+
+
+def tiles_of(module, name, **values):
+    """A patch of a kernel's `Tiles`."""
+    return mock.patch.object(module, name, getattr(module, name)._replace(**values))
+
+
+def launch(module, **values):
+    return mock.patch.object(module, "LARGE", {**module.LARGE, **values})
+
+
+# (rows, columns, depth, warps) of a product's tile.
+SQUARE = ((128, 128, 32, 8), (128, 128, 64, 8), (64, 128, 32, 8), (64, 128, 32, 4), (64, 128, 64, 8),
+          (128, 64, 32, 4), (64, 64, 64, 4), (64, 64, 32, 4))  # fmt: skip
+# (rows, columns, bits, warps, stages) of the tile of a loss or of the distillation.
+LOSS = ((32, 32, 32, 4, 1), (32, 64, 32, 4, 1), (64, 32, 32, 4, 1), (64, 64, 32, 8, 1), (32, 32, 32, 4, 2),
+        (64, 64, 32, 8, 2), (32, 64, 32, 8, 2), (16, 64, 32, 4, 2), (16, 128, 32, 8, 2),
+        (32, 128, 32, 8, 1))  # fmt: skip
+
+
+def project_choices(rows):
+    small = [(None, None, k, warps) for k, warps in itertools.product((32, 64), (4, 8))]
+    for m, n, k, warps in small if rows <= 1024 else SQUARE:
+        sides = {"BLOCK_K": k} if m is None else {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
+        patches = [mock.patch.object(projection, "warps", lambda block, w=warps: w)]
+        yield f"{m} x {n} x {k}, {warps} warps", [changed(projection, "plan", **sides), *patches]
+
+
+def product_choices(rows):
+    for a, d, k, warps in SQUARE if rows > 1024 else ():
+        patches = [changed(dots, "product_block", BLOCK_A=a, BLOCK_D=d, BLOCK_K=k), launch(dots, num_warps=warps)]
+        yield f"{a} x {d} x {k}, {warps} warps", patches
+
+
+def backward_choices(rows):
+    for m, d, k, warps in (*SQUARE, (32, 64, 32, 4), (32, 128, 32, 4)):
+        sides = {"BLOCK_M": m, "BLOCK_D": d, "BLOCK_K": k}
+        patches = [changed(backward, "backward_block", **sides), launch(backward, num_warps=warps)]
+        yield f"{m} x {d} x {k}, {warps} warps", patches
+
+
+def loss_choices(module, *names):
+    def choices(rows):
+        for name, (r, c, bits, warps, stages) in itertools.product(names, LOSS):
+            values = {"rows": r, "columns": c, "bits": bits, "warps": warps, "stages": stages}
+            told = f"{name.lower()} {r} x {c} x {bits}, {warps} warps, {stages} stages"
+            yield told, [tiles_of(module, name, **values)]
+
+    return choices
+
+
+HALF = {"dtype": torch.bfloat16, "distill": 0.0}
+# (kernel, choices, loss, rows, features, options of the problem)
+SWEEPS = [
+    ("pairs", loss_choices(pairwise, "CONFIG"), "dhn", 64, 2048, {}),
+    ("pairs", loss_choices(pairwise, "CONFIG"), "dsh", 256, 2048, {}),
+    ("pairs", loss_choices(pairwise, "CONFIG"), "dch", 64, 2048, {}),
+    ("project", project_choices, "csq", 32768, 2048, {"distill": 0.0}),
+    ("project", project_choices, "csq", 32768, 2048, HALF),
+    ("product", product_choices, "csq", 32768, 2048, {"distill": 0.0}),
+    ("product", product_choices, "csq", 32768, 2048, HALF),
+    ("backward", backward_choices, "csq", 32768, 2048, {"distill": 0.0}),
+    ("backward", backward_choices, "csq", 32768, 2048, HALF),
+    ("softmax", loss_choices(softmax_center, "CONFIG"), "shcir", 64, 2048, {}),
+    ("triplets", loss_choices(triplet, "CONFIG"), "dtsh", 64, 2048, {}),
+    ("distillation", loss_choices(distillation, "NORMS", "GRADIENT"), "csq", 64, 2048, {}),
+    ("distillation", loss_choices(distillation, "NORMS", "GRADIENT"), "csq", 256, 2048, {}),
+    ("project", project_choices, "csq", 64, 2048, {}),
+    ("backward", backward_choices, "csq", 64, 2048, {}),
+    ("project", project_choices, "csq", 4096, 768, {"distill": 0.0}),
+    ("product", product_choices, "csq", 4096, 768, {"distill": 0.0}),
+]
+
+
+def jobs(only):
+    for kernel, choices, loss, rows, d, options in SWEEPS:
+        if only and kernel not in only:
+            continue
+        for name, patches in [("as it is", []), *choices(rows)]:
+            yield kernel, name, patches, loss, rows, d, options
+
+
+def told(kernel, name, loss, rows, d, options) -> dict:
+    text = {key: str(value).removeprefix("torch.") for key, value in options.items()}
+    return {"kernel": kernel, "choice": name, "loss": loss, "n": rows, "d": d, **text}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", type=lambda text: text.split(","), help="some kernels")
+    parser.add_argument("--warm", type=int, help="compile some choices alone")
+    parser.add_argument("--of", type=int, default=1)
+    parser.add_argument("--seconds", type=float, default=300, help="begins no choice after these")
+    parser.add_argument("--out", type=Path, help="a file of JSON lines")
+    options = parser.parse_args()
+    if not torch.cuda.is_available():
+        parser.error("PyTorch sees no CUDA device")
+    ends, expected, key = time.monotonic() + options.seconds, None, None
+    for number, (kernel, name, patches, loss, rows, d, wanted) in enumerate(jobs(options.only)):
+        if time.monotonic() > ends:
+            break
+        if options.warm is not None and number % options.of != options.warm:
+            continue
+        row = told(kernel, name, loss, rows, d, wanted)
+        try:
+            if key != (loss, rows, d, str(wanted)):
+                key = (loss, rows, d, str(wanted))
+                problem = Problem(loss, rows, d, **wanted)
+                expected = None if options.warm is not None else problem.step(REFERENCE)()[1:]
+            with ExitStack() as stack:
+                for patch in patches:
+                    stack.enter_context(patch)
+                step = problem.step(OURS)
+                found = step()[1:]
+                if options.warm is not None:
+                    continue
+                row["error"] = relative_error(found, expected)
+                if row["error"] <= (3e-2 if "dtype" in wanted else 1e-3):
+                    row["ms"], row["runs"] = milliseconds(captured(step), 0.05)
+                else:
+                    row["note"] = "wrong gradients: not timed"
+        except Exception as failure:
+            row["note"] = f"{type(failure).__name__}: {str(failure).splitlines()[0] if str(failure) else ''}"[:160]
+        if options.warm is None:
+            print("  ".join(f"{k}={v}" for k, v in row.items()), flush=True)
+            if options.out:
+                with open(options.out, "a") as file:
+                    file.write(json.dumps(row) + "\n")
+
+
+if __name__ == "__main__":
+    main()

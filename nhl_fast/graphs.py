@@ -1,0 +1,207 @@
+"""A training step of the head as CUDA graphs: a replay in place of the launches that small batches wait for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from . import _check
+from .known_gradient import once
+from .labels import to_multi_hot
+from .objective import NestedObjective, ObjectiveResult
+from .precision import scaled_training
+
+
+def make_graphed(
+    objective: NestedObjective,
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    index: torch.Tensor | None = None,
+    *,
+    num_warmup_iters: int = 3,
+) -> GraphedObjective:
+    """An objective as CUDA graphs, called like the objective; in the manner of `torch.cuda.make_graphed_callables`.
+
+    The samples (features, labels and, for losses with a bank, index) say shapes, dtypes and whether the features
+    need a gradient; their values do not matter, and what the warm-up writes into a bank is taken back. On a CPU
+    there is nothing to capture and the result calls the objective.
+
+    Args:
+        objective: whose forward, losses, distillation, weights, bank update and gradients are captured.
+        features, labels, index: what a call takes.
+        num_warmup_iters: eager steps before the capture; they compile the kernels.
+    """
+    if not isinstance(objective, NestedObjective):
+        raise TypeError(f"objective: expected a NestedObjective, got {_check.describe(objective)}")
+    objective.layer.check_features(features)
+    _check.tensor(labels, "labels")
+    _check.positive_int(num_warmup_iters, "num_warmup_iters")
+    graphed = GraphedObjective(objective)
+    if features.device.type == "cuda":
+        graphed.capture(features, labels, index, num_warmup_iters)
+    return graphed
+
+
+class GraphedObjective:
+    """See `make_graphed`. A call replays the graphs where it fits them, and else runs the objective itself.
+
+    It fits if its tensors have the samples' shapes and dtypes (the last, smaller batch of an epoch does not), and
+    the modules' training mode, autocast and the need of a features' gradient are those of the capture. `replays`
+    counts the calls that did.
+
+    The layer's parameters and the loss's buffers are read and written where they are: optimizers and
+    `load_state_dict` work in place and may be used as always; a tensor that was replaced (`objective.to(...)`) is an
+    error. A call's results are its own. Its `backward` must come before the next call. `inputs` are the tensors that
+    the graphs read: a call with these, filled in place, spares the copies.
+    """
+
+    def __init__(self, objective: NestedObjective):
+        self.objective = objective
+        self.replays = 0
+        self._form = None
+
+    def __call__(self, features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None):
+        if self._form is None or not self._fits(features, labels, index):
+            return self.objective(features, labels, index)
+        if self._addresses() != self._captured:
+            raise RuntimeError(
+                "a parameter or buffer of the objective was replaced since its capture: capture it anew"
+            )
+        results = []
+        linear = self.objective.layer.hash_layer
+        given = [t for t in (features, labels, index) if t is not None]
+        total = _Replay.apply(features, linear.weight, linear.bias, self, given, results)
+        return self._unpacked(results[0], total)
+
+    # ------------------------------------------------------------------------------------------ the graphs
+
+    def capture(self, features, labels, index, num_warmup_iters: int) -> None:
+        linear = self.objective.layer.hash_layer
+        self.inputs = [t.detach().clone() for t in (features, labels, index) if t is not None]
+        self.inputs[0].requires_grad_(features.requires_grad)
+        self._wanted = [t for t in (self.inputs[0], linear.weight, linear.bias) if t.requires_grad]
+        self._scale = torch.ones((), device=features.device)
+        self._newest, self._shapes, live = 0, [], {}
+
+        def forward():
+            with torch.enable_grad():
+                result = self.objective(*self.inputs)
+            live["total"] = result.total
+            parts = [t for t in result if t is not None]
+            self._shapes = [None if t is None else t.shape for t in result]
+            return [torch.cat([t.detach().reshape(-1) for t in parts])]
+
+        def backward():
+            if not self._wanted:
+                return []
+            return torch.autograd.grad(live["total"], self._wanted, self._scale, retain_graph=True)
+
+        with torch.enable_grad(), _kept(self.objective.loss):
+            capture = _Capture(features.device)
+            capture.warm_up(lambda: (forward(), backward()), num_warmup_iters)
+            (self._packed,), self._forward = capture(forward)
+            gradients, self._backward = capture(backward)
+        found = dict(zip(map(id, self._wanted), gradients))
+        self._gradients = [found.get(id(t)) for t in (self.inputs[0], linear.weight, linear.bias)]
+        self._form = self._form_of(features, labels, index)
+        self._captured = self._addresses()
+
+    def _form_of(self, features, labels, index):
+        tensors = [None if t is None else (t.shape, t.dtype, t.device) for t in (features, labels, index)]
+        autocast = torch.is_autocast_enabled(features.device.type)
+        training = [module.training for module in self.objective.modules()]
+        return (*tensors, training, autocast, scaled_training(features))
+
+    def _fits(self, features, labels, index) -> bool:
+        for tensor in (features, labels, *(() if index is None else (index,))):
+            if not isinstance(tensor, torch.Tensor):
+                return False  # the objective says what is wrong
+        wants = torch.is_grad_enabled() and features.requires_grad and not self.inputs[0].requires_grad
+        return not wants and self._form_of(features, labels, index) == self._form
+
+    def _addresses(self) -> list[int]:
+        return [t.data_ptr() for t in (*self.objective.parameters(), *self.objective.buffers())]
+
+    def _unpacked(self, packed, total) -> ObjectiveResult:
+        sizes = [0 if shape is None else shape.numel() for shape in self._shapes]
+        parts = [None if s is None else t.view(s) for s, t in zip(self._shapes, packed.split(sizes))]
+        return ObjectiveResult(total, *parts[1:])
+
+
+class _Replay(torch.autograd.Function):
+    """The total of a graphed call, as a function of features, weight and bias."""
+
+    @staticmethod
+    def forward(ctx, features, weight, bias, graphed, given, results):
+        for static, tensor in zip(graphed.inputs, given):
+            if tensor is not static:
+                static.detach().copy_(tensor)
+        graphed._forward()
+        graphed._newest += 1
+        graphed.replays += 1
+        ctx.graphed, ctx.call = graphed, graphed._newest
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(features, weight, bias)
+        results.append(graphed._packed.clone())
+        return results[0][0].clone()
+
+    @staticmethod
+    def backward(ctx, scale):
+        graphed = ctx.graphed
+        if ctx.call != graphed._newest:
+            raise RuntimeError("a graphed objective's backward must come before its next call, which came first")
+        if scale is None:
+            return (None,) * 6
+        with torch.no_grad():
+            graphed._scale.copy_(scale)
+            graphed._backward()
+            # Copies: what becomes a parameter's .grad may be added to, and the next replay writes here again.
+            found = [
+                t.clone() if t is not None and need else None
+                for t, need in zip(graphed._gradients, ctx.needs_input_grad)
+            ]
+        return *(once(gradient, *ctx.saved_tensors, scale) for gradient in found), None, None, None
+
+
+class _Capture:
+    """Captures functions, one after the other, into CUDA graphs that share their memory."""
+
+    def __init__(self, device: torch.device):
+        self.device, self.stream, self.pool = device, torch.cuda.Stream(device), None
+
+    def warm_up(self, function: Callable, times: int) -> None:
+        with torch.cuda.device(self.device):
+            self.stream.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(self.stream):
+                for _ in range(times):
+                    function()
+            torch.cuda.current_stream().wait_stream(self.stream)
+
+    def __call__(self, function: Callable):
+        """(what the function returns, a function that computes it again in place)."""
+        with torch.cuda.device(self.device):
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, pool=self.pool, stream=self.stream):
+                outputs = function()
+            self.pool = graph.pool()
+        return outputs, graph.replay
+
+
+class _kept:
+    """Context that leaves a module's buffers as they were (multi-hot, where ids met multi-hot labels in it)."""
+
+    def __init__(self, module: torch.nn.Module):
+        self.module = module
+        self.before = {name: tensor.clone() for name, tensor in module.named_buffers()}
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        with torch.no_grad():
+            for name, tensor in self.module.named_buffers():
+                before = self.before[name]
+                if before.ndim == 1 and tensor.ndim == 2:
+                    before = to_multi_hot(before, tensor.shape[1], tensor.dtype)
+                tensor.copy_(before)

@@ -1,0 +1,240 @@
+"""Every public call with good arguments, and values that no argument, or not this one, expects."""
+
+from __future__ import annotations
+
+import datetime
+import decimal
+import fractions
+import functools
+import itertools
+import pathlib
+
+import numpy as np
+import torch
+from torch import nn
+
+import nhl_fast as nhl
+
+LENGTHS = (8, 16)
+RNG = np.random.default_rng(0)
+CODES = RNG.integers(0, 256, (12, 2), dtype=np.uint8)
+LABELS = torch.arange(12) % 3
+OUTPUTS = torch.randn(12, 16, generator=torch.Generator().manual_seed(0))
+
+
+class Broken:
+    """Raises whatever it is asked."""
+
+    def _fail(self, *_):
+        raise RuntimeError("the caller's own class")
+
+    __len__ = __iter__ = __index__ = __float__ = __array__ = __repr__ = __str__ = __bool__ = __eq__ = _fail
+    __hash__ = object.__hash__
+
+
+class Lying:
+    """Says that it is a matrix."""
+
+    shape, dtype, ndim, device = (3, 4), "uint8", 2, "cpu"
+
+
+def values() -> dict[str, object]:
+    """Wrong types, sizes, ranges and extreme numbers by name."""
+    bare = [
+        None, True, False, 0, 1, -1, 2, 7, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64, -(2**31),
+        -(2**63), -(2**63) - 1, 10**400, -(10**5000), 0.5, -0.5, 1.0, -0.0, 1e-320, 1e300, -1e300, float("nan"),
+        float("inf"), -float("inf"), 1j, "", "auto", "reference", "x" * 300, "8", "\0", "\ud800", b"", b"8",
+        bytearray(8),
+        [], [1], [8, 16], [16, 8], [8, 8], [2**63], [10**400], [-1], [0.5], ["a"], [None], [[1, 2], [3]], [True],
+        (3, 2),
+        (), {}, {"a": 1}, {8: 16}, set(), {1}, frozenset({8, 16}), object(), object, len, Broken(), Lying(), Ellipsis,
+        NotImplemented, slice(3), range(0), range(1, 5), range(1, 2**62), itertools.count(1), iter([8, 16]),
+        map(int, "12"),
+        pathlib.Path("no/such"), fractions.Fraction(1, 3), decimal.Decimal("0.5"), datetime.date(2026, 1, 1),
+        np.int64(3), np.uint8(8), np.float32(2), np.bool_(True), np.datetime64("2026-01-01"), np.array(3),
+        np.array(0.5),
+        np.array([1, 2]), np.array([8, 16]), np.array([], np.int64), np.zeros((0, 2), np.uint8), np.zeros((3, 0),
+        np.uint8),
+        np.zeros((12, 2), np.uint8), np.ones((12, 16)), np.full((12, 16), np.nan), np.ones((12, 16), np.float16),
+        np.ones((12, 16), np.longdouble), np.ones((12, 16), complex), np.ones((12, 16), object), np.full((12, 16),
+        "a"),
+        np.ones((12, 2), np.uint64), np.ones((12, 2), ">i4"), np.ones((2, 2, 2), np.uint8), np.ones(12, bool),
+        np.arange(12), np.arange(12) - 1, np.arange(12, dtype=np.uint64) + 2**63, np.ma.ones((12, 2), np.uint8),
+        np.zeros(3, [("a", np.uint8)]), np.recarray(3, [("a", np.uint8)]),
+        torch.tensor(3), torch.tensor(0.5), torch.tensor(2**63 - 1), torch.tensor([1, 2]), torch.empty(0),
+        torch.zeros(0, 2, dtype=torch.uint8), torch.zeros(0, 16), torch.zeros(12, 0), torch.zeros(12),
+        torch.zeros(12, 16),
+        torch.full((12, 16), torch.nan), torch.full((12, 16), torch.inf), torch.full((12, 16), 3e38), torch.ones(12,
+        2),
+        torch.ones(12, 16, dtype=torch.bool), torch.ones(12, 16, dtype=torch.complex64), torch.zeros(12, 2,
+        dtype=torch.uint8),
+        torch.zeros(12, 16).half(), torch.zeros(12, 16).bfloat16(), torch.zeros(12, 16).double(), torch.zeros(3, 3),
+        torch.zeros(12, dtype=torch.int32), torch.full((12,), 2**62), torch.full((12,), -1), torch.arange(12),
+        torch.full((12,), 99), torch.zeros(12, 3), torch.full((12, 3), 0.5), torch.zeros(2, 2, 2), torch.zeros(1, 1),
+        torch.zeros(12, 16, device="meta"), torch.zeros(12, 2, dtype=torch.uint8, device="meta"),
+        torch.zeros(12, dtype=torch.int64, device="meta"), torch.zeros(12, 16).to_sparse(),
+        torch.zeros(12, 2, dtype=torch.uint8).to_sparse(), torch.arange(12).to_sparse(),
+        torch.quantize_per_tensor(torch.zeros(12, 16), 1.0, 0, torch.qint8), torch.zeros(12, 16, requires_grad=True),
+        torch.zeros(12, 16, dtype=torch.float8_e4m3fn), torch.zeros(12, 2, dtype=torch.uint16),
+        torch.device("cpu"), torch.float32, torch.int8, nn.Linear(2, 2), nn.Linear, nhl.NestedIndex(8),
+        nhl.losses.CSQ(2, (4,)),
+    ]  # fmt: skip
+    recursive: list = []
+    recursive.append(recursive)
+    return {f"{i} {type(value).__name__}": value for i, value in enumerate([*bare, recursive])}
+
+
+VALUES = values()
+
+
+def filled():
+    index = nhl.NestedIndex(16)
+    index.add(CODES)
+    return index
+
+
+def layer():
+    return nhl.NestedHashLayer(4, LENGTHS)
+
+
+def objective(**options):
+    return nhl.NestedObjective(layer(), nhl.losses.CSQ(3, LENGTHS), **options)
+
+
+@functools.cache
+def result():
+    return nhl.evaluate_retrieval(CODES, CODES, LABELS, LABELS, LENGTHS)
+
+
+FEATURES = torch.ones(12, 4)
+ROWS = torch.arange(12)
+
+
+def calls(folder) -> dict[str, tuple]:
+    """(function, good keyword arguments) of every public call."""
+    search = {"queries": CODES, "k": 3, "length": 8, "allow": None, "backend": "auto"}
+    search.update(backend="reference")
+    path = pathlib.Path(folder) / "index.nhl"
+    filled().save(path)
+    similarity = np.eye(3)
+    out = {
+        "pack_codes": (nhl.pack_codes, {"x": OUTPUTS}),
+        "unpack_codes": (nhl.unpack_codes, {"packed": CODES, "length": 16}),
+        "hamming_distances": (
+            nhl.hamming_distances,
+            {"queries": CODES, "database": CODES, "lengths": LENGTHS, "chunk_bytes": 1000, "backend": "auto"},
+        ),
+        "search": (
+            nhl.search,
+            {"queries": CODES, "database": CODES, "k": 3, "length": 8, "allow": None, "chunk_bytes": 1000,
+             "backend": "auto"},
+        ),
+        "radius_search": (
+            nhl.radius_search,
+            {"queries": CODES, "database": CODES, "radius": 3, "length": 8, "allow": None, "chunk_bytes": 1000,
+             "backend": "auto"},
+        ),
+        "evaluate_retrieval": (
+            nhl.evaluate_retrieval,
+            {"q_codes": CODES, "db_codes": CODES, "q_labels": LABELS, "db_labels": LABELS, "lengths": LENGTHS,
+             "topk": 5, "ties": "id", "denominator": "retrieved", "chunk_bytes": 10_000, "backend": "auto"},
+        ),
+        "RetrievalResult.precision_at": (lambda n: result().precision_at(n), {"n": 3}),
+        "RetrievalResult.recall_at": (lambda n: result().recall_at(n), {"n": 3}),
+        "RetrievalResult.within_radius": (lambda r: result().within_radius(r), {"r": 2}),
+        "RetrievalResult.pr_curve": (
+            lambda length, by, points: result().pr_curve(length, by, points),
+            {"length": 8, "by": "rank", "points": None},
+        ),
+        "RetrievalResult.curve_ranks": (lambda points: result().curve_ranks(points), {"points": 5}),
+        "code_quality": (nhl.code_quality, {"codes": CODES, "lengths": LENGTHS}),
+        "class_similarity": (nhl.class_similarity, {"features": FEATURES, "labels": LABELS, "num_classes": 3}),
+        "make_centers": (
+            nhl.make_centers,
+            {"num_classes": 3, "code_lengths": LENGTHS, "kind": "nested", "seed": 0, "similarity": similarity},
+        ),
+        "make_centers hadamard": (
+            nhl.make_centers, {"num_classes": 3, "code_lengths": LENGTHS, "kind": "hadamard", "seed": 0},
+        ),
+        "min_distances": (nhl.min_distances, {"centers": torch.ones(3, 16), "lengths": LENGTHS}),
+        "distillation_losses": (
+            nhl.distillation_losses, {"u": OUTPUTS, "code_lengths": LENGTHS, "teacher": "next"},
+        ),
+        "dominance_weights": (nhl.dominance_weights, {"dots": torch.eye(3)}),
+        "NestedHashLayer": (
+            nhl.NestedHashLayer, {"in_features": 4, "code_lengths": LENGTHS, "device": None, "dtype": None},
+        ),
+        "NestedHashLayer.project": (
+            lambda x, backend: layer().project(x, backend), {"x": FEATURES, "backend": "auto"},
+        ),
+        "NestedHashLayer.encode": (lambda x, backend: layer().encode(x, backend), {"x": FEATURES, "backend": "auto"}),
+        "NestedHashLayer.forward": (lambda x: layer()(x), {"x": FEATURES}),
+        "NestedObjective": (
+            nhl.NestedObjective,
+            {"layer": layer(), "loss": nhl.losses.CSQ(3, LENGTHS), "distill_weight": 1.0, "weighting": "dominance",
+             "teacher": "next", "check_finite": True, "backend": "auto"},
+        ),
+        "NestedIndex": (nhl.NestedIndex, {"length": 16}),
+        "NestedIndex.add": (lambda codes, ids: filled().add(codes, ids), {"codes": CODES, "ids": np.arange(12) + 50}),
+        "NestedIndex.remove": (lambda ids: filled().remove(ids), {"ids": [1, 2]}),
+        "NestedIndex.update": (lambda ids, codes: filled().update(ids, codes), {"ids": ROWS, "codes": CODES}),
+        "NestedIndex.reconstruct": (lambda ids: filled().reconstruct(ids), {"ids": [1, 2]}),
+        "NestedIndex.search": (lambda **options: filled().search(**options), search),
+        "NestedIndex.search empty": (lambda **options: nhl.NestedIndex(16).search(**options), search),
+        "NestedIndex.range_search": (
+            lambda **options: filled().range_search(**options),
+            {"queries": CODES, "radius": 3, "length": 8, "allow": [1], "backend": "auto"},
+        ),
+        "NestedIndex.range_search empty": (
+            lambda **options: nhl.NestedIndex(16).range_search(**options),
+            {"queries": CODES, "radius": 3, "length": 8, "allow": None, "backend": "auto"},
+        ),
+        "NestedIndex.load": (nhl.NestedIndex.load, {"path": path, "mmap": True, "verify": True}),
+        "NestedIndex.from_faiss": (nhl.NestedIndex.from_faiss, {"index": None}),
+        "NestedIndex.__contains__": (lambda id_: id_ in filled(), {"id_": 3}),
+        "Bank": (nhl.losses.Bank, {"num_train": 12, "num_classes": 3, "code_lengths": LENGTHS}),
+        "Bank.update": (
+            lambda **options: nhl.losses.Bank(12, 3, LENGTHS).update(**options),
+            {"index": ROWS, "u": OUTPUTS, "labels": LABELS},
+        ),
+        "PerLength": (
+            nhl.losses.PerLength, {"functions": [len, len], "code_lengths": LENGTHS, "num_classes": 3},
+        ),
+        "build": (
+            nhl.losses.build, {"name": "dsh", "num_classes": 3, "code_lengths": LENGTHS, "num_train": 12},
+        ),
+    }  # fmt: skip
+    for backend in ("auto", "reference"):
+        out[f"NestedObjective.forward {backend}"] = (
+            lambda backend=backend, **options: objective(backend=backend)(**options),
+            {"features": FEATURES, "labels": LABELS, "index": None},
+        )
+    options = {
+        "CSQ": {"centers": None, "quantization": 0.1, "seed": 0},
+        "DPN": {"centers": None, "margin": 1.0, "ternary": False, "seed": 0},
+        "DSH": {"num_train": 12, "margin": 2.0, "alpha": 0.1, "balance": False},
+        "DHN": {"num_train": 12, "alpha": 0.1, "reference_bits": 16, "balance": False},
+        "DBDH": {"num_train": 12, "alpha": 0.1, "clamp": True, "reference_bits": None, "balance": True},
+        "LCDSH": {"eta": 3.0, "clamp": True, "reference_bits": None},
+        "DCH": {"gamma": 20.0, "quantization": 0.1, "max_cosine": 0.99},
+        "DTSH": {"margin": 5.0, "quantization": 1.0, "clamp": True, "reference_bits": None},
+        "MDSH": {"centers": None, "num_train": 12, "external_bank": False, "pair_from_epoch": 0, "quantization": 1e-4,
+                 "reference_bits": None, "seed": 0},
+        "SHCIR": {"centers": None, "quantization": 1e-4, "reference_bits": None, "seed": 0},
+    }  # fmt: skip
+    for name, own in options.items():
+        kind = getattr(nhl.losses, name)
+        out[name] = (kind, {"num_classes": 3, "code_lengths": LENGTHS, **own})
+        for backend in ("auto", "reference"):
+
+            def forward(kind=kind, own=own, **arguments):
+                return kind(3, LENGTHS, **own)(**arguments)
+
+            out[f"{name}.forward {backend}"] = (
+                forward, {"u": OUTPUTS, "labels": LABELS, "index": ROWS, "backend": backend},
+            )  # fmt: skip
+    out["MDSH.set_epoch"] = (lambda epoch: nhl.losses.MDSH(3, LENGTHS).set_epoch(epoch), {"epoch": 2})
+    out["DPN.adapt_centers"] = (
+        lambda u, labels: nhl.losses.DPN(3, LENGTHS).adapt_centers(u, labels), {"u": OUTPUTS, "labels": LABELS},
+    )  # fmt: skip
+    return out
