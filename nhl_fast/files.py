@@ -7,7 +7,6 @@ import errno
 import json
 import os
 import re
-import secrets
 import socket
 import stat
 from collections.abc import Iterator
@@ -65,7 +64,7 @@ def atomic_write(path, mode: str = "wb") -> Iterator[IO]:
         permissions = stat.S_IMODE(status.st_mode)
     if not target.parent.is_dir():
         raise FileNotFoundError(errno.ENOENT, "cannot write: no such directory", str(target.parent))
-    temporary = target.with_name(f".nhl_fast-{_host()}-{os.getpid()}-{secrets.token_hex(8)}.tmp")
+    temporary = target.with_name(f".nhl_fast-{_host()}-{os.getpid()}-{os.urandom(8).hex()}.tmp")
     try:
         # "x" rather than mkstemp, whose 0600 would ignore the umask. Leaving the block closes the file, so
         # that what its buffer still holds meets a full disk before the rename.

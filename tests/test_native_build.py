@@ -1,9 +1,11 @@
 """How the native libraries are found and built, and that the CUDA kernels compile without spills."""
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -160,3 +162,62 @@ def test_ptxas_log_is_understood():
         "ptxas info    : Used 48 registers, used 1 barriers, 8 bytes cumulative stack size\n"
     )
     assert resources(log) == {("sm_90", "_Z1kv"): (48, 20)}
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_build_in_a_checkout_shows_progress(tmp_path, monkeypatch, capsys, terminal):
+    def build(kind, output, progress):
+        progress(0, 2)
+        progress(1, 2)
+        progress(2, 2)
+        output.write_bytes(b"")
+        return output
+
+    monkeypatch.setattr(native, "_PACKAGE", tmp_path)
+    monkeypatch.setattr(_build, "build", build)
+    monkeypatch.setattr(_build, "wanted", lambda torch: ["cpp"])
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    assert _build.in_checkout()
+    assert native.build() == [tmp_path / "_cpp.abi3.so"]
+    out, err = capsys.readouterr()
+    assert out == f"built {tmp_path / '_cpp.abi3.so'}\n"
+    shown = ["0/2 files, 0 s", "1/2 files, 0 s", "2/2 files, 0 s done in 0 s\n"]
+    expected = "".join(f"\rnhl_fast: building _cpp.abi3.so: {part}" for part in shown)
+    assert err == (expected if terminal else "nhl_fast: building _cpp.abi3.so: 2 files ... done in 0 s\n")
+    monkeypatch.setattr(_build, "build", lambda *_: (_ for _ in ()).throw(BuildError("no such luck")))
+    with pytest.raises(BuildError, match="no such luck"):
+        native.build()
+
+
+def test_compilers_at_once(monkeypatch):
+    monkeypatch.setenv("MAX_JOBS", "3")
+    assert _build.jobs() == 3
+    for other in ("", "0", "-2", "x"):
+        monkeypatch.setenv("MAX_JOBS", other)
+        assert _build.jobs() == len(os.sched_getaffinity(0))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+def test_a_child_forked_while_a_library_is_loaded_can_load():
+    code = """
+        import os, signal, threading
+        from nhl_fast import native
+        held, over = threading.Event(), threading.Event()
+        def load():
+            with native._loading:
+                held.set()
+                over.wait()
+        thread = threading.Thread(target=load)
+        thread.start()
+        held.wait()
+        child = os.fork()
+        if child == 0:
+            signal.alarm(20)
+            native.load("cpp")
+            os._exit(0)
+        over.set()
+        thread.join()
+        print(os.waitpid(child, 0)[1])
+    """
+    command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"

@@ -62,6 +62,16 @@ def _load(kind: str) -> str:
     return reason
 
 
+def _renew() -> None:
+    """In a forked child, where a thread of the parent that was loading is no more."""
+    global _loading
+    _loading = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew)
+
+
 def _load_library(kind: str) -> str:
     path, missing = library_path(kind), ""
     if path.exists():
