@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 needs_library = pytest.mark.skipif(not cpu_status()[0], reason="needs the C++ library")
 
 
-def run(script: str, *arguments: str, timeout: float = 60) -> str:
+def run(script: str, *arguments: str, timeout: float = 300) -> str:
     """The output of a script in a process of its own, with two threads; a hang fails the test."""
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
