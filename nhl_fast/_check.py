@@ -115,11 +115,14 @@ def tensor(value, name: str, ndim: int | None = None, floating: bool = False) ->
 def one_of(value, name: str, allowed: Sequence[str]) -> str:
     """`value` if it is one of `allowed`; ValueError otherwise."""
     if not (value is None or isinstance(value, str)) or value not in allowed:
-        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {_shown(value)}")
+        raise ValueError(f"{name}: expected one of {', '.join(map(repr, allowed))}, got {shown(value)}")
     return value
 
 
-def _shown(value) -> str:
+def shown(value) -> str:
+    """A value for an error message: plain where it is a string or an integer, else described."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return digits(value)
     return repr(value) if isinstance(value, str) else describe(value)
 
 

@@ -281,8 +281,7 @@ class NestedIndex:
 
         Args:
             queries, length, allow, backend: as for `search`.
-            radius: largest distance that counts, 0 or more. (faiss's `range_search` leaves out the radius itself:
-                its radius r is r - 1 here.)
+            radius: largest distance that counts, 0 or more (faiss's `range_search` leaves out the radius itself).
 
         Returns:
             (offsets, distances, ids): int64 (Q + 1,), int32 (total,), int64 (total,). The neighbours of query q
@@ -349,8 +348,7 @@ class NestedIndex:
     def to_faiss(self):
         """The same codes and ids as a `faiss.IndexBinaryIDMap` over an `IndexBinaryFlat`.
 
-        Faiss's `range_search(x, radius)` finds distances < radius, this index's distances <= radius: what
-        `range_search(x, r)` finds here, `range_search(x, r + 1)` finds there.
+        A radius counts here and does not in faiss: `range_search(x, r)` here is `range_search(x, r + 1)` there.
 
         Raises:
             ImportError: faiss is not installed.

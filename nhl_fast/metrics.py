@@ -200,10 +200,10 @@ class RetrievalResult:
         except Exception:  # what has no hash
             known = False
         if not known:
-            raise ValueError(f"length: expected one of {self.lengths}, got {_check.describe(length)}")
+            raise ValueError(f"length: expected one of {self.lengths}, got {_check.shown(length)}")
         if _check.one_of(by, "by", ("rank", "radius")) == "radius":
             if points is not None:
-                raise ValueError(f"points: expected None with by='radius', got {_check.describe(points)}")
+                raise ValueError(f"points: expected None with by='radius', got {_check.shown(points)}")
             precision, recall = self._ball(length)
             return precision.numpy(), recall.numpy()
         ranks = torch.from_numpy(self.curve_ranks(points))

