@@ -288,7 +288,7 @@ def bad(change):
         (bad(lambda o, f, y, i: o(f * float("nan"), y, i)), "NaN"),
         (bad(lambda o, f, y, i: o(torch.where(f > 0, torch.inf, f), y, i)), "infinity"),
         (bad(lambda o, f, y, i: o(f[:0], y[:0], i[:0])), "at least one row"),
-        (bad(lambda o, f, y, i: o(f[:, :4], y, i)), "x: expected"),
+        (bad(lambda o, f, y, i: o(f[:, :4], y, i)), "features: expected"),
         (bad(lambda o, f, y, i: o(f, y[:4], i)), "labels"),
         (bad(lambda o, f, y, i: NestedObjective(o.layer, F.cross_entropy)), "PerLength"),
         (bad(lambda o, f, y, i: NestedObjective(torch.nn.Linear(3, 4), o.loss)), "NestedHashLayer"),
