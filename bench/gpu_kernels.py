@@ -30,8 +30,13 @@ TILES = (
 
 
 def against_floor(floor, unit: str, rates: dict) -> dict:
-    """bytes_ms and operations_ms at the measured rates (GB/s and TFLOP/s), None where one was not measured."""
+    """bytes_ms and operations_ms at the measured rates (GB/s and TFLOP/s), None where one was not measured.
+
+    A float32 product is three of tf32 (see `nhl_fast.kernels.tiles.dot_precision`), where that is the faster way.
+    """
     copy, matrix = rates.get("copy_gb_s"), rates.get(f"matmul_{unit}_tflop_s")
+    if unit == "fp32" and matrix:
+        matrix = max(matrix, rates.get("matmul_tf32_tflop_s", 0) / 3)
     return {
         "bytes_ms": floor[0] / copy / 1e6 if copy else None,
         "operations_ms": floor[1] / matrix / 1e9 if matrix else None,

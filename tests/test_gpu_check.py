@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -261,3 +262,15 @@ def test_rehearsal(tmp_path):
         "nhl_fast triton", "reference", "reference, torch.compile", "literal",
     }  # fmt: skip
     assert {r["case"] for r in rows if r["part"] == "kernels"} >= {"projection", "dsh", "distillation", "tiles"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the sizes of use take longer on a card")
+def test_the_table_of_kernels_on_a_cpu_says_that_it_is_no_result(tmp_path):
+    command = [sys.executable, "-m", "bench.kernels", "--only", "bank_store", "--json", str(tmp_path / "rows.json")]
+    done = subprocess.run(command, cwd=BENCH.parent, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.startswith("no results")
+    assert "floor us" in done.stdout
+    rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
+    assert [row["case"] for row in rows] == ["bank_store"] * 2
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
