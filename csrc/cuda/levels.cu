@@ -1,4 +1,6 @@
 // Counting for top-k; see levels.cuh. The last block of a tile of queries draws the conclusions: a warp a query.
+#include <cmath>
+
 #include "levels.cuh"
 
 namespace nhl::cuda {
@@ -52,8 +54,9 @@ __device__ __forceinline__ int64_t limit_from(const Sample& sample, int bins, in
   if (r.at == bins) return static_cast<int64_t>(bins) << kIdBits;
   const int64_t own = number(r.at);
   if (r.before + own <= sample.most) return (r.at + 1) << kIdBits;
-  // Too many at this distance: the first of them by row, as if they lay evenly.
-  const double part = static_cast<double>(sample.wanted - r.before) / static_cast<double>(own);
+  // Too many at this distance: the first of them by row, as if they lay evenly, and well between the two bounds.
+  const double middle = sqrt(static_cast<double>(sample.wanted) * static_cast<double>(sample.most));
+  const double part = (max(middle, r.before + 1.0) - static_cast<double>(r.before)) / static_cast<double>(own);
   return r.at << kIdBits | max(int64_t{1}, static_cast<int64_t>(part * static_cast<double>(items)));
 }
 

@@ -53,18 +53,24 @@ class Call {
   Context context;
 
  private:
-  // Binary tensor cores came with sm_80 and went with sm_90. NHL_FAST_CUDA_SCAN = mma or popc asks for one.
+  // Binary tensor cores came with sm_80 and went with sm_90. NHL_FAST_CUDA_SCAN = mma, imma or popc asks for a unit.
   void choose_scan() {
     int major = 0;
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, like_.get_device_index()));
-    const bool has_mma = major == 8 || major == 9;
+    const bool binary = major == 8 || major == 9;
     const char* const asked = std::getenv("NHL_FAST_CUDA_SCAN");
     const std::string name = asked == nullptr ? "" : asked;
-    STD_TORCH_CHECK(name.empty() || name == "mma" || name == "popc", "NHL_FAST_CUDA_SCAN: expected mma or popc, got ", name);
-    STD_TORCH_CHECK(name != "mma" || has_mma, "NHL_FAST_CUDA_SCAN=mma, but this device (compute capability ", major,
-                    ".x) has no binary tensor cores");
-    context.scan = name.empty() ? (has_mma ? Scan::mma : Scan::popc) : name == "mma" ? Scan::mma : Scan::popc;
     context.scan_is_forced = !name.empty();
+    if (name.empty()) {
+      context.scan = binary ? Scan::mma : Scan::popc;
+    } else if (name == "mma") {
+      STD_TORCH_CHECK(binary, "NHL_FAST_CUDA_SCAN=mma, but this device (compute capability ", major,
+                      ".x) has no binary tensor cores");
+      context.scan = Scan::mma;
+    } else {
+      STD_TORCH_CHECK(name == "imma" || name == "popc", "NHL_FAST_CUDA_SCAN: expected mma, imma or popc, got ", name);
+      context.scan = name == "imma" ? Scan::imma : Scan::popc;
+    }
   }
 
   torch::stable::accelerator::DeviceGuard guard_;

@@ -241,6 +241,12 @@ T __shfl_down_sync(unsigned, T value, int step) {
   return emulation::from_bits<T>(emulation::exchange(emulation::to_bits(value))[lane + step > 31 ? lane : lane + step]);
 }
 
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  return emulation::from_bits<T>(emulation::exchange(emulation::to_bits(value))[lane ^ mask]);
+}
+
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
 inline int __clz(uint32_t x) { return x ? __builtin_clz(x) : 32; }
 inline uint32_t __funnelshift_l(uint32_t low, uint32_t high, uint32_t by) {
