@@ -3,7 +3,8 @@
 `python bench/cuda_resources.py` needs nvcc and cuobjdump (on the PATH, or Triton's), no device. Instructions are
 those on the shortest way through the scan's loop that loads what the next turn needs and finds nothing: what a warp
 issues nearly always. The floor beside them is the counting alone: one BMMA for 128 pairs and 128 bits (or fewer), one
-IMMA for 128 pairs and 32 bits, one POPC for 32 pairs and 32 bits. Writes cuda_resources.csv to $OUT, or to bench/results/.
+IMMA for 128 pairs and 32 bits, one POPC for 32 pairs and 32 bits. Writes cuda_resources.csv to $OUT, or to
+bench/results/.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """The CUDA kernels: emulated on the CPU against the CPU engine, and on a real card where there is one."""
 
+import importlib
 import re
 import shlex
 import subprocess
@@ -62,6 +63,43 @@ def test_emulated_kernels_agree_with_the_cpu_engine(tmp_path):
     done = subprocess.run([program, "60"], capture_output=True, text=True, check=False)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert "60 rounds" in done.stdout
+
+
+LISTING = """
+		Function : _ZN12_GLOBAL__N_112tiles_kernelINS_6BinaryELi4ELi2ELi1EEEvv
+        /*0000*/                   LDG.E.CONSTANT R1, desc[UR4][R2.64] ;
+        /*0010*/                   ISETP.GE.AND P0, PT, R4, R5, PT ;
+        /*0020*/               @P0 BRA 0x50 ;
+        /*0030*/                   LDG.E.CONSTANT R1, desc[UR4][R2.64] ;
+        /*0040*/                   LDG.E.CONSTANT R6, desc[UR4][R2.64] ;
+        /*0050*/                   BMMA.168256.AND.POPC R8, R12.ROW, R1.COL, R16 ;
+        /*0060*/                   BMMA.168256.AND.POPC R20, R24.ROW, R1.COL, R16 ;
+        /*0070*/                   BRA.DIV ~URZ, 0xd0 ;
+        /*0080*/              @!P1 BRA 0xb0 ;
+        /*0090*/                   POPC R30, R31 ;
+        /*00a0*/                   ATOMG.E.ADD PT, R30, desc[UR4][R2.64], R30 ;
+        /*00b0*/               @P2 BRA 0x10 ;
+        /*00c0*/                   EXIT ;
+        /*00d0*/                   BRA 0x80 ;
+"""
+
+
+def test_the_loop_that_finds_nothing_is_read_off_the_machine_code(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    cuda_resources = importlib.import_module("cuda_resources")
+    (name, code), *others = cuda_resources.functions(LISTING).items()
+    assert not others
+    assert cuda_resources.kernel_name(name) == ("tiles_kernel", "4 2 1")
+    way = cuda_resources.loop_way(code, "BMMA")
+    # Both loads and both products, not the atomic operation of what is found.
+    assert len(way) == 9
+    assert [text.split()[0] for text in way if "BRA" not in text] == [
+        "ISETP.GE.AND",
+        "LDG.E.CONSTANT",
+        "LDG.E.CONSTANT",
+        "BMMA.168256.AND.POPC",
+        "BMMA.168256.AND.POPC",
+    ]
 
 
 @pytest.mark.gpu

@@ -38,15 +38,8 @@ class Call {
     context.stream = static_cast<cudaStream_t>(stream);
     check(cudaDeviceGetAttribute(&context.multiprocessors, cudaDevAttrMultiProcessorCount, like.get_device_index()));
     choose_scan();
-    context.scratch = [this](int64_t bytes) {
-      held_.push_back(empty_like_device(like_, {bytes}, ScalarType::Byte));
-      return held_.back().mutable_data_ptr();
-    };
-    context.zeros = [this](int64_t bytes) {
-      void* const data = context.scratch(bytes);
-      check(cudaMemsetAsync(data, 0, bytes, context.stream));
-      return data;
-    };
+    context.scratch = [this](int64_t bytes) { return take(scratch_, bytes); };
+    context.zeros = [this](int64_t bytes) { return take(zeros_, bytes); };
   }
   Call(const Call&) = delete;
 
@@ -73,9 +66,33 @@ class Call {
     }
   }
 
+  // Small requests share an allocation, and zeros a fill: each costs the host as much as a launch.
+  struct Memory {
+    int64_t block;
+    bool zero;
+    char* at = nullptr;
+    int64_t left = 0;
+  };
+
+  void* take(Memory& memory, int64_t bytes) {
+    bytes = divide_up(std::max<int64_t>(bytes, 1), 256) * 256;
+    if (bytes <= memory.left) {
+      void* const out = memory.at;
+      memory.at += bytes, memory.left -= bytes;
+      return out;
+    }
+    const int64_t size = std::max(bytes, memory.block);
+    held_.push_back(empty_like_device(like_, {size}, ScalarType::Byte));
+    auto* const data = static_cast<char*>(held_.back().mutable_data_ptr());
+    if (memory.zero) check(cudaMemsetAsync(data, 0, size, context.stream));
+    if (size - bytes > memory.left) memory.at = data + bytes, memory.left = size - bytes;
+    return data;
+  }
+
   torch::stable::accelerator::DeviceGuard guard_;
   Tensor like_;
   std::vector<Tensor> held_;
+  Memory scratch_{1 << 18, false}, zeros_{1 << 16, true};
 };
 
 Rows rows_of(const Tensor& codes, int64_t bits, const char* name) {

@@ -10,7 +10,7 @@ template <int W>
 struct Binary {
   static constexpr int R = Fragment<W>::R, kA = W <= 2 ? 2 : 4;
 
-  static constexpr int blocks(int tiles) { return tiles == 1 ? (W <= 16 ? 3 : 2) : W <= 4 ? 3 : 2; }
+  static constexpr int blocks(int tiles) { return tiles == 1 && W <= 16 ? 3 : 2; }
 
   // 64 bits: lanes of words 0 and 1 hold q, the two others its complement.
   __device__ static __forceinline__ void set(uint32_t (&a)[kA], int h, uint32_t bits, uint32_t counting, int lane) {

@@ -3,7 +3,7 @@
 //
 // A Unit<W> has: kA, the registers of A for 16 queries and a word of each lane; set(), which fills those of row lane / 4
 // (h = 0) or lane / 4 + 8 (h = 1) from a query's word; base(), what that word adds to C; multiply(), D of MT tiles for 8
-// items; blocks(), how many blocks a multiprocessor should hold.
+// items; blocks(), how many blocks a multiprocessor should hold at least.
 #pragma once
 
 #include "scan.cuh"
@@ -155,10 +155,12 @@ void launch_tiles(const Rows& queries, const Rows& items, int64_t bits, const Fi
       (reinterpret_cast<uint64_t>(items.data) | items.stride | 4 * layout.words) % (4 * Fragment<W>::V) == 0;
   // Several turns of blocks, so that the last one is short; a turn's blocks walk the items side by side, through L2.
   const int64_t tiles = divide_up(queries.count, 16 * MT), groups = divide_up(items.count, 8 * U * (kThreads / 32));
-  const int64_t turn = Unit<W>::blocks(MT) * context.multiprocessors;
+  const int shared_bytes = 16 * MT * 4 * layout.words;
+  int resident = 0;
+  check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&resident, tiles_kernel<Unit, W, MT, U>, kThreads, shared_bytes));
+  const int64_t turn = std::max(resident, 1) * context.multiprocessors;
   const int64_t dense = tiles >= turn / 2 ? divide_up(4 * turn, tiles) : std::max<int64_t>(1, turn / tiles);
   const int64_t blocks = std::min(groups, dense * (find.sparse ? sparse_blocks(items.count) : 1));
-  const int shared_bytes = 16 * MT * 4 * layout.words;
   tiles_kernel<Unit, W, MT, U><<<grid_of(blocks, tiles), kThreads, shared_bytes, context.stream>>>(
       queries, items, layout, layout.words, wide, find);
   check(cudaGetLastError());

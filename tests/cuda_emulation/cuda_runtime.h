@@ -42,6 +42,12 @@ inline cudaError_t cudaFuncSetAttribute(const void*, int, int bytes) {
   return bytes <= 160 * 1024 ? cudaSuccess : 1;
 }
 
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, int64_t) {
+  *blocks = 2;
+  return cudaSuccess;
+}
+
 struct dim3 {
   unsigned x, y, z;
   dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
