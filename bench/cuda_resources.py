@@ -22,8 +22,10 @@ from pathlib import Path
 
 from nhl_fast.native import _build
 
-FIELDS = ["architecture", "file", "kernel", "template", "registers", "spill_bytes", "shared_bytes", "instructions",
-          "instructions_per_1024_pairs", "floor_per_1024_pairs", "of_floor"]  # fmt: skip
+FIELDS = [
+    *("architecture", "file", "kernel", "template", "registers", "stack_bytes", "spill_bytes", "shared_bytes"),
+    *("instructions", "instructions_per_1024_pairs", "floor_per_1024_pairs", "of_floor"),
+]
 COUNTS = {
     "scan_mma": "BMMA",
     "scan_imma": "IMMA.16832",
@@ -71,6 +73,7 @@ def registers(log: str) -> dict[str, dict]:
     for part in log.split("Compiling entry function '")[1:]:
         numbers = {
             "registers": re.search(r"Used (\d+) registers", part),
+            "stack_bytes": re.search(r"(\d+) bytes stack frame", part),
             "spill_bytes": re.search(r"(\d+) bytes spill stores", part),
             "shared_bytes": re.search(r"(\d+) bytes smem", part),
         }
@@ -179,8 +182,8 @@ def main() -> None:
     for row in rows:
         if "of_floor" in row:
             print("  ".join(f"{key}={value}" for key, value in row.items()))
-    spilled = [f"{r['kernel']}<{r['template']}> on {r['architecture']}" for r in rows if r["spill_bytes"]]
-    print(f"{len(rows)} kernels, spills: {', '.join(spilled) or 'none'}")
+    spilled = [f"{r['kernel']}<{r['template']}> on {r['architecture']}" for r in rows if r["stack_bytes"]]
+    print(f"{len(rows)} kernels, values in memory: {', '.join(spilled) or 'none'}")
     path = Path(os.environ.get("OUT") or Path(__file__).parent / "results") / "cuda_resources.csv"
     partial = path.with_suffix(".tmp")
     with open(partial, "w", newline="") as handle:
