@@ -41,6 +41,36 @@ __device__ __forceinline__ void load_words(uint32_t (&b)[Fragment<W>::R], const 
   }
 }
 
+// What a warp has found and not yet written: it waits for memory once for 32 finds, not for each.
+struct Queue {
+  int64_t* keys;  // 64
+  uint8_t* queries;
+  int count;
+
+  __device__ __forceinline__ void push(bool mine, unsigned q, int64_t key, int lane) {
+    const unsigned all = __ballot_sync(~0u, mine);
+    if (mine) {
+      const int at = count + __popc(all & ((1u << lane) - 1));
+      keys[at] = key;
+      queries[at] = static_cast<uint8_t>(q);
+    }
+    count += __popc(all);
+    __syncwarp();
+  }
+
+  // The last 32, or all that there are.
+  __device__ __forceinline__ void send(const Find& find, int64_t first, int lane) {
+    const int from = max(count - 32, 0), at = from + lane;
+    if (at < count) {
+      const int64_t q = first + queries[at], id = keys[at] & kIdMask;
+      if (find.allow == nullptr || find.allow[id])
+        find.put(q, static_cast<int64_t>(atomicAdd(find.counts + q, 1ull)), static_cast<int>(keys[at] >> kIdBits), id);
+    }
+    count = from;
+    __syncwarp();
+  }
+};
+
 // All warps of a block hold the same 16 MT queries and take turns at 8 U items, the next of which are on their way while
 // the last are counted. Floor: the tensor cores, or HBM once when the queries are few (MT = 1).
 template <template <int> class Unit, int W, int MT, int U>
@@ -51,6 +81,8 @@ __global__ void __launch_bounds__(kThreads, Unit<W>::blocks(MT))
   extern __shared__ __align__(16) uint32_t query_words[];
   __shared__ int64_t limits[16 * MT];
   __shared__ uint4 found[kThreads / 32 * MT * 32];  // D where something is found; a thread reads only its own
+  __shared__ int64_t queued_keys[kThreads / 32 * 64];
+  __shared__ uint8_t queued_queries[kThreads / 32 * 64];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4;
   const int64_t first = static_cast<int64_t>(blockIdx.y) * 16 * MT;
   const int num = static_cast<int>(min(static_cast<int64_t>(16 * MT), queries.count - first));
@@ -81,6 +113,7 @@ __global__ void __launch_bounds__(kThreads, Unit<W>::blocks(MT))
     }
   if (!__any_sync(~0u, reach)) return;
   uint4* const own = found + warp * MT * 32 + lane;
+  Queue queue{queued_keys + 64 * warp, queued_queries + 64 * warp, 0};
   const auto place = [&](int r) { return 4 * (F::word(lane, r) < words ? F::word(lane, r) : wide ? r % F::V : 0); };
   const int front = place(0);
   int places[R];
@@ -135,17 +168,25 @@ __global__ void __launch_bounds__(kThreads, Unit<W>::blocks(MT))
                             static_cast<uint32_t>(d[m][2]), static_cast<uint32_t>(d[m][3])};
       }
       const int64_t item = (static_cast<int64_t>(g) * U + u) * 8 + 2 * (lane % 4);
-      while (signs) {
-        const unsigned at = __clz(signs) - (32 - 4 * MT), q = at / 4 * 16 + at % 4 / 2 * 8 + row;
-        signs ^= 1u << (4 * MT - 1 - at);
-        const int64_t id = item + at % 2, limit = limits[q];
-        const int distance = reinterpret_cast<const int*>(own + at / 4 * 32)[at % 4] + reach_of(limit);
-        if (id < items.count && (static_cast<int64_t>(distance) << kIdBits | id) < limit &&
-            (find.allow == nullptr || find.allow[id]))
-          find.put(first + q, static_cast<int64_t>(atomicAdd(find.counts + first + q, 1ull)), distance, id);
-      }
+      do {
+        bool mine = signs != 0;
+        unsigned q = 0;
+        int64_t key = 0;
+        if (mine) {
+          const unsigned at = __clz(signs) - (32 - 4 * MT);
+          signs ^= 1u << (4 * MT - 1 - at);
+          q = at / 4 * 16 + at % 4 / 2 * 8 + row;
+          const int64_t id = item + at % 2, limit = limits[q];
+          const int distance = reinterpret_cast<const int*>(own + at / 4 * 32)[at % 4] + reach_of(limit);
+          key = static_cast<int64_t>(distance) << kIdBits | id;
+          mine = id < items.count && key < limit;
+        }
+        queue.push(mine, q, key, lane);
+        if (queue.count >= 32) queue.send(find, first, lane);
+      } while (__any_sync(~0u, signs != 0));
     }
   }
+  queue.send(find, first, lane);
 }
 
 template <template <int> class Unit, int W, int MT, int U>
