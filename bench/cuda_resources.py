@@ -3,7 +3,8 @@
 `python bench/cuda_resources.py` needs nvcc and cuobjdump (on the PATH, or Triton's), no device. Instructions are
 those on the shortest way through the scan's loop that loads what the next turn needs and finds nothing: what a warp
 issues nearly always. The floor beside them is the counting alone: one BMMA for 128 pairs and 128 bits (or fewer), one
-POPC for 32 pairs and 32 bits. Writes cuda_resources.csv to $OUT, or to bench/results/.
+IMMA for 128 pairs and 32 bits, one POPC for 32 pairs and 32 bits. Writes cuda_resources.csv to $OUT, or to
+bench/results/.
 """
 
 from __future__ import annotations
@@ -21,10 +22,18 @@ from pathlib import Path
 
 from nhl_fast.native import _build
 
-FIELDS = ["architecture", "file", "kernel", "template", "registers", "spill_bytes", "shared_bytes", "instructions",
-          "instructions_per_1024_pairs", "floor_per_1024_pairs", "of_floor"]  # fmt: skip
-COUNTS = {"mma_kernel": "BMMA", "popc_kernel": "POPC", "count_kernel": "POPC", "ties_kernel": "POPC"}
-PAIRS = {"BMMA": 128, "POPC": 32}
+FIELDS = [
+    *("architecture", "file", "kernel", "template", "registers", "stack_bytes", "spill_bytes", "shared_bytes"),
+    *("instructions", "instructions_per_1024_pairs", "floor_per_1024_pairs", "of_floor"),
+]
+COUNTS = {
+    "scan_mma": "BMMA",
+    "scan_imma": "IMMA.16832",
+    "popc_kernel": "POPC",
+    "count_kernel": "POPC",
+    "ties_kernel": "POPC",
+}
+PAIRS = {"BMMA": 128, "IMMA.16832": 128, "POPC": 32}
 
 
 def find_cuobjdump() -> str:
@@ -64,6 +73,7 @@ def registers(log: str) -> dict[str, dict]:
     for part in log.split("Compiling entry function '")[1:]:
         numbers = {
             "registers": re.search(r"Used (\d+) registers", part),
+            "stack_bytes": re.search(r"(\d+) bytes stack frame", part),
             "spill_bytes": re.search(r"(\d+) bytes spill stores", part),
             "shared_bytes": re.search(r"(\d+) bytes smem", part),
         }
@@ -110,7 +120,7 @@ def loop_way(function: list[tuple[int, str]], work: str) -> list[str]:
     ways: list[list[int]] = []
     for at, text in enumerate(code):
         jump = re.search(r"\bBRA(?:\.\w+)*\s+(?:\S+, )?0x([0-9a-f]+)", text)
-        always = not text.startswith("@")
+        always = not text.startswith("@") and "BRA.DIV" not in text  # which jumps only where a warp has split
         then = [place[int(jump[1], 16)]] if jump and int(jump[1], 16) in place else []
         leaves = always and (jump or re.search(r"\bEXIT\b", text))
         ways.append(then + ([] if leaves or at + 1 == len(code) else [at + 1]))
@@ -119,10 +129,10 @@ def loop_way(function: list[tuple[int, str]], work: str) -> list[str]:
     for begin, end in loops:  # inner ones first
         inside = [[to for to in ways[at] if begin < to <= end] for at in range(len(code))]
         # By way of the longest run of loads where a turn loads for the next, else of the first count.
-        marks = [at for at in range(begin, end) if ("LDG.E" if work == "BMMA" else work) in code[at]]
+        marks = [at for at in range(begin, end) if (work if work == "POPC" else "LDG.E") in code[at]]
         if not marks:
             continue
-        via = marks[0] if work != "BMMA" else max(marks, key=lambda at: run_of_loads(code, at, end))
+        via = marks[0] if work == "POPC" else max(marks, key=lambda at: run_of_loads(code, at, end))
         way = shortest(code, inside, begin, via)[:-1] + shortest(code, inside, via, end)
         if sum(work in code[at] for at in way) > sum(work in code[at] for at in best):
             best = way
@@ -141,10 +151,11 @@ def rows_of(source: Path, architecture: str, flags: list[str]) -> list[dict]:
         kernel, template = kernel_name(symbol)
         row = {"architecture": f"sm_{architecture}", "file": source.name, "kernel": kernel, "template": template}
         row |= numbers | {"instructions": len(code[symbol])}
-        work = COUNTS.get(kernel)
+        work = COUNTS.get(source.stem) or COUNTS.get(kernel)
         if work and int(architecture) < (100 if work == "BMMA" else 1000):
             words = int(template.split()[0])
-            counted = max(1, words // 4) if work == "BMMA" else words  # work instructions a pair
+            # Counting instructions that a pair takes part in.
+            counted = {"BMMA": max(1, words // 4), "IMMA.16832": max(4, words), "POPC": words}[work]
             way = loop_way(code[symbol], work)
             pairs = PAIRS[work] * sum(work in text for text in way) // counted
             row["instructions_per_1024_pairs"] = round(1024 * len(way) / pairs, 1)
@@ -158,7 +169,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--architectures", nargs="+", default=["80", "90", "100"])
     parser.add_argument(
-        "--files", nargs="+", default=["scan_mma", "scan_popc", "levels", "nearest", "count", "evaluate"]
+        "--files", nargs="+", default=["scan_mma", "scan_imma", "scan_popc", "levels", "nearest", "count", "evaluate"]
     )
     args = parser.parse_args()
     if _build.find_nvcc() is None:
@@ -171,8 +182,8 @@ def main() -> None:
     for row in rows:
         if "of_floor" in row:
             print("  ".join(f"{key}={value}" for key, value in row.items()))
-    spilled = [f"{r['kernel']}<{r['template']}> on {r['architecture']}" for r in rows if r["spill_bytes"]]
-    print(f"{len(rows)} kernels, spills: {', '.join(spilled) or 'none'}")
+    spilled = [f"{r['kernel']}<{r['template']}> on {r['architecture']}" for r in rows if r["stack_bytes"]]
+    print(f"{len(rows)} kernels, values in memory: {', '.join(spilled) or 'none'}")
     path = Path(os.environ.get("OUT") or Path(__file__).parent / "results") / "cuda_resources.csv"
     partial = path.with_suffix(".tmp")
     with open(partial, "w", newline="") as handle:

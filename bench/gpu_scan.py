@@ -28,7 +28,7 @@ CASES = [
 
 
 def units() -> list[str]:
-    return ["mma", "popc"] if torch.cuda.get_device_capability()[0] in (8, 9) else ["popc"]
+    return [*(["mma"] if torch.cuda.get_device_capability()[0] in (8, 9) else []), "imma", "popc"]
 
 
 def milliseconds(function) -> float:
@@ -77,6 +77,8 @@ def main() -> None:
         few = min(num, 2 if n > 10**7 else 8)
         expected = native.topk(queries[:few].cpu(), items.cpu(), k, bits)
         for unit in units():
+            if unit == "imma" and bits > 512:
+                continue
             os.environ["NHL_FAST_CUDA_SCAN"] = unit
 
             def call(queries=queries, items=items, k=k, bits=bits):

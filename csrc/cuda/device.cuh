@@ -123,7 +123,7 @@ __device__ __forceinline__ Code<W> load_row(const uint8_t* __restrict__ row, con
     }
 #pragma unroll
     for (int w = 0; w < W; ++w)
-      if (w == layout.words - 1) x.word[w] &= layout.tail;
+      x.word[w] &= w == layout.words - 1 ? layout.tail : ~0u;
     return x;
   }
 }

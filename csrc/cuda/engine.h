@@ -27,8 +27,8 @@ struct Relevance {
   int words;
 };
 
-// The unit that counts bits in a search's scan.
-enum class Scan { popc, mma };
+// The unit that counts bits in a search's scan: population counts, the tensor cores' binary or 8-bit integer products.
+enum class Scan { popc, mma, imma };
 
 struct Context {
   cudaStream_t stream;

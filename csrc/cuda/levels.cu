@@ -1,4 +1,6 @@
 // Counting for top-k; see levels.cuh. The last block of a tile of queries draws the conclusions: a warp a query.
+#include <cmath>
+
 #include "levels.cuh"
 
 namespace nhl::cuda {
@@ -12,22 +14,33 @@ struct Reached {
   int64_t at, before;
 };
 
-// Where number(0) + number(1) + ... comes to `wanted` (`count` where it does not) and what lies before. By a warp.
+// Where number(0) + number(1) + ... comes to `wanted` (`count` where it does not) and what lies before. By a warp, 256
+// numbers a turn, since a turn takes as long as the memory's answer.
 template <class Number>
 __device__ __forceinline__ Reached reached(int64_t count, int64_t wanted, const Number& number) {
+  constexpr int kEach = 8;
   const int lane = threadIdx.x % 32;
   int64_t before = 0;
-  for (int64_t base = 0; base < count; base += 32) {
-    const int64_t own = base + lane < count ? number(base + lane) : 0;
-    int64_t up_to = own;
+  for (int64_t base = 0; base < count; base += 32 * kEach) {
+    const int64_t first = base + lane * kEach;
+    int64_t own[kEach], sum = 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) own[i] = first + i < count ? number(first + i) : 0;
+#pragma unroll
+    for (int i = 0; i < kEach; ++i) sum += own[i];
+    int64_t up_to = sum;
     for (int step = 1; step < 32; step *= 2) {
       const int64_t other = __shfl_up_sync(~0u, up_to, step);
       if (lane >= step) up_to += other;
     }
     const unsigned hit = __ballot_sync(~0u, before + up_to >= wanted);
     if (hit) {
+      Reached result{first, before + up_to - sum};
+#pragma unroll
+      for (int i = 0; i + 1 < kEach; ++i)
+        if (result.at == first + i && result.before + own[i] < wanted) result = {first + i + 1, result.before + own[i]};
       const int at = __ffs(hit) - 1;
-      return {base + at, before + __shfl_sync(~0u, up_to - own, at)};
+      return {__shfl_sync(~0u, result.at, at), __shfl_sync(~0u, result.before, at)};
     }
     before += __shfl_sync(~0u, up_to, 31);
   }
@@ -52,8 +65,9 @@ __device__ __forceinline__ int64_t limit_from(const Sample& sample, int bins, in
   if (r.at == bins) return static_cast<int64_t>(bins) << kIdBits;
   const int64_t own = number(r.at);
   if (r.before + own <= sample.most) return (r.at + 1) << kIdBits;
-  // Too many at this distance: the first of them by row, as if they lay evenly.
-  const double part = static_cast<double>(sample.wanted - r.before) / static_cast<double>(own);
+  // Too many at this distance: the first of them by row, as if they lay evenly, and well between the two bounds.
+  const double middle = sqrt(static_cast<double>(sample.wanted) * static_cast<double>(sample.most));
+  const double part = (max(middle, r.before + 1.0) - static_cast<double>(r.before)) / static_cast<double>(own);
   return r.at << kIdBits | max(int64_t{1}, static_cast<int64_t>(part * static_cast<double>(items)));
 }
 

@@ -38,38 +38,61 @@ class Call {
     context.stream = static_cast<cudaStream_t>(stream);
     check(cudaDeviceGetAttribute(&context.multiprocessors, cudaDevAttrMultiProcessorCount, like.get_device_index()));
     choose_scan();
-    context.scratch = [this](int64_t bytes) {
-      held_.push_back(empty_like_device(like_, {bytes}, ScalarType::Byte));
-      return held_.back().mutable_data_ptr();
-    };
-    context.zeros = [this](int64_t bytes) {
-      void* const data = context.scratch(bytes);
-      check(cudaMemsetAsync(data, 0, bytes, context.stream));
-      return data;
-    };
+    context.scratch = [this](int64_t bytes) { return take(scratch_, bytes); };
+    context.zeros = [this](int64_t bytes) { return take(zeros_, bytes); };
   }
   Call(const Call&) = delete;
 
   Context context;
 
  private:
-  // Binary tensor cores came with sm_80 and went with sm_90. NHL_FAST_CUDA_SCAN = mma or popc asks for one.
+  // Binary tensor cores came with sm_80 and went with sm_90. NHL_FAST_CUDA_SCAN = mma, imma or popc asks for a unit.
   void choose_scan() {
     int major = 0;
     check(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, like_.get_device_index()));
-    const bool has_mma = major == 8 || major == 9;
+    const bool binary = major == 8 || major == 9;
     const char* const asked = std::getenv("NHL_FAST_CUDA_SCAN");
     const std::string name = asked == nullptr ? "" : asked;
-    STD_TORCH_CHECK(name.empty() || name == "mma" || name == "popc", "NHL_FAST_CUDA_SCAN: expected mma or popc, got ", name);
-    STD_TORCH_CHECK(name != "mma" || has_mma, "NHL_FAST_CUDA_SCAN=mma, but this device (compute capability ", major,
-                    ".x) has no binary tensor cores");
-    context.scan = name.empty() ? (has_mma ? Scan::mma : Scan::popc) : name == "mma" ? Scan::mma : Scan::popc;
     context.scan_is_forced = !name.empty();
+    if (name.empty()) {
+      context.scan = binary ? Scan::mma : Scan::popc;
+    } else if (name == "mma") {
+      STD_TORCH_CHECK(binary, "NHL_FAST_CUDA_SCAN=mma, but this device (compute capability ", major,
+                      ".x) has no binary tensor cores");
+      context.scan = Scan::mma;
+    } else {
+      STD_TORCH_CHECK(name == "imma" || name == "popc", "NHL_FAST_CUDA_SCAN: expected mma, imma or popc, got ", name);
+      context.scan = name == "imma" ? Scan::imma : Scan::popc;
+    }
+  }
+
+  // Small requests share an allocation, and zeros a fill: each costs the host as much as a launch.
+  struct Memory {
+    int64_t block;
+    bool zero;
+    char* at = nullptr;
+    int64_t left = 0;
+  };
+
+  void* take(Memory& memory, int64_t bytes) {
+    bytes = divide_up(std::max<int64_t>(bytes, 1), 256) * 256;
+    if (bytes <= memory.left) {
+      void* const out = memory.at;
+      memory.at += bytes, memory.left -= bytes;
+      return out;
+    }
+    const int64_t size = std::max(bytes, memory.block);
+    held_.push_back(empty_like_device(like_, {size}, ScalarType::Byte));
+    auto* const data = static_cast<char*>(held_.back().mutable_data_ptr());
+    if (memory.zero) check(cudaMemsetAsync(data, 0, size, context.stream));
+    if (size - bytes > memory.left) memory.at = data + bytes, memory.left = size - bytes;
+    return data;
   }
 
   torch::stable::accelerator::DeviceGuard guard_;
   Tensor like_;
   std::vector<Tensor> held_;
+  Memory scratch_{1 << 18, false}, zeros_{1 << 16, true};
 };
 
 Rows rows_of(const Tensor& codes, int64_t bits, const char* name) {

@@ -41,6 +41,7 @@ inline int64_t sparse_blocks(int64_t items) { return std::clamp<int64_t>(items >
 void scan(const Rows& queries, const Rows& items, int64_t bits, const Find& find, const Context& context);
 
 void scan_popc(const Rows& queries, const Rows& items, int64_t bits, const Find& find, const Context& context);
+void scan_imma(const Rows& queries, const Rows& items, int64_t bits, const Find& find, const Context& context);
 void scan_mma(const Rows& queries, const Rows& items, int64_t bits, const Find& find, const Context& context);
 
 // Whether rows can be read a word at a time, which the tensor cores' scans do.

@@ -1,193 +1,62 @@
 // The scan on the binary tensor cores. With A = [q, not q] and B = [not x, x], the ones of A and B are the Hamming
-// distance; B comes straight from packed rows. C starts at minus the limit, so the sign says what is found.
+// distance; B comes straight from packed rows.
 #include "mma.cuh"
-#include "scan.cuh"
+#include "scan_tiles.cuh"
 
 namespace nhl::cuda {
 namespace {
 
-// Words of an item that a lane holds: those of column lane / 4 at its place in the fragments. A row is read V words at a
-// time, so the words of one product are not adjacent; A and B agree on which they are.
 template <int W>
-struct Fragment {
-  static constexpr int R = W <= 2 ? 1 : W / 4, V = R < 4 ? R : 4;
-  __device__ static __forceinline__ int word(int lane, int r) {
-    return W <= 2 ? lane % 2 : r / V * 4 * V + lane % 4 * V + r % V;
+struct Binary {
+  static constexpr int R = Fragment<W>::R, kA = W <= 2 ? 2 : 4;
+
+  static constexpr int blocks(int tiles) { return tiles == 1 && W <= 16 ? 3 : 2; }
+
+  // 64 bits: lanes of words 0 and 1 hold q, the two others its complement.
+  __device__ static __forceinline__ void set(uint32_t (&a)[kA], int h, uint32_t bits, uint32_t counting, int lane) {
+    a[h] = W <= 2 && lane % 4 >= 2 ? ~bits & counting : bits;
+    if constexpr (W > 2) a[2 + h] = ~bits & counting;
+  }
+
+  __device__ static __forceinline__ int base(uint32_t, int) { return 0; }
+
+  template <int MT>
+  __device__ static __forceinline__ void multiply(int (&d)[MT][4], const uint32_t (&a)[MT][R][kA], const uint32_t (&b)[R],
+                                                  const int (&c)[MT][4], int lane) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 1000
+    const uint32_t flip = lane % 4 < 2 ? ~0u : 0;
+#pragma unroll
+    for (int m = 0; m < MT; ++m) {
+      if constexpr (W <= 2) {
+        mma_and_128(d[m], a[m][0], b[0] ^ flip, c[m]);
+      } else {
+        mma_and_256(d[m], a[m][0], ~b[0], b[0], c[m]);
+#pragma unroll
+        for (int r = 1; r < R; ++r) mma_and_256(d[m], a[m][r], ~b[r], b[r], d[m]);
+      }
+    }
+#else
+    __trap();  // sm_100 has no such product; scan() does not come here
+#endif
   }
 };
 
-// `first`: the first word's place in an item's row; the others are `places` further. Words that the code has not got
-// are others of it, which meet zeros in A.
 template <int W>
-__device__ __forceinline__ void load_words(uint32_t (&b)[Fragment<W>::R], const uint8_t* first, const int (&places)[Fragment<W>::R],
-                                           bool wide) {
-  using F = Fragment<W>;
-#pragma unroll
-  for (int r = 0; r < F::R; r += F::V) {
-    if (F::V == 4 && wide) {
-      const uint4 v = __ldg(reinterpret_cast<const uint4*>(first + places[r]));
-      b[r] = v.x, b[r + F::V / 4] = v.y, b[r + F::V / 2] = v.z, b[r + F::V * 3 / 4] = v.w;
-    } else if (F::V == 2 && wide) {
-      const uint2 v = __ldg(reinterpret_cast<const uint2*>(first + places[r]));
-      b[r] = v.x, b[r + F::V / 2] = v.y;
-    } else {
-#pragma unroll
-      for (int v = 0; v < F::V; ++v) b[r + v] = __ldg(reinterpret_cast<const uint32_t*>(first + places[r + v]));
-    }
-  }
-}
-
-// All warps of a block hold the same 16 MT queries and take turns at 8 U items, the next of which are on their way while
-// the last are counted. Floor: the tensor cores, or HBM once when the queries are few (MT = 1).
-template <int W, int MT, int U>
-__global__ void __launch_bounds__(kThreads, MT == 1 && W <= 16 ? 3 : 2)
-    mma_kernel(Rows queries, Rows items, Layout query_layout, int words, bool wide, Find find) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ < 1000
-  using F = Fragment<W>;
-  constexpr int R = F::R;
-  extern __shared__ __align__(16) uint32_t query_words[];
-  __shared__ int64_t limits[16 * MT];
-  __shared__ uint4 found[kThreads / 32 * MT * 32];  // D where something is found; a thread reads only its own
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, row = lane / 4;
-  const int64_t first = static_cast<int64_t>(blockIdx.y) * 16 * MT;
-  const int num = static_cast<int>(min(static_cast<int64_t>(16 * MT), queries.count - first));
-  stage_queries<0>(queries, query_layout, first, first + num, query_words);
-  if (threadIdx.x < 16 * MT) limits[threadIdx.x] = threadIdx.x < num ? find.limit_of(first + threadIdx.x) : 0;
-  __syncthreads();
-  uint32_t a[MT][R][4];
-  int c[MT][4], reach = 0;
-#pragma unroll
-  for (int m = 0; m < MT; ++m)
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int q = 16 * m + 8 * h + row, own = reach_of(limits[q]);
-      // From two lanes that hold the same, so that both stay in registers: else they are made anew for every product.
-#pragma unroll
-      for (int i = 0; i < 2; ++i) c[m][2 * h + i] = __shfl_sync(~0u, -own, lane ^ i);
-      reach |= own;
-#pragma unroll
-      for (int r = 0; r < R; ++r) {
-        const int w = F::word(lane, r);
-        const uint32_t counting = q >= num || w >= words ? 0 : w == words - 1 ? query_layout.tail : ~0u;
-        const uint32_t bits = counting ? query_words[q * words + w] : 0;
-        a[m][r][h] = W <= 2 && lane % 4 >= 2 ? ~bits & counting : bits;
-        a[m][r][2 + h] = ~bits & counting;
-      }
-    }
-  if (!__any_sync(~0u, reach)) return;
-  uint4* const own = found + warp * MT * 32 + lane;
-  const uint32_t flip = lane % 4 < 2 ? ~0u : 0;
-  const auto place = [&](int r) { return 4 * (F::word(lane, r) < words ? F::word(lane, r) : wide ? r % F::V : 0); };
-  const int front = place(0);
-  int places[R];
-#pragma unroll
-  for (int r = 0; r < R; ++r) places[r] = r == 0 ? 0 : place(r) - front;
-  const auto full = static_cast<unsigned>(items.count / (8 * U));
-  const unsigned groups = full + (items.count % (8 * U) != 0), step = gridDim.x * (kThreads / 32);
-  unsigned g = blockIdx.x * (kThreads / 32) + warp;
-  const uint8_t* from = items.data + (static_cast<int64_t>(g) * 8 * U + row) * items.stride + front;
-  const int64_t eight = 8 * items.stride, far = step * U * eight;
-  uint32_t next[U][R];
-  const auto load = [&](unsigned group) {
-    if (group < full) {
-      const uint8_t* at = from;
-#pragma unroll
-      for (int u = 0; u < U; ++u, at += eight) load_words<W>(next[u], at, places, wide);
-    } else {  // the last one: items past the end are the last one, and not found
-#pragma unroll 1
-      for (int u = 0; u < U; ++u) {
-        const int64_t item = min(static_cast<int64_t>(group) * 8 * U + 8 * u + row, items.count - 1);
-        uint32_t words_of[R];
-        load_words<W>(words_of, items.data + item * items.stride + front, places, wide);
-#pragma unroll
-        for (int v = 0; v < U; ++v)
-#pragma unroll
-          for (int r = 0; r < R; ++r) next[v][r] = v == u ? words_of[r] : next[v][r];
-      }
-    }
-    from += far;
-  };
-  if (g < groups) load(g);
-  for (; g < groups; g += step) {
-    uint32_t b[U][R];
-#pragma unroll
-    for (int u = 0; u < U; ++u)
-#pragma unroll
-      for (int r = 0; r < R; ++r) b[u][r] = next[u][r];
-    if (g + step < groups) load(g + step);
-#pragma unroll
-    for (int u = 0; u < U; ++u) {
-      int d[MT][4], any = 0;
-#pragma unroll
-      for (int m = 0; m < MT; ++m) {
-        if constexpr (W <= 2) {
-          const uint32_t q[2] = {a[m][0][0], a[m][0][1]};
-          mma_and_128(d[m], q, b[u][0] ^ flip, c[m]);
-        } else {
-          mma_and_256(d[m], a[m][0], ~b[u][0], b[u][0], c[m]);
-#pragma unroll
-          for (int r = 1; r < R; ++r) mma_and_256(d[m], a[m][r], ~b[u][r], b[u][r], d[m]);
-        }
-        any |= d[m][0] | d[m][1] | d[m][2] | d[m][3];
-      }
-      if (!__any_sync(~0u, any < 0)) continue;
-      uint32_t signs = 0;  // of d, the first one highest
-#pragma unroll
-      for (int m = 0; m < MT; ++m) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) signs = __funnelshift_l(d[m][i], signs, 1);
-        own[m * 32] = uint4{static_cast<uint32_t>(d[m][0]), static_cast<uint32_t>(d[m][1]),
-                            static_cast<uint32_t>(d[m][2]), static_cast<uint32_t>(d[m][3])};
-      }
-      const int64_t item = (static_cast<int64_t>(g) * U + u) * 8 + 2 * (lane % 4);
-      while (signs) {
-        const unsigned at = __clz(signs) - (32 - 4 * MT), q = at / 4 * 16 + at % 4 / 2 * 8 + row;
-        signs ^= 1u << (4 * MT - 1 - at);
-        const int64_t id = item + at % 2, limit = limits[q];
-        const int distance = reinterpret_cast<const int*>(own + at / 4 * 32)[at % 4] + reach_of(limit);
-        if (id < items.count && (static_cast<int64_t>(distance) << kIdBits | id) < limit &&
-            (find.allow == nullptr || find.allow[id]))
-          find.put(first + q, static_cast<int64_t>(atomicAdd(find.counts + first + q, 1ull)), distance, id);
-      }
-    }
-  }
-#else
-  __trap();  // sm_100 has no such product; scan() does not come here
-#endif
-}
-
-template <int W, int MT, int U>
 void launch(const Rows& queries, const Rows& items, int64_t bits, const Find& find, const Context& context) {
-  using F = Fragment<W>;
-  const Layout query_layout = layout_of(queries, bits);
-  const bool wide = (reinterpret_cast<uint64_t>(items.data) | items.stride | 4 * query_layout.words) % (4 * F::V) == 0;
-  // Several turns of blocks, so that the last one is short; a turn's blocks walk the items side by side, through L2.
-  const int64_t tiles = divide_up(queries.count, 16 * MT), groups = divide_up(items.count, 8 * U * (kThreads / 32));
-  const int64_t turn = 2 * context.multiprocessors * (MT == 1 ? 2 : 1);
-  const int64_t dense = tiles >= turn / 2 ? divide_up(4 * turn, tiles) : std::max<int64_t>(1, turn / tiles);
-  const int64_t blocks = std::min(groups, dense * (find.sparse ? sparse_blocks(items.count) : 1));
-  mma_kernel<W, MT, U><<<grid_of(blocks, tiles), kThreads, 16 * MT * 4 * query_layout.words, context.stream>>>(
-      queries, items, query_layout, query_layout.words, wide, find);
-  check(cudaGetLastError());
-}
-
-template <int W>
-void launch_for(const Rows& queries, const Rows& items, int64_t bits, const Find& find, const Context& context) {
   constexpr int MT = W <= 8 ? 4 : W <= 16 ? 2 : 1, U = W <= 4 ? 8 : W <= 8 ? 4 : W <= 16 ? 2 : 1;
-  constexpr int few_U = W <= 4 ? 8 : W <= 8 ? 4 : W <= 16 ? 2 : 1;
-  if (queries.count <= 16) return launch<W, 1, few_U>(queries, items, bits, find, context);
-  launch<W, MT, U>(queries, items, bits, find, context);
+  const auto run = queries.count <= 16 ? launch_tiles<Binary, W, 1, U> : launch_tiles<Binary, W, MT, U>;
+  run(queries, items, bits, find, context);
 }
 
 }  // namespace
 
 void scan_mma(const Rows& queries, const Rows& items, int64_t bits, const Find& find, const Context& context) {
   const int64_t words = divide_up(bits, 32);
-  const auto run = words <= 2    ? launch_for<2>
-                   : words <= 4  ? launch_for<4>
-                   : words <= 8  ? launch_for<8>
-                   : words <= 16 ? launch_for<16>
-                                 : launch_for<32>;
+  const auto run = words <= 2    ? launch<2>
+                   : words <= 4  ? launch<4>
+                   : words <= 8  ? launch<8>
+                   : words <= 16 ? launch<16>
+                                 : launch<32>;
   run(queries, items, bits, find, context);
 }
 

@@ -68,14 +68,13 @@ void scan_popc(const Rows& queries, const Rows& items, int64_t bits, const Find&
 
 void scan(const Rows& queries, const Rows& items, int64_t bits, const Find& find, const Context& context) {
   if (queries.count == 0 || items.count == 0) return;
-  Scan unit = context.scan;
-  if (unit != Scan::popc && !in_words(items)) {
-    if (context.scan_is_forced)
-      throw std::runtime_error("nhl_fast CUDA: NHL_FAST_CUDA_SCAN names a unit that reads rows in words of 4 bytes; these "
-                               "rows don't begin on such words");
-    unit = Scan::popc;
-  }
-  const auto run = unit == Scan::mma ? scan_mma : scan_popc;
+  const char* misfit = nullptr;
+  if (context.scan != Scan::popc && !in_words(items)) misfit = "reads rows in words of 4 bytes; these rows don't begin on such words";
+  if (context.scan == Scan::imma && bits > 512) misfit = "takes codes of 512 bits at most";
+  if (misfit != nullptr && context.scan_is_forced)
+    throw std::runtime_error(std::string("nhl_fast CUDA: NHL_FAST_CUDA_SCAN names a unit that ") + misfit);
+  const Scan unit = misfit == nullptr ? context.scan : Scan::popc;
+  const auto run = unit == Scan::mma ? scan_mma : unit == Scan::imma ? scan_imma : scan_popc;
   run(queries, items, bits, find, context);
 }
 

@@ -23,7 +23,7 @@ int64_t random(int64_t low, int64_t high) { return std::uniform_int_distribution
 
 const nhl::Executor executor{1, nullptr};
 using nhl::cuda::Scan;
-constexpr Scan units[] = {Scan::popc, Scan::mma};
+constexpr Scan units[] = {Scan::popc, Scan::mma, Scan::imma};
 
 int64_t power_of_two(int64_t least) {
   int64_t size = 1;
@@ -92,12 +92,13 @@ void topk(const Codes& queries, const Codes& items, int64_t bits, int64_t k, con
   }
 }
 
-// A sample's limits do for codes that lie anyhow, many ties and masks included: results don't show where they don't.
+// A sample's limits do where items at one distance lie evenly by row, or are few: results don't show where they don't.
 void limits(int64_t bits) {
   const int64_t num = 19, n = random(3000, 5000), k = 20, width = (bits + 7) / 8;
-  const Codes queries(num, width, num, 0, 0), items(n, width, random(0, 1) ? n : 40, 0, 0);
+  const bool ties = random(0, 2) > 0 || bits < 24;
+  const Codes queries(num, width, num, 0, 0), items(n, width, ties ? 3 : n, 0, 0);
   std::vector<uint8_t> allow(n);
-  for (auto& bit : allow) bit = random(0, 1);
+  for (int64_t i = 0; i < n; ++i) allow[i] = ties ? random(0, 3) > 0 : i >= n / 2;
   const uint8_t* mask = random(0, 1) ? allow.data() : nullptr;
   for (int64_t least : {int64_t{100}, int64_t{400}, int64_t{16384}}) {
     nhl::cuda::Context own = context(Scan::mma);

@@ -42,6 +42,12 @@ inline cudaError_t cudaFuncSetAttribute(const void*, int, int bytes) {
   return bytes <= 160 * 1024 ? cudaSuccess : 1;
 }
 
+template <class Kernel>
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, Kernel, int, int64_t) {
+  *blocks = 2;
+  return cudaSuccess;
+}
+
 struct dim3 {
   unsigned x, y, z;
   dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
@@ -239,6 +245,12 @@ template <class T>
 T __shfl_down_sync(unsigned, T value, int step) {
   const int lane = static_cast<int>(threadIdx.x % 32);
   return emulation::from_bits<T>(emulation::exchange(emulation::to_bits(value))[lane + step > 31 ? lane : lane + step]);
+}
+
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  return emulation::from_bits<T>(emulation::exchange(emulation::to_bits(value))[lane ^ mask]);
 }
 
 inline int __popc(uint32_t x) { return __builtin_popcount(x); }
