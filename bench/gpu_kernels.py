@@ -79,8 +79,9 @@ def kernel(name, n, d, dtype, rates):
 def tile(name, n, config):
     """The row of one tile size of the pairs."""
     *sizes, registers = config
-    before = pairwise.CONFIG, pair_losses.PAIR_LOSSES[name]
-    pairwise.CONFIG = tiles.Tiles(*sizes, stages=1)
+    before = pairwise.config, pair_losses.PAIR_LOSSES[name]
+    chosen = tiles.Tiles(*sizes, stages=1)
+    pairwise.config = lambda *of: chosen
     pair_losses.PAIR_LOSSES[name] = before[1]._replace(registers=registers)
     try:
         for row in kernel(name, n, 1, torch.float32, {}):
@@ -89,7 +90,7 @@ def tile(name, n, config):
                 key: row[key] for key in kept if key in row
             }
     finally:
-        pairwise.CONFIG, pair_losses.PAIR_LOSSES[name] = before
+        pairwise.config, pair_losses.PAIR_LOSSES[name] = before
 
 
 def jobs(rates: dict, names=None) -> dict:

@@ -41,7 +41,7 @@ def changed(module, name, **values):
     def block(*arguments):
         found = {**original(*arguments), **values}
         if "STEP" in found:
-            found["STEP"] = module.step_rows(found)
+            found.update(module.piece(found, found["splits"] > 1))
         return found
 
     return mock.patch.object(module, name, block)
@@ -52,13 +52,18 @@ def tiles_of(module, name, **values):
     return mock.patch.object(module, name, getattr(module, name)._replace(**values))
 
 
-def launch(module, **values):
-    return mock.patch.object(module, "LARGE", {**module.LARGE, **values})
+def launch(module, name, **values):
+    """A patch of a function that gives launch options: some of them are others."""
+    original = getattr(module, name)
+    return mock.patch.object(module, name, lambda *arguments: {**original(*arguments), **values})
 
 
 # (rows, columns, depth, warps) of a product's tile.
 SQUARE = ((128, 128, 32, 8), (128, 128, 64, 8), (64, 128, 32, 8), (64, 128, 32, 4), (64, 128, 64, 8),
           (128, 64, 32, 4), (64, 64, 64, 4), (64, 64, 32, 4))  # fmt: skip
+PRODUCT = ((128, 64, 32, 4), (128, 128, 32, 8), (128, 128, 64, 8), (64, 64, 32, 4), (64, 64, 64, 4), (32, 64, 32, 4),
+           (32, 128, 32, 4), (64, 32, 32, 4), (256, 64, 32, 8))  # fmt: skip
+BACKWARD = ((32, 64, 32, 4), (32, 128, 32, 4), (32, 32, 32, 4), (16, 64, 32, 4), (32, 32, 64, 4), (32, 64, 64, 4))
 # (rows, columns, bits, warps, stages) of the tile of a loss or of the distillation.
 LOSS = ((32, 32, 32, 4, 1), (32, 64, 32, 4, 1), (64, 32, 32, 4, 1), (64, 64, 32, 8, 1), (32, 32, 32, 4, 2),
         (64, 64, 32, 8, 2), (32, 64, 32, 8, 2), (16, 64, 32, 4, 2), (16, 128, 32, 8, 2),
@@ -74,21 +79,22 @@ def project_choices(rows):
 
 
 def product_choices(rows):
-    for a, d, k, warps in SQUARE if rows > 1024 else ():
-        patches = [changed(dots, "product_block", BLOCK_A=a, BLOCK_D=d, BLOCK_K=k), launch(dots, num_warps=warps)]
-        yield f"{a} x {d} x {k}, {warps} warps", patches
+    for (a, d, k, warps), stages in itertools.product(PRODUCT, (3, 4)):
+        options = launch(dots, "product_options", num_warps=warps, num_stages=stages)
+        patches = [changed(dots, "product_block", BLOCK_A=a, BLOCK_D=d, BLOCK_K=k), options]
+        yield f"{a} x {d} x {k}, {warps} warps, {stages} stages", patches
 
 
 def backward_choices(rows):
-    for m, d, k, warps in (*SQUARE, (32, 64, 32, 4), (32, 128, 32, 4)):
+    for m, d, k, warps in (*SQUARE, *BACKWARD):
         sides = {"BLOCK_M": m, "BLOCK_D": d, "BLOCK_K": k}
-        patches = [changed(backward, "backward_block", **sides), launch(backward, num_warps=warps)]
+        patches = [changed(backward, "backward_block", **sides), launch(backward, "options", num_warps=warps)]
         yield f"{m} x {d} x {k}, {warps} warps", patches
 
 
-def loss_choices(module, *names):
+def loss_choices(module, *names, tiles=LOSS):
     def choices(rows):
-        for name, (r, c, bits, warps, stages) in itertools.product(names, LOSS):
+        for name, (r, c, bits, warps, stages) in itertools.product(names, tiles):
             values = {"rows": r, "columns": c, "bits": bits, "warps": warps, "stages": stages}
             told = f"{name.lower()} {r} x {c} x {bits}, {warps} warps, {stages} stages"
             yield told, [tiles_of(module, name, **values)]
@@ -96,12 +102,19 @@ def loss_choices(module, *names):
     return choices
 
 
+def pair_choices(rows):
+    for r, c, bits, warps, stages in LOSS:
+        tile = pairwise.LARGE._replace(rows=r, columns=c, bits=bits, warps=warps, stages=stages)
+        patches = [mock.patch.object(pairwise, "config", lambda *sizes, tile=tile: tile)]
+        yield f"{r} x {c} x {bits}, {warps} warps, {stages} stages", patches
+
+
 HALF = {"dtype": torch.bfloat16, "distill": 0.0}
 # (kernel, choices, loss, rows, features, options of the problem)
 SWEEPS = [
-    ("pairs", loss_choices(pairwise, "CONFIG"), "dhn", 64, 2048, {}),
-    ("pairs", loss_choices(pairwise, "CONFIG"), "dsh", 256, 2048, {}),
-    ("pairs", loss_choices(pairwise, "CONFIG"), "dch", 64, 2048, {}),
+    ("pairs", pair_choices, "dhn", 64, 2048, {}),
+    ("pairs", pair_choices, "dsh", 256, 2048, {}),
+    ("pairs", pair_choices, "dch", 64, 2048, {}),
     ("project", project_choices, "csq", 32768, 2048, {"distill": 0.0}),
     ("project", project_choices, "csq", 32768, 2048, HALF),
     ("product", product_choices, "csq", 32768, 2048, {"distill": 0.0}),
@@ -116,6 +129,8 @@ SWEEPS = [
     ("backward", backward_choices, "csq", 64, 2048, {}),
     ("project", project_choices, "csq", 4096, 768, {"distill": 0.0}),
     ("product", product_choices, "csq", 4096, 768, {"distill": 0.0}),
+    ("product", product_choices, "csq", 256, 2048, {}),
+    ("project", project_choices, "csq", 256, 2048, {}),
 ]
 
 

@@ -6,7 +6,7 @@ Floor: F and dF once, dU and W from L2; 4 N d L operations.
 import triton
 import triton.language as tl
 
-from .dots import LARGE, sum_splits
+from .dots import sum_splits
 from .projection import MODES, multiply, precision
 from .weighting import combined_tile
 
@@ -82,13 +82,15 @@ def backward_kernel(
 
 
 def backward_block(num_rows: int, longest: int, mode: str) -> dict[str, int]:
-    rows = 64 if max(num_rows, longest) > 32 else 32
-    return {"BLOCK_M": rows, "BLOCK_D": 64, "BLOCK_K": 16 if mode == "ieee" else 32}
+    """Small batches: many small tiles, two or three a multiprocessor."""
+    if mode == "ieee":
+        return {"BLOCK_M": 64 if max(num_rows, longest) > 32 else 32, "BLOCK_D": 64, "BLOCK_K": 16}
+    return {"BLOCK_M": 128 if num_rows > 1024 else 32, "BLOCK_D": 64, "BLOCK_K": 32}
 
 
-def options(form: bool) -> dict:
+def options(mode: str, form: bool) -> dict:
     """Launch options; five lengths' deltas in three stages would take more shared memory than some devices have."""
-    return LARGE | {"num_stages": 2} if form else LARGE
+    return {"num_warps": 8 if mode == "ieee" else 4, "num_stages": 2 if form else 3, "maxnreg": 255}
 
 
 def backward(
@@ -114,7 +116,7 @@ def backward(
         n, longest, d, product.shape[0] if ready else 1, *features.stride(), *w.stride(), first_weight, wide_tiles,
         T=sum(lengths), LENGTHS=tuple(lengths), FORM=form is not None, NAN=nan is not None,
         SCALED=scale is not None, READY=ready, NEED_W=dw is not None, PRECISION=mode, **block,
-        **options(form is not None),
+        **options(mode, form is not None),
     )  # fmt: skip
 
 
@@ -125,10 +127,10 @@ def variants(lengths=(8, 16, 32, 64, 128)):
         types = dict.fromkeys(("scale", "du", "weights", "u", "w", "product", "sums", "dw", "db"), "*fp32")
         types |= {"features": f"*{dtype}", "df": f"*{dtype}", "first_weight": "i32", "wide_tiles": "i32:16"}
         types |= dict.fromkeys(("L", "d", "x_row", "w_row"), "i32:16") | {"splits": "i32", "N": "i32"}
-        for form, ready in ((True, False), (False, False), (False, True)):
+        for form, ready, rows in ((True, False, 64), (False, False, 64), (False, True, 256), (False, True, 32768)):
             constants = {"SCALED": True, "READY": ready, "NEED_W": True, "PRECISION": mode, "FORM": form}
             constants |= {"NAN": form, "LENGTHS": lengths if form else (128,), "T": sum(lengths) if form else 128}
-            constants |= {**backward_block(64, 128, mode), "x_column": 1, "w_column": 1}
-            name = f"{dtype}_{mode}{'_form' if form else '_ready' if ready else ''}"
-            found.append((name, backward_kernel, types, constants, options(form)))
+            constants |= {**backward_block(rows, 128, mode), "x_column": 1, "w_column": 1}
+            name = f"{dtype}_{mode}{'_form' if form else '_ready' if ready else ''}_n{rows}"
+            found.append((name, backward_kernel, types, constants, options(mode, form)))
     return found

@@ -5,6 +5,8 @@ form every length's gradient delta_k^T F once (split over the rows) and take the
 are taken in a fixed order; there are no atomics. Floor of the second: F once, 2 N d T operations.
 """
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
@@ -16,7 +18,6 @@ from .projection import MODES, multiply, precision
 from .tiles import PRECISIONS, dot_precision
 
 SMALL = {"num_warps": 4, "num_stages": 2}
-LARGE = {"num_warps": 8, "num_stages": 3, "maxnreg": 255}
 
 
 @triton.jit
@@ -106,8 +107,9 @@ def transposed_product_kernel(
             mask=(ks < stop)[:, None] & (wide < d)[None, :],
             other=0.0,
         ).to(tl.float32)
+        if tl.program_id(1) == 0:
+            total += tl.sum(x, 0)
         acc = multiply(tl.trans(x), y, acc, PRECISION, "a")
-        total += tl.sum(x, 0)
     at = product + (split * A + columns[:, None]) * d + wide[None, :]
     tl.store(at, acc, mask=(columns < A)[:, None] & (wide < d)[None, :])
     if tl.program_id(1) == 0:
@@ -197,22 +199,30 @@ def row_splits(num_rows: int, columns: int, d: int, block: dict[str, int]) -> tu
     return -(-num_rows // per_split), per_split
 
 
-def product_block(mode: str) -> dict[str, int]:
+def product_block(num_rows: int, mode: str) -> dict[str, int]:
     if mode == "ieee":
         return {"BLOCK_A": 64, "BLOCK_D": 64, "BLOCK_K": 16}
-    return {"BLOCK_A": 64, "BLOCK_D": 64 if mode == "tf32" else 128, "BLOCK_K": 32}
+    if mode == "tf32x3":  # deeper, not taller: its operands take twice the registers
+        return {"BLOCK_A": 64, "BLOCK_D": 64, "BLOCK_K": 64 if num_rows > 1024 else 32}
+    return {"BLOCK_A": 128 if num_rows > 1024 else 64, "BLOCK_D": 64, "BLOCK_K": 32}
+
+
+def product_options(block: dict[str, int], mode: str) -> dict:
+    stages = 2 if block["BLOCK_K"] == 64 else 3
+    return {"num_warps": 8 if mode == "ieee" else 4, "num_stages": stages, "maxnreg": 255}
 
 
 def transposed_product(a, features) -> tuple[torch.Tensor, torch.Tensor]:
     """a^T F and the column sums of a (N, A), in slices: (splits, A, d) and (splits, A)."""
     (n, columns), d, mode = a.shape, features.shape[1], precision(features)
-    block = product_block(mode)
+    block = product_block(n, mode)
     splits, per_split = row_splits(n, columns, d, block)
     product = torch.empty(splits, columns, d, device=a.device, dtype=torch.float32)
     sums = torch.empty(splits, columns, device=a.device, dtype=torch.float32)
     grid = (triton.cdiv(columns, block["BLOCK_A"]), triton.cdiv(d, block["BLOCK_D"]), splits)
     transposed_product_kernel[grid](
-        a, features, product, sums, n, columns, d, per_split, *features.stride(), PRECISION=mode, **block, **LARGE
+        a, features, product, sums, n, columns, d, per_split, *features.stride(), PRECISION=mode, **block,
+        **product_options(block, mode),
     )  # fmt: skip
     return product, sums
 
@@ -251,9 +261,12 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     for chosen in (lengths, tuple(range(8, 129, 8))):
         constants = {"LENGTHS": chosen, "DISTILL": True, **slots(len(chosen)), **dots_tile(chosen)}
         found.append((f"product/{len(chosen)}_lengths", product_dots_kernel, types, constants, SMALL))
-    for dtype, mode in MODES:
+    for (dtype, mode), rows in itertools.product(MODES, (256, 32768)):
         types = {"a": "*fp32", "f": f"*{dtype}", "product": "*fp32", "sums": "*fp32", "N": "i32", "d": "i32:16"}
         types |= {"per_split": "i32:16", "f_row": "i32:16"}
-        constants = {"PRECISION": mode, "A": sum(lengths), "f_column": 1, **product_block(mode)}
-        found.append((f"transposed_product/{dtype}_{mode}", transposed_product_kernel, types, constants, LARGE))
+        block = product_block(rows, mode)
+        constants = {"PRECISION": mode, "A": sum(lengths), "f_column": 1, **block}
+        name = f"transposed_product/{dtype}_{mode}_n{rows}"
+        if rows == 256 or block != product_block(256, mode):
+            found.append((name, transposed_product_kernel, types, constants, product_options(block, mode)))
     return found

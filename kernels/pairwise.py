@@ -24,7 +24,16 @@ from .pair_sums import add_up
 from .similarity import comparable, count_pairs, similar_tile
 
 BALANCING = ("dsh", "dhn", "dbdh", "dbdh_unclamped")  # the losses with the option `balance`
-CONFIG = tiles.Tiles(rows=32, columns=16, bits=16, width=64, warps=4, stages=1)
+SMALL = tiles.Tiles(rows=32, columns=16, bits=16, width=64, warps=4, stages=1)
+LARGE = tiles.Tiles(rows=64, columns=32, bits=32, width=64, warps=4, stages=1)
+
+
+def config(num_columns: int, precision: str) -> tiles.Tiles:
+    """A bank's pairs give many programs, so that each may be large; a small batch's own are spread over more.
+
+    On the FMA units ("ieee") a large tile's products need more registers than there are.
+    """
+    return LARGE if num_columns >= 1024 and precision != "ieee" else SMALL
 
 
 @triton.jit
@@ -200,11 +209,13 @@ def launch(
     if balance and kind not in BALANCING:
         raise ValueError(f"balance: it is an option of {', '.join(BALANCING)}, not of {kind}")
     n, m, num_lengths, total = u.shape[0], others.shape[0], len(lengths), sum(lengths)
-    row_tiles, column_tiles = CONFIG.row_tiles(n), triton.cdiv(m, CONFIG.columns)
-    jobs = tiles.jobs(lengths, CONFIG.width)
+    product = tiles.dot_precision()
+    tile = config(m, product)
+    row_tiles, column_tiles = tile.row_tiles(n), triton.cdiv(m, tile.columns)
+    jobs = tiles.jobs(lengths, tile.width)
     parts = tiles.splits(row_tiles * len(jobs) // 4, column_tiles, u.device)
     labels, other_labels, words = comparable(labels, other_labels)
-    balanced, product = loss.balanced or balance, tiles.dot_precision()
+    balanced = loss.balanced or balance
     number = count_pairs(labels, other_labels, written, words) if balanced else u
     gradients = u.new_empty(parts, n, total)
     sums = u.new_empty(row_tiles * parts, num_lengths)
@@ -221,7 +232,7 @@ def launch(
         FUNCTION=loss.function, PENALTY=loss.penalty, LENGTHS=lengths, JOBS=jobs, T=total, MULTI=words > 0,
         MASKED=written is not None, SQUARES=loss.squares, SIGNS=loss.signs, CLAMP=loss.clamp,
         BALANCED=balanced, SCALES=loss.scales, COUNT_SIMILAR=loss.count_similar, PRECISION=product,
-        ROWS=CONFIG.rows, COLUMNS=CONFIG.columns, BITS=CONFIG.bits, **CONFIG.options(),
+        ROWS=tile.rows, COLUMNS=tile.columns, BITS=tile.bits, **tile.options(),
     )  # fmt: skip
     add_up(
         loss, u, gradients, sums, counts, statistics, squares, penalty_values, lengths, c0, c1, penalty_weight,
@@ -241,15 +252,18 @@ def variants(lengths=(8, 16, 32, 64, 128)):
             **dict.fromkeys(("share", "reference", "c0", "c1"), "fp32"),
         }  # fmt: skip
         weighed = (False, True) if name in BALANCING else (loss.balanced,)
-        for kind, balanced in itertools.product(tiles.PRECISIONS, weighed):
+        for kind, balanced, columns in itertools.product(tiles.PRECISIONS, weighed, (64, 13_000)):
+            tile = config(columns, kind)
+            if columns > 64 and tile is SMALL:
+                continue
             constants = {
                 "FUNCTION": loss.function, "PENALTY": loss.penalty, "LENGTHS": lengths,
-                "JOBS": tiles.jobs(lengths, CONFIG.width), "T": sum(lengths), "MULTI": False,
+                "JOBS": tiles.jobs(lengths, tile.width), "T": sum(lengths), "MULTI": False,
                 "MASKED": name not in ("dch", "lcdsh"), "SQUARES": loss.squares, "SIGNS": loss.signs,
                 "CLAMP": loss.clamp, "BALANCED": balanced, "SCALES": loss.scales,
-                "COUNT_SIMILAR": loss.count_similar, "PRECISION": kind, "ROWS": CONFIG.rows,
-                "COLUMNS": CONFIG.columns, "BITS": CONFIG.bits,
+                "COUNT_SIMILAR": loss.count_similar, "PRECISION": kind, "ROWS": tile.rows,
+                "COLUMNS": tile.columns, "BITS": tile.bits,
             }  # fmt: skip
-            form = f"pairs/{name}/{kind}" + ("/balanced" if balanced and not loss.balanced else "")
-            made.append((form, pair_kernel, signature, constants, CONFIG.options()))
+            form = f"pairs/{name}/{kind}/m{columns}" + ("/balanced" if balanced and not loss.balanced else "")
+            made.append((form, pair_kernel, signature, constants, tile.options()))
     return made

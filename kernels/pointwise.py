@@ -76,28 +76,38 @@ def tile_losses(
         ids = tl.load(labels + rows * label_row, mask=here, other=0)
         known = (ids >= 0) & (ids < C)
         tl.device_assert(known, "labels: expected class ids from 0 to num_classes - 1")
-    slots = tl.arange(0, MP)
-    values = slots * 0.0
+    loaded = ()
+    if not MULTI_HOT:  # every length's centres first: one wait for memory
+        offset = 0
+        for k in tl.static_range(len(LENGTHS)):
+            mask = (here & known)[:, None] & (columns < LENGTHS[k])[None, :]
+            at = centers + ids[:, None] * T + offset + columns[None, :]
+            loaded += (tl.load(at, mask=mask, other=1.0).to(tl.float32),)
+            offset += LENGTHS[k]
+    row_sums = ()
     offset = 0
-    for k in tl.static_range(len(LENGTHS)):
-        if first_column < LENGTHS[k]:
-            inside = columns < LENGTHS[k]
-            mask = here[:, None] & inside[None, :]
-            if MULTI_HOT:
+    for k in tl.static_range(len(LENGTHS)):  # no branches: what a loss makes of u alone is made once for all lengths
+        inside = columns < LENGTHS[k]
+        mask = here[:, None] & inside[None, :]
+        if MULTI_HOT:
+            center = tl.zeros((BLOCK_N, BLOCK_L), tl.float32)
+            if first_column < LENGTHS[k]:
                 tie = tl.load(ties + offset + columns, mask=inside, other=1.0).to(tl.float32)
                 center = multi_hot_targets(
                     labels, centers, rows, columns, inside, tie, offset, N, C, T, label_row, label_column,
                     BLOCK_N, BLOCK_L, BLOCK_C,
                 )  # fmt: skip
-            else:
-                center = tl.load(
-                    centers + ids[:, None] * T + offset + columns[None, :], mask=mask & known[:, None], other=1.0
-                ).to(tl.float32)
-            scale = 1.0 / N / LENGTHS[k]
-            loss, slope = LOSS(u, center, parameter)
-            tl.store(deltas + rows[:, None] * T + offset + columns[None, :], slope * scale, mask=mask)
-            values += tl.where(slots == k, tl.sum(tl.sum(tl.where(mask, loss, 0.0), 1), 0) * scale, 0.0)
+        else:
+            center = loaded[k]
+        loss, slope = LOSS(u, center, parameter)
+        scale = 1.0 / N / LENGTHS[k]
+        tl.store(deltas + rows[:, None] * T + offset + columns[None, :], slope * scale, mask=mask)
+        row_sums += (tl.sum(tl.where(mask, loss, 0.0), 1) * scale,)
         offset += LENGTHS[k]
+    slots = tl.arange(0, MP)
+    values = slots * 0.0
+    for k in tl.static_range(len(LENGTHS)):
+        values += tl.where(slots == k, tl.sum(row_sums[k], 0), 0.0)
     return values
 
 

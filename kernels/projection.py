@@ -118,12 +118,13 @@ def project_kernel(
     label_column, parameter,
     GRAM: tl.constexpr, PARTIAL: tl.constexpr, PACK: tl.constexpr, FINITE: tl.constexpr, PRECISION: tl.constexpr,
     LENGTHS: tl.constexpr, LOSS: tl.constexpr, MULTI_HOT: tl.constexpr, MP: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, SLICES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STEP: tl.constexpr, WIDE: tl.constexpr,
+    SLICES: tl.constexpr,
 ):  # fmt: skip
     """A tile of F [W; F]^T over one slice of d; PARTIAL: the tile's last program adds the slices up.
 
-    A point-wise loss is taken of a finished tile of outputs, STEP rows at a time. partial is (splits, N, L +
-    gram_row); rows of the Gram matrix are gram_row apart, with zeros from the N-th column on.
+    A point-wise loss is taken of a finished tile of outputs, a piece of STEP x WIDE at a time. partial is (splits, N,
+    L + gram_row); rows of the Gram matrix are gram_row apart, with zeros from the N-th column on.
     """
     weight_tiles = tl.cdiv(L, BLOCK_N)
     tiles = weight_tiles
@@ -173,24 +174,27 @@ def project_kernel(
         if last:
             slots = tl.arange(0, MP)
             sums = slots * 0.0
-            for above in range(0, BLOCK_M, STEP):
-                some_rows = first_row + above + tl.arange(0, STEP)
-                inside = (some_rows < N)[:, None] & (places < end)[None, :]
+            for piece in range(0, (BLOCK_M // STEP) * (BLOCK_N // WIDE)):
+                some_rows = first_row + (piece // (BLOCK_N // WIDE)) * STEP + tl.arange(0, STEP)
+                right = (piece % (BLOCK_N // WIDE)) * WIDE
+                some_columns = first_column.to(tl.int64) + right + tl.arange(0, WIDE)
+                some_places = place + right + tl.arange(0, WIDE)
+                inside = (some_rows < N)[:, None] & (some_places < end)[None, :]
                 if PARTIAL:
-                    some = sum_slices(partial, some_rows, places, inside, splits, N, width, STEP, BLOCK_N, SLICES)
+                    some = sum_slices(partial, some_rows, some_places, inside, splits, N, width, STEP, WIDE, SLICES)
                     if outputs:
                         some = store_outputs(
-                            some, some_rows, columns, bias, u, bits, N, L, PACK, FINITE, STEP, BLOCK_N
+                            some, some_rows, some_columns, bias, u, bits, N, L, PACK, FINITE, STEP, WIDE
                         )
                     else:
-                        tl.store(gram + some_rows[:, None] * gram_row + columns[None, :], some, mask=inside)
+                        tl.store(gram + some_rows[:, None] * gram_row + some_columns[None, :], some, mask=inside)
                 else:
-                    some = tl.load(u + some_rows[:, None] * L + columns[None, :], mask=inside, other=0.0)
+                    some = tl.load(u + some_rows[:, None] * L + some_columns[None, :], mask=inside, other=0.0)
                 if LOSS is not None:  # noqa: SIM102
                     if outputs:
                         sums += tile_losses(
-                            some, some_rows, columns, first_column, labels, centers, ties, deltas, N, C, T, label_row,
-                            label_column, parameter, LENGTHS, LOSS, MULTI_HOT, MP, STEP, BLOCK_N, BLOCK_C,
+                            some, some_rows, some_columns, first_column + right, labels, centers, ties, deltas, N, C,
+                            T, label_row, label_column, parameter, LENGTHS, LOSS, MULTI_HOT, MP, STEP, WIDE, BLOCK_C,
                         )  # fmt: skip
             if LOSS is not None:  # noqa: SIM102
                 if outputs:
@@ -223,16 +227,22 @@ def plan(num_rows: int, d: int, longest: int, gram: bool, mode: str) -> dict[str
         block, splits = {"BLOCK_M": rows, "BLOCK_N": wide, "BLOCK_K": 32}, 1
     per_split = -(-d // splits)
     per_split = -(-per_split // block["BLOCK_K"]) * block["BLOCK_K"]
-    return {**block, "STEP": step_rows(block), "per_split": per_split, "splits": -(-d // per_split)}
+    splits = -(-d // per_split)
+    return {**block, **piece(block, splits > 1), "per_split": per_split, "splits": splits}
 
 
 def warps(block: dict[str, int]) -> int:
-    return 8 if block["BLOCK_M"] * block["BLOCK_N"] >= 64 * 64 else 4
+    return 8
 
 
-def step_rows(block: dict[str, int]) -> int:
-    """Rows that a finished tile's sums and losses take at a time: eight numbers a thread."""
-    return min(block["BLOCK_M"], 8 * 32 * warps(block) // block["BLOCK_N"])
+def piece(block: dict[str, int], split: bool) -> dict[str, int]:
+    """What a finished tile's sums and losses take at a time: few numbers a thread, so that the code is short.
+
+    What a small batch runs once comes from memory, too. Narrow: short lengths end early in a row.
+    """
+    wide = min(32, block["BLOCK_N"])
+    rows = (4 if split else 8) * 32 * warps(block) // wide
+    return {"STEP": min(block["BLOCK_M"], rows), "WIDE": wide}
 
 
 SLICES = 4  # loaded at once

@@ -42,7 +42,7 @@ def test_tensor_cores_where_tf32_is_allowed(match):
 
 
 def test_features_are_read_16_bytes_at_a_time():
-    (row,) = (row for row in rows(90, "dots/transposed") if row["kernel"].endswith("fp32_ieee"))
+    (row,) = (row for row in rows(90, "dots/transposed") if row["kernel"].endswith("fp32_ieee_n256"))
     assert row["wide_loads"] == row["loads"] > 0, row
 
 

@@ -69,7 +69,7 @@ def test_a_larger_bank(name, device):
 def test_tiles_give_the_same(name, config, device, monkeypatch):
     loss, u = make(name, (8, 70), device, m=40), torch.randn(40, 70, device=device)
     labels = draw_labels(40, 4, False, device)
-    monkeypatch.setattr(kernels, "CONFIG", tiles.Tiles(*config))
+    monkeypatch.setattr(kernels, "config", lambda *sizes: tiles.Tiles(*config))
     check(loss, u, labels)
 
 
@@ -121,7 +121,8 @@ def test_balance_with_one_kind_of_pairs(name, device):
 @pytest.mark.parametrize("name", BANK + BATCH)
 def test_golden(golden, name, device, monkeypatch):
     if device.type == "cpu":  # large tiles are quicker in the interpreter
-        monkeypatch.setattr(kernels, "CONFIG", tiles.Tiles(rows=64, columns=128, bits=64, width=256, warps=4))
+        large = tiles.Tiles(rows=64, columns=128, bits=64, width=256, warps=4)
+        monkeypatch.setattr(kernels, "config", lambda *sizes: large)
     num_classes = golden["labels"].shape[1]
     loss = make(name, GOLDEN, device, m=len(golden["bank_u"]), classes=num_classes, unwritten=len(golden["bank_u"]))
     labels = torch.from_numpy(golden["labels"]).to(device)
