@@ -1,4 +1,4 @@
-"""Where the time of a step goes: microseconds of every kernel of one step, from PyTorch's profiler.
+"""Where the time of a step or a search goes: microseconds of every kernel of one call, from PyTorch's profiler.
 
 python bench/gpu_profile.py [--losses csq,dsh]
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
@@ -15,11 +16,15 @@ sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 import torch  # noqa: E402
 from gpu_steps import OURS, Problem  # noqa: E402
 
+from nhl_fast import native  # noqa: E402
+
 CASES = [
     *((name, 64, 2048, {}) for name in ("csq", "dhn", "dch", "dtsh", "shcir")), ("csq", 256, 2048, {}),
     ("csq", 4096, 768, {"distill": 0.0}), ("csq", 32768, 2048, {"distill": 0.0}),
     ("csq", 32768, 2048, {"distill": 0.0, "dtype": torch.bfloat16}),
 ]  # fmt: skip
+# (queries, items, k) of searches over 128 bits.
+SEARCHES = [(1, 10**6, 10), (64, 10**6, 10), (1000, 10**6, 10), (1000, 10**6, 1000), (1, 10**7, 10)]
 STEPS = 20
 
 
@@ -39,6 +44,12 @@ def kernels(step) -> dict[str, float]:
     return dict(found)
 
 
+def show(title: str, found: dict[str, float]) -> None:
+    print(f"{title}: {sum(found.values()):.1f} us in kernels")
+    for name, us in sorted(found.items(), key=lambda item: -item[1])[:14]:
+        print(f"    {us:9.2f}  {name[:90]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--losses", type=lambda text: text.split(","))
@@ -50,9 +61,12 @@ def main() -> None:
             continue
         found = kernels(Problem(loss, rows, d, **wanted).step(OURS))
         told = " ".join(f"{key}={str(value).removeprefix('torch.')}" for key, value in wanted.items())
-        print(f"{loss} {rows} x {d} {told}: {sum(found.values()):.1f} us in kernels")
-        for name, us in sorted(found.items(), key=lambda item: -item[1])[:12]:
-            print(f"    {us:9.2f}  {name[:90]}")
+        show(f"{loss} {rows} x {d} {told}", found)
+    if options.losses or not native.cuda_status()[0]:
+        return
+    for queries, items, k in SEARCHES:
+        codes = [torch.randint(0, 256, (n, 16), dtype=torch.uint8, device="cuda") for n in (queries, items)]
+        show(f"top {k} of {items}, {queries} queries", kernels(partial(native.topk, *codes, k, 128)))
 
 
 if __name__ == "__main__":

@@ -59,6 +59,7 @@ def graph_of(function):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60, help="starts no case after these")
+    parser.add_argument("--units", type=lambda text: text.split(","), help="some of mma, imma and popc")
     args = parser.parse_args()
     if not native.cuda_status()[0]:
         raise SystemExit(f"gpu_scan: {native.cuda_status()[1]}")
@@ -76,7 +77,7 @@ def main() -> None:
         items, queries = codes[shape], torch.randint(0, 256, (num, bits // 8), dtype=torch.uint8, device="cuda")
         few = min(num, 2 if n > 10**7 else 8)
         expected = native.topk(queries[:few].cpu(), items.cpu(), k, bits)
-        for unit in units():
+        for unit in args.units or units():
             if unit == "imma" and bits > 512:
                 continue
             os.environ["NHL_FAST_CUDA_SCAN"] = unit
