@@ -10,6 +10,7 @@ import warnings
 
 import numpy as np
 import torch
+from torch.utils.weak import WeakIdKeyDictionary
 
 from . import _check, _fork, native  # noqa: F401 (a forked child that packs or searches must not hang)
 
@@ -18,6 +19,9 @@ _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 # So many values are told from codes by what they are; fewer may be anything.
 _ENOUGH = 64
 _BLOCK_BYTES = 2**20
+# Rows that are looked at first (of a CUDA tensor: at all), and the CUDA tensors whose rows were, by version.
+_LOOKED_AT = 4096
+_looked_at = WeakIdKeyDictionary()
 
 
 def num_bytes(length: int) -> int:
@@ -103,10 +107,16 @@ def _refuse_probabilities(x: torch.Tensor) -> None:
     """Raise where a matrix of some size can only be a sigmoid's outputs, whose signs say nothing."""
     if x.numel() < _ENOUGH or torch.compiler.is_compiling() or x.device.type == "meta":
         return
-    low, high = x.detach().aminmax()
+    first = x.detach()[:_LOOKED_AT]
+    low, high = first.aminmax()
     within = (low >= 0) & (high <= 1)
-    if x.device.type == "cpu" and not bool(within):
+    if x.is_cuda:
+        x = first
+    elif not bool(within):
         return
+    else:
+        low, high = x.detach().aminmax()
+        within = (low >= 0) & (high <= 1)
     _check.values(
         ~within | ((x == 0) | (x == 1)).all(),
         "x: expected raw outputs of either sign, got numbers from 0 to 1, as a sigmoid gives them, of which every "
@@ -169,21 +179,28 @@ def _only_signs(values: torch.Tensor) -> bool:
 
 def _refuse_unpacked(rows: torch.Tensor, name: str) -> None:
     """Raise where packed rows can only be bits, one a byte: none above 1, though one in 16 is 1 and rows differ."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or rows.numel() < _ENOUGH or rows.shape[1] < 8:
         return
-    if rows.is_cpu:
-        array = rows.numpy()
+    if rows.is_cuda:
+        # A look waits for the device: once a database, at its first rows, and never while a graph is captured.
+        if (
+            len(rows) < _LOOKED_AT
+            or _looked_at.get(rows) == rows._version
+            or torch.cuda.is_current_stream_capturing()
+        ):
+            return
+        _looked_at[rows] = rows._version
+        array = rows[:_LOOKED_AT].cpu()
+    else:
         # Nearly always the first row settles it, in a microsecond.
-        if array.size < _ENOUGH or array.shape[1] < 8 or array[0].tobytes().strip(b"\0\1"):
+        if rows.is_cpu and rows[0].numpy().tobytes().strip(b"\0\1"):
             return
-        if any(bool((part > 1).any()) for part in rows.split(max(1, _BLOCK_BYTES // rows.shape[1]))):
-            return
-    elif rows.numel() < _ENOUGH or rows.shape[1] < 8:
+        array = rows
+    if any(bool((part > 1).any()) for part in array.split(max(1, _BLOCK_BYTES // rows.shape[1]))):
         return
-    differ = (rows != rows[:1]).any() if len(rows) > 1 else torch.ones((), dtype=torch.bool, device=rows.device)
-    bits = (rows <= 1).all() & (rows.sum(dtype=torch.int64) * 16 >= rows.numel()) & differ
+    differ = (array != array[:1]).any() if len(array) > 1 else torch.ones((), dtype=torch.bool, device=array.device)
     _check.values(
-        ~bits,
+        ~((array.sum(dtype=torch.int64) * 16 >= array.numel()) & differ),
         f"{name}: expected packed rows, got {_check.describe(rows)} in which no byte is above 1: bits, one a byte; "
         f"pack them with pack_codes({name})",
     )
