@@ -10,43 +10,6 @@ constexpr int kTile = 8;  // queries a block holds: one a warp at the end
 constexpr int64_t kLeastChunks = 32;
 static_assert(kTile * 32 == kThreads);
 
-struct Reached {
-  int64_t at, before;
-};
-
-// Where number(0) + number(1) + ... comes to `wanted` (`count` where it does not) and what lies before. By a warp, 256
-// numbers a turn, since a turn takes as long as the memory's answer.
-template <class Number>
-__device__ __forceinline__ Reached reached(int64_t count, int64_t wanted, const Number& number) {
-  constexpr int kEach = 8;
-  const int lane = threadIdx.x % 32;
-  int64_t before = 0;
-  for (int64_t base = 0; base < count; base += 32 * kEach) {
-    const int64_t first = base + lane * kEach;
-    int64_t own[kEach], sum = 0;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) own[i] = first + i < count ? number(first + i) : 0;
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) sum += own[i];
-    int64_t up_to = sum;
-    for (int step = 1; step < 32; step *= 2) {
-      const int64_t other = __shfl_up_sync(~0u, up_to, step);
-      if (lane >= step) up_to += other;
-    }
-    const unsigned hit = __ballot_sync(~0u, before + up_to >= wanted);
-    if (hit) {
-      Reached result{first, before + up_to - sum};
-#pragma unroll
-      for (int i = 0; i + 1 < kEach; ++i)
-        if (result.at == first + i && result.before + own[i] < wanted) result = {first + i + 1, result.before + own[i]};
-      const int at = __ffs(hit) - 1;
-      return {__shfl_sync(~0u, result.at, at), __shfl_sync(~0u, result.before, at)};
-    }
-    before += __shfl_sync(~0u, up_to, 31);
-  }
-  return {count, before};
-}
-
 // Whether this block is the last of its tile of queries to come here; what the others wrote is then seen.
 __device__ __forceinline__ bool last_of_tile(unsigned* done) {
   __shared__ bool last;

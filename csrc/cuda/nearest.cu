@@ -11,6 +11,28 @@ constexpr int kOrderThreads = 512;
 constexpr int64_t kMostQueries = int64_t{65535} * 8;  // a grid's rows of tiles
 constexpr int64_t kCandidateBytes = int64_t{128} << 20;
 
+// Of `count` candidates, those no further than the k-th, to keys; returns how many. By a block.
+__device__ __forceinline__ int nearest_of(const int64_t* __restrict__ candidates, int count, int64_t k, int64_t* keys) {
+  __shared__ int at_distance[kMaxBits + 1];
+  __shared__ int furthest, kept;
+  for (int d = threadIdx.x; d <= kMaxBits; d += kOrderThreads) at_distance[d] = 0;
+  if (threadIdx.x == 0) kept = 0;
+  __syncthreads();
+  for (int i = threadIdx.x; i < count; i += kOrderThreads) atomicAdd(at_distance + (candidates[i] >> kIdBits), 1);
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    const Reached r = reached(kMaxBits + 1, k, [&](int64_t d) { return static_cast<int64_t>(at_distance[d]); });
+    if (threadIdx.x == 0) furthest = static_cast<int>(r.at);
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < count; i += kOrderThreads) {
+    const int64_t key = candidates[i];
+    if (key >> kIdBits <= furthest) keys[atomicAdd(&kept, 1)] = key;
+  }
+  __syncthreads();
+  return kept;
+}
+
 // One block a query: sorts its candidates and writes the first k. Floor: shared memory.
 __global__ void __launch_bounds__(kOrderThreads)
     order_kernel(Rows queries, Rows items, Layout query_layout, Layout layout, int64_t k, int64_t base,
@@ -23,7 +45,11 @@ __global__ void __launch_bounds__(kOrderThreads)
   const int64_t q = blockIdx.x;
   const bool doubted = may_doubt && doubt(q);
   int count = static_cast<int>(doubted ? exact_counts[q] : counts[q]);
-  for (int i = threadIdx.x; i < count; i += kOrderThreads) keys[i] = candidates[q * room + i];
+  if (count > k) {
+    count = nearest_of(candidates + q * room, count, k, keys);
+  } else {
+    for (int i = threadIdx.x; i < count; i += kOrderThreads) keys[i] = candidates[q * room + i];
+  }
   if (doubted && exact.walks[q].take > 0) {
     const int64_t level = exact.levels[q].distance;
     walk<kOrderThreads>(queries, items, query_layout, layout, q, exact.chunk, allow, exact.walks[q],
@@ -31,7 +57,7 @@ __global__ void __launch_bounds__(kOrderThreads)
                         [&](int64_t slot, int64_t id) { keys[count + slot] = level << kIdBits | id; });
     count += static_cast<int>(exact.walks[q].take);
   }
-  int size = 2;
+  int size = 1;
   while (size < count) size *= 2;
   for (int i = count + threadIdx.x; i < size; i += kOrderThreads) keys[i] = kNoNeighbour;
   __syncthreads();
