@@ -159,6 +159,8 @@ def finite(value: torch.Tensor, name: str) -> torch.Tensor:
 
 def device(value, name: str = "device") -> torch.device | None:
     """`value` as a torch.device, or None."""
+    import torch
+
     if value is None or isinstance(value, torch.device):
         return value
     if isinstance(value, bool) or not isinstance(value, (str, int)):
@@ -171,6 +173,8 @@ def device(value, name: str = "device") -> torch.device | None:
 
 def floating_dtype(value, name: str = "dtype") -> torch.dtype | None:
     """`value` if it is a floating-point torch.dtype, or None."""
+    import torch
+
     if value is None or (isinstance(value, torch.dtype) and value.is_floating_point):
         return value
     raise TypeError(f"{name}: expected a floating-point torch.dtype, got {describe(value)}")
