@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .centers import make_centers, min_distances
     from .codes import pack_codes, unpack_codes
     from .distillation import distillation_losses
+    from .graphs import make_graphed
     from .hamming import hamming_distances, radius_search, search
     from .index import IndexFileError, NestedIndex
     from .layer import NestedHashLayer
@@ -39,6 +40,7 @@ __all__ = [
     "hamming_distances",
     "losses",
     "make_centers",
+    "make_graphed",
     "min_distances",
     "pack_codes",
     "radius_search",
@@ -64,6 +66,7 @@ _HOMES = {
     "evaluate_retrieval": "metrics",
     "hamming_distances": "hamming",
     "make_centers": "centers",
+    "make_graphed": "graphs",
     "min_distances": "centers",
     "pack_codes": "codes",
     "radius_search": "hamming",

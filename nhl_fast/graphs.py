@@ -7,8 +7,10 @@ from collections.abc import Callable
 import torch
 
 from . import _check
+from .backend import pick
 from .known_gradient import once
 from .labels import to_multi_hot
+from .losses.base import fused_step
 from .objective import NestedObjective, ObjectiveResult
 from .precision import scaled_training
 
@@ -36,11 +38,26 @@ def make_graphed(
         raise TypeError(f"objective: expected a NestedObjective, got {_check.describe(objective)}")
     objective.layer.check_features(features)
     _check.tensor(labels, "labels")
+    if index is not None:
+        _check.tensor(index, "index")
     _check.positive_int(num_warmup_iters, "num_warmup_iters")
     graphed = GraphedObjective(objective)
     if features.device.type == "cuda":
         graphed.capture(features, labels, index, num_warmup_iters)
     return graphed
+
+
+def replayable(objective: NestedObjective, features: torch.Tensor, labels: torch.Tensor) -> bool:
+    """Whether a training loop may replay these calls: the kernels serve them, and nothing changes on the host.
+
+    A loss that is told the epoch changes there; one that has parameters to learn gets its gradients from the
+    objective alone.
+    """
+    if features.device.type != "cuda" or hasattr(objective.loss, "set_epoch"):
+        return False
+    learns = any(p.requires_grad for p in objective.loss.parameters())
+    compiled = {"triton": lambda: objective._refuses(fused_step(), features, labels)}
+    return not learns and pick(objective.backend, "NestedObjective", features.device, compiled) == "triton"
 
 
 class GraphedObjective:

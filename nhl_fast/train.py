@@ -20,6 +20,7 @@ from .config import TrainConfig
 from .data import RetrievalData
 from .environment import continued, environment
 from .files import as_path, write_json
+from .graphs import make_graphed, replayable
 from .losses import MDSH
 from .metrics import evaluate_retrieval
 from .model import HashModel, batches, encode_split
@@ -147,6 +148,7 @@ class Trainer:
         self.best = {"score": None, "epoch": 0, "bad": 0, "lengths": {}}
         self._best_weights: dict[str, dict] = {}
         self._fitted = False
+        self._step_of_head = None
 
     def _rng_devices(self) -> list[int]:
         return [torch.cuda.current_device()] if self.device.type == "cuda" else []
@@ -247,7 +249,7 @@ class Trainer:
                 with torch.no_grad():
                     momentum = self.momentum_model(inputs)
                 self.objective.loss.bank.update(index, momentum.float(), labels)
-        result = self.objective(features, labels, index)
+        result = self._evaluate(features, labels, index)
         self.scaler.scale(result.total / config.accumulate).backward()
         self._pending = getattr(self, "_pending", 0) + 1
         if last or self._pending == config.accumulate:
@@ -258,6 +260,13 @@ class Trainer:
             if self.momentum_model is not None:
                 self.momentum_model.update_parameters(self.model)
         return result
+
+    def _evaluate(self, features, labels, index):
+        """The objective's result; on a CUDA device replayed as graphs, captured at the first batch."""
+        if self._step_of_head is None:
+            graphed = replayable(self.objective, features, labels)
+            self._step_of_head = make_graphed(self.objective, features, labels, index) if graphed else self.objective
+        return self._step_of_head(features, labels, index)
 
     def _to_device(self, tensor: torch.Tensor) -> torch.Tensor:
         if self.device.type != "cuda":

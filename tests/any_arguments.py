@@ -174,6 +174,10 @@ def calls(folder) -> dict[str, tuple]:
             {"layer": layer(), "loss": nhl.losses.CSQ(3, LENGTHS), "distill_weight": 1.0, "weighting": "dominance",
              "teacher": "next", "check_finite": True, "backend": "auto"},
         ),
+        "make_graphed": (
+            nhl.make_graphed,
+            {"objective": objective(), "features": FEATURES, "labels": LABELS, "index": None, "num_warmup_iters": 3},
+        ),
         "NestedIndex": (nhl.NestedIndex, {"length": 16}),
         "NestedIndex.add": (lambda codes, ids: filled().add(codes, ids), {"codes": CODES, "ids": np.arange(12) + 50}),
         "NestedIndex.remove": (lambda ids: filled().remove(ids), {"ids": [1, 2]}),

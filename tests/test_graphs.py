@@ -5,8 +5,11 @@ import copy
 import pytest
 import torch
 
-from nhl_fast import NestedHashLayer, NestedObjective, graphs, losses
-from nhl_fast.graphs import GraphedObjective, make_graphed
+from nhl_fast import NestedHashLayer, NestedObjective, graphs, losses, make_graphed
+from nhl_fast import train as training
+from nhl_fast.config import TrainConfig
+from nhl_fast.data import RetrievalData
+from nhl_fast.graphs import GraphedObjective, replayable
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = torch.cuda.is_available()
@@ -196,8 +199,58 @@ def test_bad_input():
         make_graphed(objective, batch[0][:, :3], batch[1])
     with pytest.raises(TypeError, match="labels"):
         make_graphed(objective, batch[0], batch[1].tolist())
+    with pytest.raises(TypeError, match="index"):
+        make_graphed(objective, *batch[:2], [1, 2])
     with pytest.raises((TypeError, ValueError), match="num_warmup_iters"):
         make_graphed(objective, *batch, num_warmup_iters=0)
+
+
+@pytest.mark.parametrize("name", ["csq", "dhn"])
+def test_the_trainer_replays_its_full_batches(name, monkeypatch):
+    torch.manual_seed(0)
+    labels = torch.arange(70) % CLASSES
+    inputs = torch.randn(CLASSES, D)[labels] + 0.3 * torch.randn(70, D)
+    data = RetrievalData.from_tensors(inputs, labels, train=range(20, 70), query=range(20), num_classes=CLASSES)
+    config = TrainConfig(
+        loss=name, code_lengths=LENGTHS, hidden=(16,), epochs=2, batch_size=16, device="cuda" if CUDA else "cpu"
+    )
+    made, results = [], []
+
+    def make(objective, *batch):
+        made.append(graphed(objective, batch))
+        return made[-1]
+
+    monkeypatch.setattr(training, "make_graphed", make)
+    for replays in (False, True):
+        monkeypatch.setattr(training, "replayable", lambda *call, replays=replays: replays)
+        results.append(training.train(data, config, progress=False))
+    (graph,) = made
+    rows = len(data.train)
+    assert graph.replays == 2 * (rows // 16) > 0
+    assert rows % 16
+    for a, b in zip(results[1].history, results[0].history):
+        assert a["losses"] == pytest.approx(b["losses"], rel=1e-4)
+        assert a["total"] == pytest.approx(b["total"], rel=1e-4)
+    for a, b in zip(results[1].model.parameters(), results[0].model.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["csq", "dhn", "mdsh"])
+def test_what_the_trainer_replays(name):
+    objective, (batch, *_) = problem(name)
+    assert replayable(objective, *batch[:2]) == (CUDA and name != "mdsh")
+    objective.backend = "reference"
+    assert not replayable(objective, *batch[:2])
+
+
+@pytest.mark.parametrize("name", ["csq", "mdsh"])
+def test_a_loss_that_learns_or_is_told_the_epoch_is_not_replayed(name, monkeypatch):
+    objective, (batch, *_) = problem(name, device="cpu")
+    monkeypatch.setattr(graphs, "pick", lambda *call: "triton")
+    features = type("OnCuda", (), {"device": torch.device("cuda")})()
+    assert replayable(objective, features, batch[1]) == (name != "mdsh")
+    objective.loss.register_parameter("learned", torch.nn.Parameter(torch.zeros(1)))
+    assert not replayable(objective, features, batch[1])
 
 
 @gpu
