@@ -3,11 +3,6 @@
 import triton
 import triton.language as tl
 
-# Triton's interpreter multiplies float32 alone; what these stand for is exact in it.
-INTERPRETED = triton.knobs.runtime.interpret
-NARROW = tl.constexpr(tl.float32 if INTERPRETED else tl.bfloat16)  # of factors that bf16 holds
-SIX = tl.constexpr("ieee" if INTERPRETED else "bf16x6")  # float32 as three bf16 numbers: six products
-
 
 @triton.jit
 def _twice_atanh(t):
@@ -88,15 +83,6 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
         return tl.dot(rounded_to_tf32(a), rounded_to_tf32(b), acc, input_precision="tf32")
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)
-
-
-@triton.jit
-def in_bf16(x):
-    """(high, middle, low), numbers of bf16 whose sum is the float32 x to its last bit or two."""
-    high = x.to(tl.bfloat16).to(tl.float32)
-    middle = (x - high).to(tl.bfloat16).to(tl.float32)
-    low = (x - high - middle).to(tl.bfloat16).to(tl.float32)
-    return high.to(NARROW), middle.to(NARROW), low.to(NARROW)
 
 
 @triton.jit

@@ -52,7 +52,7 @@ def backward_kernel(
                 mask=(ks < L)[:, None] & (wide < d)[None, :],
                 other=0.0,
             ).to(tl.float32)
-            acc = multiply(x, y, acc, PRECISION, "both", True)
+            acc = multiply(x, y, acc, PRECISION, "both")
         at = df + rows[:, None] * d + wide[None, :]
         tl.store(at, (acc * factor).to(df.dtype.element_ty), mask=(rows < N)[:, None] & (wide < d)[None, :])
     elif NEED_W:
@@ -74,7 +74,7 @@ def backward_kernel(
                     mask=(ks < N)[:, None] & (wide < d)[None, :],
                     other=0.0,
                 ).to(tl.float32)
-                acc = multiply(tl.trans(x), y, acc, PRECISION, "a", True)
+                acc = multiply(tl.trans(x), y, acc, PRECISION, "a")
                 bias += tl.sum(x, 0)
         tl.store(dw + rows[:, None] * d + wide[None, :], (acc * factor).to(dw.dtype.element_ty), mask=mask)
         if rest % wide_tiles == 0:

@@ -109,7 +109,7 @@ def transposed_product_kernel(
         ).to(tl.float32)
         if tl.program_id(1) == 0:
             total += tl.sum(x, 0)
-        acc = multiply(tl.trans(x), y, acc, PRECISION, "a", True)
+        acc = multiply(tl.trans(x), y, acc, PRECISION, "a")
     at = product + (split * A + columns[:, None]) * d + wide[None, :]
     tl.store(at, acc, mask=(columns < A)[:, None] & (wide < d)[None, :])
     if tl.program_id(1) == 0:
@@ -202,11 +202,14 @@ def row_splits(num_rows: int, columns: int, d: int, block: dict[str, int]) -> tu
 def product_block(num_rows: int, mode: str) -> dict[str, int]:
     if mode == "ieee":
         return {"BLOCK_A": 64, "BLOCK_D": 64, "BLOCK_K": 16}
+    if mode == "tf32x3":  # deeper, not taller: its operands take twice the registers
+        return {"BLOCK_A": 64, "BLOCK_D": 64, "BLOCK_K": 64 if num_rows > 1024 else 32}
     return {"BLOCK_A": 128 if num_rows > 1024 else 64, "BLOCK_D": 64, "BLOCK_K": 32}
 
 
-def product_options(mode: str) -> dict:
-    return {"num_warps": 8 if mode == "ieee" else 4, "num_stages": 3, "maxnreg": 255}
+def product_options(block: dict[str, int], mode: str) -> dict:
+    stages = 2 if block["BLOCK_K"] == 64 else 3
+    return {"num_warps": 8 if mode == "ieee" else 4, "num_stages": stages, "maxnreg": 255}
 
 
 def transposed_product(a, features) -> tuple[torch.Tensor, torch.Tensor]:
@@ -219,7 +222,7 @@ def transposed_product(a, features) -> tuple[torch.Tensor, torch.Tensor]:
     grid = (triton.cdiv(columns, block["BLOCK_A"]), triton.cdiv(d, block["BLOCK_D"]), splits)
     transposed_product_kernel[grid](
         a, features, product, sums, n, columns, d, per_split, *features.stride(), PRECISION=mode, **block,
-        **product_options(mode),
+        **product_options(block, mode),
     )  # fmt: skip
     return product, sums
 
@@ -265,5 +268,5 @@ def variants(lengths=(8, 16, 32, 64, 128)):
         constants = {"PRECISION": mode, "A": sum(lengths), "f_column": 1, **block}
         name = f"transposed_product/{dtype}_{mode}_n{rows}"
         if rows == 256 or block != product_block(256, mode):
-            found.append((name, transposed_product_kernel, types, constants, product_options(mode)))
+            found.append((name, transposed_product_kernel, types, constants, product_options(block, mode)))
     return found

@@ -8,40 +8,20 @@ import torch
 import triton
 import triton.language as tl
 
-from .arithmetic import NARROW, SIX, dot, in_bf16
+from .arithmetic import dot
 from .arrival import arrived_last, counters
 from .pointwise import LOSSES, as_bytes, launch_options, tile_losses
 from .tiles import PRECISIONS, dot_precision
 
 
 @triton.jit
-def multiply(a, b, acc, PRECISION: tl.constexpr, SPLIT: tl.constexpr, ACROSS: tl.constexpr):
-    """acc + a @ b for float32 tiles; ACROSS: b's rows are contiguous in memory, else its columns.
+def multiply(a, b, acc, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
+    """acc + a @ b for float32 tiles.
 
-    "bf16", "half": the features came in bf16 or fp16, which bf16 or tf32 holds exactly; the float32 operand named by
-    SPLIT ("a", "b", "both" or "none") is taken as the sum of three numbers of bf16, or of two of tf32, so that
-    nothing is rounded to half precision. Of tf32 Hopper's tensor cores take b by columns alone: six products of bf16
-    parts cost as much as three of tf32, and no transposition.
+    "half": the features came in half precision, which tf32 holds exactly; the float32 operand named by SPLIT ("a",
+    "b", "both" or "none") is taken as the sum of two tf32 numbers, so that nothing is rounded to half precision.
     """
-    if SPLIT == "both" or PRECISION == "tf32x3":
-        if PRECISION == "bf16" or PRECISION == "half" or PRECISION == "tf32x3":
-            return tl.dot(a, b, acc, input_precision=SIX if ACROSS else "tf32x3")
-        else:
-            return dot(a, b, acc, PRECISION)
-    elif PRECISION == "bf16":
-        if SPLIT == "a":
-            high, middle, low = in_bf16(a)
-            acc = tl.dot(low, b.to(NARROW), acc)
-            acc = tl.dot(middle, b.to(NARROW), acc)
-            return tl.dot(high, b.to(NARROW), acc)
-        elif SPLIT == "b":
-            high, middle, low = in_bf16(b)
-            acc = tl.dot(a.to(NARROW), low, acc)
-            acc = tl.dot(a.to(NARROW), middle, acc)
-            return tl.dot(a.to(NARROW), high, acc)
-        else:
-            return tl.dot(a.to(NARROW), b.to(NARROW), acc)
-    elif PRECISION == "half":
+    if PRECISION == "half":
         if SPLIT == "a":
             high = (a.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
             acc = tl.dot(high, b, acc, input_precision="tf32")
@@ -50,6 +30,8 @@ def multiply(a, b, acc, PRECISION: tl.constexpr, SPLIT: tl.constexpr, ACROSS: tl
             high = (b.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
             acc = tl.dot(a, high, acc, input_precision="tf32")
             return tl.dot(a, b - high, acc, input_precision="tf32")
+        elif SPLIT == "both":
+            return tl.dot(a, b, acc, input_precision="tf32x3")
         else:
             return tl.dot(a, b, acc, input_precision="tf32")
     else:
@@ -76,7 +58,7 @@ def rows_product(
             mask=(columns < num_columns)[:, None] & (ks < stop)[None, :],
             other=0.0,
         ).to(tl.float32)
-        acc = multiply(x, tl.trans(y), acc, PRECISION, SPLIT, False)
+        acc = multiply(x, tl.trans(y), acc, PRECISION, SPLIT)
     return acc
 
 
@@ -221,8 +203,8 @@ def project_kernel(
 
 
 def precision(features: torch.Tensor) -> str:
-    """How products with the features are taken: see `multiply`; for float32 see `tiles.dot_precision`."""
-    return {torch.bfloat16: "bf16", torch.float16: "half"}.get(features.dtype) or dot_precision()
+    """How products with the features are taken: "half", or as float32 products are (`tiles.dot_precision`)."""
+    return "half" if features.dtype in (torch.float16, torch.bfloat16) else dot_precision()
 
 
 MIN_SPLIT = 128  # columns of F that one program takes at least
@@ -318,7 +300,7 @@ def project(x, w, bias, u=None, gram=None, bits=None, loss=None, finite=False, p
 
 LENGTHS = (8, 16, 32, 64, 128)
 # (features' dtype, precision) of what is compiled ahead of time.
-MODES = (*(("fp32", mode) for mode in PRECISIONS), ("bf16", "bf16"), ("fp16", "half"))
+MODES = (*(("fp32", mode) for mode in PRECISIONS), ("bf16", "half"), ("fp16", "half"))
 
 
 def variants():

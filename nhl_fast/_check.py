@@ -196,8 +196,6 @@ def memory(function: Callable) -> Callable:
         try:
             return function(*arguments, **options)
         except (RuntimeError, OSError, MemoryError) as error:
-            import torch
-
             if isinstance(error, OSError):
                 out = error.errno == errno.ENOMEM
             elif isinstance(error, MemoryError):

@@ -59,7 +59,7 @@ def test_split_product_is_taken_and_matches(device):
 @pytest.mark.parametrize("d", [1, 7, 128, 129, 2048, 5000])
 def test_plan_covers_every_column_once(n, d):
     for gram in (False, True):
-        for mode in ("ieee", "tf32", "tf32x3", "half", "bf16"):
+        for mode in ("ieee", "tf32", "tf32x3", "half"):
             plan = kernels.plan(n, d, 128, gram, mode)
             assert (plan["splits"] - 1) * plan["per_split"] < d <= plan["splits"] * plan["per_split"]
             assert plan["splits"] == 1 or plan["per_split"] % plan["BLOCK_K"] == 0
