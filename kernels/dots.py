@@ -202,7 +202,11 @@ def row_splits(num_rows: int, columns: int, d: int, block: dict[str, int]) -> tu
 def product_block(num_rows: int, mode: str) -> dict[str, int]:
     if mode == "ieee":
         return {"BLOCK_A": 64, "BLOCK_D": 64, "BLOCK_K": 16}
-    return {"BLOCK_A": 128 if num_rows > 1024 else 64, "BLOCK_D": 64, "BLOCK_K": 32}
+    if num_rows <= 1024:
+        return {"BLOCK_A": 64, "BLOCK_D": 64, "BLOCK_K": 32}
+    # bf16 features go to the tensor cores as they are, only the deltas are cut into parts: wide tiles.
+    tall = mode != "bf16"
+    return {"BLOCK_A": 128 if tall else 64, "BLOCK_D": 64 if tall else 128, "BLOCK_K": 32}
 
 
 def product_options(mode: str) -> dict:
