@@ -12,9 +12,9 @@ AT_CENTERS = ("mdsh", "shcir", "mdsh_pairs")
 
 # What stands between a kernel and its floor, as far as reading it tells; its measured share goes beside it.
 GAPS = {
-    "projection": "float32 products run on the FMA units, not the tensor cores; small batches: two launches' latency",
+    "projection": "three tf32 products, W cut into parts in every program; small batches: latency",
     "encode": "as projection; the outputs stay in registers",
-    "csq": "four special-function operations an element and length, of which operations count none",
+    "csq": "special functions once an element, a dozen operations a length; taken by the programs that come last",
     "dpn": "reads one centre an element and length from L2",
     "dsh": "inner products again for every length (632 multiply-adds a pair, the floor has 376); norms by shuffles",
     "dhn": "inner products again for every length; an exponential and a division a pair and length",
@@ -26,8 +26,8 @@ GAPS = {
     "shcir": "as mdsh",
     "mdsh_pairs": "mdsh, then the pairs with the bank: inner products again for every length, norms by shuffles",
     "distillation": "each Gram tile three times, and for both of its lengths; small batches fill few multiprocessors",
-    "weights": "two or three launches; every program of the last works the weights out for itself",
-    "backward": "float32 products run on the FMA units, not the tensor cores; dU and W come from L2 for every tile",
+    "weights": "six bf16 products (bf16 features: three); slices written and read; two or three launches",
+    "backward": "six bf16 products; dU and W come from L2 and are cut into parts for every tile",
     "bank_store": "one small launch",
 }
 

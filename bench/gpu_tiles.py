@@ -68,6 +68,10 @@ BACKWARD = ((32, 64, 32, 4), (32, 128, 32, 4), (32, 32, 32, 4), (16, 64, 32, 4),
 LOSS = ((32, 32, 32, 4, 1), (32, 64, 32, 4, 1), (64, 32, 32, 4, 1), (64, 64, 32, 8, 1), (32, 32, 32, 4, 2),
         (64, 64, 32, 8, 2), (32, 64, 32, 8, 2), (16, 64, 32, 4, 2), (16, 128, 32, 8, 2),
         (32, 128, 32, 8, 1))  # fmt: skip
+# The same of the pairs with a bank, around what measured best, and of the softmax over centres.
+PAIRS = ((32, 32, 32, 4, 1), (64, 16, 32, 4, 1), (64, 32, 16, 4, 1), (64, 32, 32, 4, 2), (64, 64, 32, 4, 1),
+         (64, 64, 32, 8, 1), (128, 32, 32, 8, 1), (128, 16, 32, 4, 1))  # fmt: skip
+SOFTMAX = ((16, 32, 32, 4, 1), (16, 64, 32, 8, 1), (16, 64, 32, 4, 2), (16, 128, 32, 8, 2))
 
 
 def project_choices(rows):
@@ -102,29 +106,36 @@ def loss_choices(module, *names, tiles=LOSS):
     return choices
 
 
-def pair_choices(rows):
-    for r, c, bits, warps, stages in LOSS:
-        tile = pairwise.LARGE._replace(rows=r, columns=c, bits=bits, warps=warps, stages=stages)
-        patches = [mock.patch.object(pairwise, "config", lambda *sizes, tile=tile: tile)]
-        yield f"{r} x {c} x {bits}, {warps} warps, {stages} stages", patches
+def chosen_choices(module, function, like, tiles=LOSS):
+    """Choices in place of what a function of the sizes gives."""
+
+    def choices(rows):
+        for r, c, bits, warps, stages in tiles:
+            tile = like._replace(rows=r, columns=c, bits=bits, warps=warps, stages=stages)
+            patches = [mock.patch.object(module, function, lambda *sizes, tile=tile: tile)]
+            yield f"{function} {r} x {c} x {bits}, {warps} warps, {stages} stages", patches
+
+    return choices
 
 
 HALF = {"dtype": torch.bfloat16, "distill": 0.0}
 # (kernel, choices, loss, rows, features, options of the problem)
 SWEEPS = [
-    ("pairs", pair_choices, "dhn", 64, 2048, {}),
-    ("pairs", pair_choices, "dsh", 256, 2048, {}),
-    ("pairs", pair_choices, "dch", 64, 2048, {}),
+    ("pairs", chosen_choices(pairwise, "config", pairwise.LARGE, PAIRS), "dhn", 64, 2048, {}),
+    ("pairs", chosen_choices(pairwise, "config", pairwise.LARGE, PAIRS), "dsh", 256, 2048, {}),
+    ("pairs", chosen_choices(pairwise, "config", pairwise.LARGE, PAIRS), "dch", 64, 2048, {}),
     ("project", project_choices, "csq", 32768, 2048, {"distill": 0.0}),
     ("project", project_choices, "csq", 32768, 2048, HALF),
     ("product", product_choices, "csq", 32768, 2048, {"distill": 0.0}),
     ("product", product_choices, "csq", 32768, 2048, HALF),
     ("backward", backward_choices, "csq", 32768, 2048, {"distill": 0.0}),
     ("backward", backward_choices, "csq", 32768, 2048, HALF),
-    ("softmax", loss_choices(softmax_center, "CONFIG"), "shcir", 64, 2048, {}),
+    ("softmax", loss_choices(softmax_center, "CONFIG", tiles=SOFTMAX), "shcir", 64, 2048, {}),
     ("triplets", loss_choices(triplet, "CONFIG"), "dtsh", 64, 2048, {}),
-    ("distillation", loss_choices(distillation, "NORMS", "GRADIENT"), "csq", 64, 2048, {}),
-    ("distillation", loss_choices(distillation, "NORMS", "GRADIENT"), "csq", 256, 2048, {}),
+    ("norms", chosen_choices(distillation, "norms_tile", distillation.NORMS), "csq", 64, 2048, {}),
+    ("norms", chosen_choices(distillation, "norms_tile", distillation.NORMS), "csq", 256, 2048, {}),
+    ("gradient", loss_choices(distillation, "GRADIENT"), "csq", 64, 2048, {}),
+    ("gradient", loss_choices(distillation, "GRADIENT"), "csq", 256, 2048, {}),
     ("project", project_choices, "csq", 64, 2048, {}),
     ("backward", backward_choices, "csq", 64, 2048, {}),
     ("project", project_choices, "csq", 4096, 768, {"distill": 0.0}),

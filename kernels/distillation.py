@@ -18,6 +18,11 @@ GRADIENT = tiles.Tiles(rows=16, columns=32, bits=32, width=64, warps=4)
 EPSILON = tl.constexpr(1e-12)
 
 
+def norms_tile(num_rows: int, precision: str) -> tiles.Tiles:
+    """Wider where there are columns for it, and registers (the FMA units take more)."""
+    return NORMS._replace(columns=128) if num_rows > 128 and precision != "ieee" else NORMS
+
+
 @triton.jit
 def _gram_pair(
     u, first_row, first_column, num_rows, B: tl.constexpr, NEXT: tl.constexpr, L: tl.constexpr,
@@ -172,11 +177,12 @@ def launch(u: torch.Tensor, lengths, weight: float, values: torch.Tensor, deltas
         return
     precision = tiles.dot_precision()
     norms, alongs = u.new_empty(n, m), u.new_empty(n, m)
-    row_tiles = NORMS.row_tiles(n)
+    tile = norms_tile(n, precision)
+    row_tiles = tile.row_tiles(n)
     partial = u.new_empty(row_tiles, m)
     statistics_kernel[(row_tiles, m - 1)](
-        u, norms, alongs, partial, n, LENGTHS=lengths, PRECISION=precision, ROWS=NORMS.rows, COLUMNS=NORMS.columns,
-        BITS=NORMS.bits, **NORMS.options(),
+        u, norms, alongs, partial, n, LENGTHS=lengths, PRECISION=precision, ROWS=tile.rows, COLUMNS=tile.columns,
+        BITS=tile.bits, **tile.options(),
     )  # fmt: skip
     jobs = tiles.jobs(lengths[:-1], GRADIENT.width)
     gradient_kernel[(GRADIENT.row_tiles(n), len(jobs) // 4)](
@@ -192,9 +198,12 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     tensors = dict.fromkeys(("u", "norms", "alongs", "partial", "values", "deltas"), "*fp32")
     for precision in tiles.PRECISIONS:
         for name, kernel, config in (
-            ("statistics", statistics_kernel, NORMS),
+            ("statistics_n64", statistics_kernel, norms_tile(64, precision)),
+            ("statistics_n256", statistics_kernel, norms_tile(256, precision)),
             ("gradient", gradient_kernel, GRADIENT),
         ):
+            if name == "statistics_n256" and config is NORMS:
+                continue
             constants = {
                 "LENGTHS": lengths, "JOBS": tiles.jobs(lengths[:-1], GRADIENT.width), "T": sum(lengths),
                 "MP": tiles.power_of_two(len(lengths), 1), "PRECISION": precision, "ROWS": config.rows,

@@ -28,12 +28,14 @@ SMALL = tiles.Tiles(rows=32, columns=16, bits=16, width=64, warps=4, stages=1)
 LARGE = tiles.Tiles(rows=64, columns=32, bits=32, width=64, warps=4, stages=1)
 
 
-def config(num_columns: int, precision: str) -> tiles.Tiles:
+def config(kind: str, balanced: bool, num_columns: int, precision: str) -> tiles.Tiles:
     """A bank's pairs give many programs, so that each may be large; a small batch's own are spread over more.
 
-    On the FMA units ("ieee") a large tile's products need more registers than there are.
+    On the FMA units ("ieee"), for LCDSH and DCH, and for a balanced DSH a large tile needs more registers than there
+    are.
     """
-    return LARGE if num_columns >= 1024 and precision != "ieee" else SMALL
+    fits = kind in BALANCING and precision != "ieee" and not (kind == "dsh" and balanced)
+    return LARGE if fits and num_columns >= 1024 else SMALL
 
 
 @triton.jit
@@ -83,8 +85,8 @@ def _pair_weights(number, num_parts, share):
 
 @triton.jit
 def _job(
-    u, others, row_labels, column_labels, written, number, gradients, values, counts, statistics, squares,
-    penalty_values, num_rows, num_columns, words, tiles_per_part, num_number_parts, share, reference, c0, c1,
+    u, others, row_labels, column_labels, written, gradients, values, counts, statistics, squares, penalty_values,
+    num_rows, num_columns, words, tiles_per_part, weight_similar, weight_other, reference, c0, c1,
     FUNCTION: tl.constexpr, PENALTY: tl.constexpr, K: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr,
     OFFSET: tl.constexpr, LENGTHS: tl.constexpr, T: tl.constexpr, COUNTS: tl.constexpr, MULTI: tl.constexpr,
     MASKED: tl.constexpr, SQUARES: tl.constexpr, SIGNS: tl.constexpr, CLAMP: tl.constexpr, BALANCED: tl.constexpr,
@@ -99,10 +101,6 @@ def _job(
     first_row = tile * ROWS
     rows = first_row + tl.arange(0, ROWS)
     kept_bits = FIRST + tl.arange(0, WIDTH)
-    weight_similar = 1.0
-    weight_other = 1.0
-    if BALANCED:
-        weight_similar, weight_other = _pair_weights(number, num_number_parts, share)
     ratio = tl.where(reference > 0, reference / B, 1.0)
     own = tl.zeros((ROWS,), tl.float32)
     if SQUARES:
@@ -168,11 +166,15 @@ def pair_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, BITS: tl.constexpr,
 ):  # fmt: skip
     """Grid (row tiles, parts, jobs)."""
+    weight_similar = 1.0
+    weight_other = 1.0
+    if BALANCED:
+        weight_similar, weight_other = _pair_weights(number, num_number_parts, share)
     for j in tl.static_range(len(JOBS) // 4):
         if tl.program_id(2) == j:
             _job(
-                u, others, row_labels, column_labels, written, number, gradients, values, counts, statistics,
-                squares, penalty_values, num_rows, num_columns, words, tiles_per_part, num_number_parts, share,
+                u, others, row_labels, column_labels, written, gradients, values, counts, statistics, squares,
+                penalty_values, num_rows, num_columns, words, tiles_per_part, weight_similar, weight_other,
                 reference, c0, c1, FUNCTION, PENALTY, JOBS[4 * j], JOBS[4 * j + 1], JOBS[4 * j + 2], JOBS[4 * j + 3],
                 LENGTHS, T, j == len(JOBS) // 4 - 1, MULTI, MASKED, SQUARES, SIGNS, CLAMP, BALANCED, SCALES,
                 COUNT_SIMILAR, PRECISION, ROWS, COLUMNS, BITS,
@@ -210,12 +212,12 @@ def launch(
         raise ValueError(f"balance: it is an option of {', '.join(BALANCING)}, not of {kind}")
     n, m, num_lengths, total = u.shape[0], others.shape[0], len(lengths), sum(lengths)
     product = tiles.dot_precision()
-    tile = config(m, product)
+    balanced = loss.balanced or balance
+    tile = config(kind, balanced, m, product)
     row_tiles, column_tiles = tile.row_tiles(n), triton.cdiv(m, tile.columns)
     jobs = tiles.jobs(lengths, tile.width)
     parts = tiles.splits(row_tiles * len(jobs) // 4, column_tiles, u.device)
     labels, other_labels, words = comparable(labels, other_labels)
-    balanced = loss.balanced or balance
     number = count_pairs(labels, other_labels, written, words) if balanced else u
     gradients = u.new_empty(parts, n, total)
     sums = u.new_empty(row_tiles * parts, num_lengths)
@@ -253,7 +255,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
         }  # fmt: skip
         weighed = (False, True) if name in BALANCING else (loss.balanced,)
         for kind, balanced, columns in itertools.product(tiles.PRECISIONS, weighed, (64, 13_000)):
-            tile = config(columns, kind)
+            tile = config(name, balanced, columns, kind)
             if columns > 64 and tile is SMALL:
                 continue
             constants = {

@@ -4,6 +4,8 @@ Floor at N = 64, d = 2048, L = 128, float32: 1.6 MB in, 50 MFLOP. At N = 32768: 
 precision), 17 GFLOP: memory-bound on the tensor cores, bound by arithmetic in full float32.
 """
 
+import itertools
+
 import torch
 import triton
 import triton.language as tl
@@ -309,11 +311,17 @@ def variants():
     tensors |= {"bits": "*u8", "counter": "*i32", "labels": "*i64"}
     numbers = dict.fromkeys(("d", "L", "gram_row", "per_split", "x_row", "w_row"), "i32:16")
     numbers |= dict.fromkeys(("N", "splits", "C", "label_row"), "i32") | {"parameter": "fp32"}
-    plain = [(64, True, False, None), (32768, False, False, None), (32768, False, True, None)]
-    with_loss = [(rows, rows == 64, False, kind) for rows in (64, 256, 32768) for kind in LOSSES]
+    plain = [(64, True, False, None, False), (32768, False, False, None, False), (32768, False, True, None, False)]
+    with_loss = [
+        (rows, rows == 64, False, kind, multi_hot)
+        for rows, kind, multi_hot in itertools.product((64, 256, 32768), LOSSES, (False, True))
+        if kind == "csq" or not multi_hot
+    ]
     found = []
     for dtype, mode in MODES:
-        for rows, gram, pack, kind in plain + (with_loss if (dtype, mode) == ("fp32", PRECISIONS[0]) else []):
+        for rows, gram, pack, kind, multi_hot in plain + (
+            with_loss if (dtype, mode) == ("fp32", PRECISIONS[0]) else []
+        ):
             if pack and mode == "ieee":
                 continue
             block = plan(rows, 2048, 128, gram, mode)
@@ -321,10 +329,18 @@ def variants():
             del block["per_split"]
             constants = {"GRAM": gram, "PARTIAL": split, "PACK": pack, "FINITE": kind is not None, "PRECISION": mode}
             constants |= {"LENGTHS": LENGTHS if kind else (128,), "LOSS": LOSSES[kind] if kind else None}
-            constants |= {"MULTI_HOT": False, "MP": 8 if kind else 1, "T": sum(LENGTHS) if kind else 0, "BLOCK_C": 32}
+            constants |= {
+                "MULTI_HOT": multi_hot,
+                "MP": 8 if kind else 1,
+                "T": sum(LENGTHS) if kind else 0,
+                "BLOCK_C": 32,
+            }
             constants |= {"SLICES": SLICES, "x_column": 1, "w_column": 1, "label_column": 1, **block}
-            name = f"{'encode' if pack else kind or 'project'}_{dtype}_{mode}_n{rows}"
+            name = (
+                f"{'encode' if pack else kind or 'project'}_{dtype}_{mode}_n{rows}{'_multi-hot' if multi_hot else ''}"
+            )
             options = {"num_warps": warps(block), "num_stages": 3, "maxnreg": 255}
             options |= launch_options("cuda") if kind else {}
-            found.append((name, project_kernel, {"x": f"*{dtype}", **tensors, **numbers}, constants, options))
+            types = {"x": f"*{dtype}", **tensors, **numbers} | ({"labels": "*u8"} if multi_hot else {})
+            found.append((name, project_kernel, types, constants, options))
     return found

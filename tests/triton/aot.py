@@ -24,6 +24,7 @@ import tempfile
 import warnings
 from pathlib import Path
 
+ROOT = Path(__file__).resolve().parents[2]
 ARCHITECTURES = (80, 90, 100)
 FIELDS = (
     "kernel", "arch", "warps", "registers", "shared_bytes", "stack_bytes", "spill_bytes", "tensor_core", "fma",
@@ -112,8 +113,7 @@ def table(architectures=ARCHITECTURES, match: str = "", ones: bool = False, repo
 def subprocess_table(architectures=ARCHITECTURES, match: str = "", ones: bool = False) -> list[dict]:
     """`table` in a fresh process without the interpreter."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    root = str(Path(__file__).resolve().parents[2])
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (root, environment.get("PYTHONPATH"))))
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), environment.get("PYTHONPATH"))))
     command = [sys.executable, __file__, "--json", "--match", match, "--arch", *map(str, architectures)]
     command += ["--ones"] if ones else []
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)

@@ -1,5 +1,8 @@
 """The shipped kernels compile ahead of time for sm_80, sm_90 and sm_100, without spilling, with tensor cores."""
 
+import os
+import subprocess
+import sys
 from functools import cache
 
 import aot
@@ -49,6 +52,27 @@ def test_features_are_read_16_bytes_at_a_time():
 def test_integers_of_one_are_constants():
     """Triton compiles a launch anew where an integer is 1, and then takes it as a constant."""
     assert_sound(rows(90, "pair_sums/dch", ones=True))
+
+
+SMALLER = """
+import sys
+sys.path[:0] = ["bench", "."]
+import host_step
+with host_step.stubbed() as compiled:
+    for name in ("csq", "dhn", "shcir", "dtsh", "dch"):
+        host_step.problem(name, 64, 2048)()
+        before = len(compiled)
+        assert before, name
+        host_step.problem(name, 50, 2048)()
+        assert not compiled[before:], (name, compiled[before:])
+"""
+
+
+def test_a_smaller_last_batch_compiles_nothing_new():
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", SMALLER]
+    done = subprocess.run(command, cwd=aot.ROOT, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
 
 
 @pytest.mark.slow

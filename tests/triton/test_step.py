@@ -317,7 +317,7 @@ def test_auto_on_a_cpu_is_the_reference():
         (lambda f, y: (f * float("nan"), y), "NaN"),
         (lambda f, y: (torch.where(f > 0, torch.inf, f), y), "infinity"),
         (lambda f, y: (f[:0], y[:0]), "at least one row"),
-        (lambda f, y: (f[:, :4], y), "x: expected"),
+        (lambda f, y: (f[:, :4], y), "features: expected"),
         (lambda f, y: (f, y[:4]), "labels"),
         (lambda f, y: (f, y + 5), "class ids from 0 to 4"),
         (lambda f, y: (f, y - 1), "class ids from 0 to 4"),
