@@ -36,7 +36,7 @@ def make_graphed(
     """
     if not isinstance(objective, NestedObjective):
         raise TypeError(f"objective: expected a NestedObjective, got {_check.describe(objective)}")
-    objective.layer.check_features(features)
+    objective.layer.check_features(features, "features")
     _check.tensor(labels, "labels")
     if index is not None:
         _check.tensor(index, "index")
