@@ -218,10 +218,12 @@ def hamming(report, seconds: float, options) -> str:
 
 
 KERNEL_TESTS = ["tests/triton/test_weighting.py", "-k", "opcheck"] if REHEARSAL else ["tests/triton"]
+DEVICE_TESTS = ["tests/test_codes.py"] if REHEARSAL else ["tests/test_native_cuda.py", "-k", "device or refused"]
 OTHER_TESTS = ["tests/test_codes.py" if REHEARSAL else "tests", "--ignore=tests/triton"]
 PARTS = {
     "build": build,
     "ceilings": ceilings,
+    "tests_device": partial(tests, "tests_device", DEVICE_TESTS),
     "warm": warm,
     "steps": steps,
     "tests_kernels": partial(tests, "tests_kernels", KERNEL_TESTS),

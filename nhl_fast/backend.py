@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
+import numpy
 import torch
 
 NAMES = ("reference", "triton", "cpp", "cuda")
@@ -34,12 +35,20 @@ def _reference() -> Backend:
     return Backend("reference", True, f"PyTorch {torch.__version__}, every operation, any device")
 
 
+def _numbers(version: str) -> tuple[int, ...]:
+    """Major and minor number of a version."""
+    return tuple(int(part) for part in version.split(".")[:2])
+
+
 def _triton() -> Backend:
     try:
         import triton
     except ImportError as error:
         return Backend("triton", False, f"Triton cannot be imported ({error}); pip install triton")
     if os.environ.get("TRITON_INTERPRET") == "1":
+        if _numbers(triton.__version__) <= (3, 6) and _numbers(numpy.__version__) >= (2, 4):
+            why = f"the interpreter of Triton {triton.__version__} needs numpy<2.4, here is {numpy.__version__}"
+            return Backend("triton", False, why)
         return Backend("triton", True, f"Triton {triton.__version__} in its interpreter (TRITON_INTERPRET=1): slow")
     if not torch.cuda.is_available():
         return Backend(

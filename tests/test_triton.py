@@ -5,8 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
+
+from nhl_fast import backend
 
 HERE = Path(__file__).parent
 
@@ -43,3 +46,18 @@ def test_without_the_interpreter_a_cpu_tensor_is_refused():
         [sys.executable, "-c", code], env=environment, cwd=HERE.parent, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize(
+    ("triton_version", "numpy_version", "runs"),
+    [("3.6.0", "2.4.6", False), ("3.6.0", "2.3.5", True), ("3.9.0", "2.4.6", True), ("3.10.1", "2.10.0", True)],
+)
+def test_an_interpreter_that_its_numpy_would_break_is_not_there(monkeypatch, triton_version, numpy_version, runs):
+    triton = pytest.importorskip("triton")
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(triton, "__version__", triton_version)
+    monkeypatch.setattr(numpy, "__version__", numpy_version)
+    found = backend.probe.__wrapped__("triton")
+    assert found.available is runs
+    if not runs:
+        assert f"Triton {triton_version} needs numpy<2.4" in found.detail
