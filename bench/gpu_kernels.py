@@ -20,12 +20,12 @@ from floors import GAPS  # noqa: E402
 from gpu_device import REHEARSAL, alive, captured, milliseconds, relative_error  # noqa: E402
 from gpu_jobs import work  # noqa: E402
 from kernel_cases import CASES, wanted  # noqa: E402
-from nhl_fast.kernels import pair_losses, pairwise, tiles  # noqa: E402
+from nhl_fast.kernels import pairwise, tiles  # noqa: E402
 
-# rows, columns, bits, width, warps of a program's tile, and the registers of a thread
+# rows, columns, bits, width, warps of a program's tile
 TILES = (
-    (32, 16, 16, 64, 4, 168), (32, 16, 16, 64, 4, 255), (32, 32, 16, 64, 8, 128), (32, 32, 16, 64, 8, 255),
-    (64, 16, 16, 64, 8, 128), (16, 16, 16, 64, 4, 128), (32, 64, 16, 128, 8, 255), (16, 32, 16, 64, 4, 168),
+    (32, 16, 16, 64, 4), (32, 32, 16, 64, 8), (64, 16, 16, 64, 8), (16, 16, 16, 64, 4), (32, 64, 16, 128, 8),
+    (16, 32, 16, 64, 4),
 )  # fmt: skip
 
 
@@ -78,11 +78,8 @@ def kernel(name, n, d, dtype, rates):
 
 def tile(name, n, config):
     """The row of one tile size of the pairs."""
-    *sizes, registers = config
-    before = pairwise.config, pair_losses.PAIR_LOSSES[name]
-    chosen = tiles.Tiles(*sizes, stages=1)
+    before, chosen = pairwise.config, tiles.Tiles(*config, stages=1)
     pairwise.config = lambda *of: chosen
-    pair_losses.PAIR_LOSSES[name] = before[1]._replace(registers=registers)
     try:
         for row in kernel(name, n, 1, torch.float32, {}):
             kept = ("part", "n", "dtype", "ms", "runs", "error", "note")
@@ -90,7 +87,7 @@ def tile(name, n, config):
                 key: row[key] for key in kept if key in row
             }
     finally:
-        pairwise.config, pair_losses.PAIR_LOSSES[name] = before
+        pairwise.config = before
 
 
 def jobs(rates: dict, names=None) -> dict:

@@ -119,16 +119,17 @@ def _weights(n, d, dtype):
     full = x.float()
     gram = full @ full.T if weighting.dots_kernels.uses_gram(n, d, LENGTHS) else full.new_empty(0, 0)
     losses = torch.ones(1, len(LENGTHS), device=DEVICE)
-    arguments = (x, w, b, u, deltas, gram, losses, None, 0.0, None, list(LENGTHS), "no")
+    arguments = (x, w, b, u, deltas, gram, losses, None, 0.0, None, list(LENGTHS), False)
 
     def fused():
         found = weighting.combine(*arguments)
-        return found[1], found[5]
+        return found[1:2] if gram.numel() else (found[1], found[5])
 
     def plain():
         padded = pad(deltas, LENGTHS)
         weights = dominance_weights(dominance_dots(padded, x.float(), LENGTHS))
-        return weights, weighted_sum(padded, weights)
+        # With the Gram matrix at hand, dU is formed in the backward kernel.
+        return (weights,) if gram.numel() else (weights, weighted_sum(padded, weights))
 
     floor = floors.weights(n, d, LENGTHS, x.element_size(), bool(gram.numel()))
     return Case(fused, plain, floor, _unit(dtype), 1e-2)
@@ -144,7 +145,9 @@ def _backward(n, d, dtype):
         return (scaled @ w).to(dtype), scaled.T @ x.float(), scaled.sum(0)
 
     return Case(
-        lambda: weighting.head_backward(scale, du, x, w, empty, empty, True, True), plain,
+        lambda: weighting.head_backward(
+            scale, du, empty, empty, None, x, w, empty, empty, list(LENGTHS), True, True
+        ), plain,
         floors.backward(n, d, LONGEST, x.element_size()), _unit(dtype), 1e-2 if dtype != torch.float32 else 1e-3,
     )  # fmt: skip
 
