@@ -177,19 +177,22 @@ def _only_signs(values: torch.Tensor) -> bool:
     return known and values.numel() > 0 and bool((values.abs() == 1).all())
 
 
+def _was_looked_at(rows: torch.Tensor) -> bool:
+    """Whether this was asked before of the same tensor, unchanged since (inference tensors do not tell)."""
+    version = 0 if rows.is_inference() else rows._version
+    before = _looked_at.get(rows)
+    _looked_at[rows] = version
+    return before == version
+
+
 def _refuse_unpacked(rows: torch.Tensor, name: str) -> None:
     """Raise where packed rows can only be bits, one a byte: none above 1, though one in 16 is 1 and rows differ."""
     if torch.compiler.is_compiling() or rows.numel() < _ENOUGH or rows.shape[1] < 8:
         return
     if rows.is_cuda:
         # A look waits for the device: once a database, at its first rows, and never while a graph is captured.
-        if (
-            len(rows) < _LOOKED_AT
-            or _looked_at.get(rows) == rows._version
-            or torch.cuda.is_current_stream_capturing()
-        ):
+        if len(rows) < _LOOKED_AT or torch.cuda.is_current_stream_capturing() or _was_looked_at(rows):
             return
-        _looked_at[rows] = rows._version
         array = rows[:_LOOKED_AT].cpu()
     else:
         # Nearly always the first row settles it, in a microsecond.

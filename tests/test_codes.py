@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nhl_fast import codes
 from nhl_fast.codes import check_packed, mask_tail, pack_codes, unpack_codes
 
 LENGTHS = (*range(1, 17), 48, 100, 128, 1024)
@@ -137,3 +138,13 @@ BAD_UNPACK = [
 def test_unpack_rejects(packed, length, error, message):
     with pytest.raises(error, match=message):
         unpack_codes(packed, length)
+
+
+def test_a_database_is_looked_at_once_until_it_changes():
+    for rows in (torch.zeros(4, 2), torch.inference_mode()(torch.zeros)(4, 2)):
+        assert [codes._was_looked_at(rows) for _ in range(3)] == [False, True, True]
+        assert not codes._was_looked_at(rows[:2])
+    rows = torch.zeros(4, 2)
+    codes._was_looked_at(rows)
+    rows[0] = 1
+    assert not codes._was_looked_at(rows)

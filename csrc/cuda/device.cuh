@@ -128,6 +128,19 @@ __device__ __forceinline__ Code<W> load_row(const uint8_t* __restrict__ row, con
   }
 }
 
+// The I items of a block's turn that are this thread's. What is added to the distance of one that doesn't count (past the
+// end, or not allowed) puts it out of every reach.
+template <int W, int I>
+__device__ __forceinline__ void load_items(Code<W> (&x)[I], int (&out_of_reach)[I], const Rows& items, const Layout& layout,
+                                           int64_t at, int64_t end, const uint8_t* __restrict__ allow) {
+#pragma unroll
+  for (int j = 0; j < I; ++j) {
+    const int64_t i = at + j * kThreads + threadIdx.x, inside = min(i, end - 1);
+    x[j] = load_row<W>(items.data + inside * items.stride, layout);
+    out_of_reach[j] = i < end && (allow == nullptr || allow[inside]) ? 0 : 1 << 18;
+  }
+}
+
 // Words a staged query takes: multiples of 4 are read 16 bytes at a time.
 template <int W>
 __host__ __device__ __forceinline__ int staged_words(const Layout& layout) {

@@ -24,13 +24,8 @@ __global__ void __launch_bounds__(kThreads, W >= 32 ? 3 : 4)
   const int64_t begin = blockIdx.x * chunk, end = min(items.count, begin + chunk);
   for (int64_t at = begin; at < end; at += I * kThreads) {
     Code<W> x[I];
-    int out_of_reach[I];  // added to the distance of items that don't count
-#pragma unroll
-    for (int j = 0; j < I; ++j) {
-      const int64_t i = at + j * kThreads + threadIdx.x, inside = min(i, end - 1);
-      x[j] = load_row<W>(items.data + inside * items.stride, layout);
-      out_of_reach[j] = i < end && (find.allow == nullptr || find.allow[inside]) ? 0 : 1 << 18;
-    }
+    int out_of_reach[I];
+    load_items<W>(x, out_of_reach, items, layout, at, end, find.allow);
     for (int q = 0; q < num; ++q) {
       const int64_t limit = limits[q];
       const int reach = reach_of(limit);
