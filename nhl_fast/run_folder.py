@@ -9,6 +9,7 @@ import json
 import os
 import socket
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -240,11 +241,13 @@ def _acquire(path: Path) -> int | None:
 
 
 def _describe(descriptor: int) -> str:
-    try:
-        who = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {int(who['pid'])} on {who['host']} since {who['since']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it has not written its name yet
-        return "another process"
+    """Who owns the lock; an owner of this moment has a moment to write its name."""
+    for wait in (0.02, 0.1, 0.4, 0):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            who = json.loads(os.pread(descriptor, 4096, 0))
+            return f"process {int(who['pid'])} on {who['host']} since {who['since']}"
+        time.sleep(wait)
+    return "another process"
 
 
 def _release(path: Path, descriptor: int) -> None:

@@ -215,7 +215,7 @@ def test_two_runs_that_start_at_once(tmp_path):
         one.stdin.flush()
     said = [one.communicate()[1] for one in both]
     assert sorted(one.returncode for one in both) == [0, 1], said
-    assert "in use by process" in "".join(said) or "already holds a run" in "".join(said)
+    assert "is in use by" in "".join(said) or "already holds a run" in "".join(said), said
     assert len((tmp_path / "run" / LOG).read_text().splitlines()) == 3
 
 
