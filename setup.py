@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import ClassVar
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
@@ -84,15 +84,7 @@ def extensions():
 
 
 setup(
-    packages=[
-        "nhl_fast",
-        "nhl_fast.csrc",
-        "nhl_fast.data",
-        "nhl_fast.fused",
-        "nhl_fast.kernels",
-        "nhl_fast.losses",
-        "nhl_fast.native",
-    ],
+    packages=[*find_packages(include=["nhl_fast", "nhl_fast.*"]), "nhl_fast.csrc", "nhl_fast.kernels"],
     package_dir={"nhl_fast.kernels": "kernels", "nhl_fast.csrc": "csrc"},
     package_data={"nhl_fast.csrc": ["**/*"]},
     ext_modules=extensions(),
