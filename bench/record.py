@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from nhl_fast.files import atomic_write
+from nhl_fast.core.files import atomic_write
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from . import losses
     from .aligned_centers import class_similarity
-    from .backend import backends
     from .centers import make_centers, min_distances
     from .codes import pack_codes, unpack_codes
+    from .core.backend import backends
     from .distillation import distillation_losses
     from .graphs import make_graphed
     from .hamming import hamming_distances, radius_search, search
@@ -58,7 +58,7 @@ _HOMES = {
     "NestedObjective": "objective",
     "ObjectiveResult": "objective",
     "RetrievalResult": "metrics",
-    "backends": "backend",
+    "backends": "core.backend",
     "class_similarity": "aligned_centers",
     "code_quality": "quality",
     "distillation_losses": "distillation",

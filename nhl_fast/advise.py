@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from . import _check
 from .codes import num_bytes
+from .core import check
 from .hamming import search
 
 
@@ -41,11 +41,11 @@ def measure_latency(
 
     Above `sample` items the time of `sample` items is scaled up: a scan costs in proportion to them.
     """
-    num_items = _check.positive_int(num_items, "num_items")
+    num_items = check.positive_int(num_items, "num_items")
     n = min(num_items, sample)
     k = min(k, n)
     latencies = {}
-    for b in _check.code_lengths(lengths, "lengths"):
+    for b in check.code_lengths(lengths, "lengths"):
         generator = torch.Generator().manual_seed(seed)
         codes = torch.randint(0, 256, (n, num_bytes(b)), dtype=torch.uint8, generator=generator)
         query, times = codes[:1].clone(), []
@@ -83,11 +83,11 @@ def advise(
     """
     if not prefix_map:
         raise ValueError("prefix_map: expected the mAP of at least one length, got none")
-    num_items = _check.positive_int(num_items, "num_items")
+    num_items = check.positive_int(num_items, "num_items")
     for name, bound in (("min_map", min_map), ("max_bytes", max_bytes), ("max_latency", max_latency)):
         if bound is not None and (not isinstance(bound, (int, float)) or not math.isfinite(bound) or bound <= 0):
             raise ValueError(f"{name}: expected a positive number, got {bound!r}")
-    _check.number(tolerance, "tolerance")
+    check.number(tolerance, "tolerance")
     if min_map is not None and min_map > 1:
         raise ValueError(f"min_map: expected at most 1, got {min_map}")
     if max_latency is not None and not latencies:

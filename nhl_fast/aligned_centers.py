@@ -5,15 +5,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from . import _check
-from .labels import check_labels, to_multi_hot
+from .core import check
+from .core.labels import check_labels, to_multi_hot
 
 MAX_ROWS = 10_000
 MAX_SWAPS = 400
 RIDGE = 0.06
 
 
-@_check.memory
+@check.memory
 def class_similarity(features: torch.Tensor, labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """How much a linear classifier takes one class for another.
 
@@ -31,11 +31,11 @@ def class_similarity(features: torch.Tensor, labels: torch.Tensor, num_classes: 
     Raises:
         TypeError, ValueError: a wrong shape or dtype, no row, or features that are not finite.
     """
-    features = _check.present(_check.tensor(features, "features", floating=True), "features")
-    num_classes = _check.positive_int(num_classes, "num_classes")
+    features = check.present(check.tensor(features, "features", floating=True), "features")
+    num_classes = check.positive_int(num_classes, "num_classes")
     if features.ndim < 2 or 0 in features.shape:
-        raise ValueError(f"features: expected shape (N, ...), not empty, got {_check.describe(features)}")
-    labels = _check.present(check_labels(labels, len(features), num_classes), "labels")
+        raise ValueError(f"features: expected shape (N, ...), not empty, got {check.describe(features)}")
+    labels = check.present(check_labels(labels, len(features), num_classes), "labels")
     if len(features) > MAX_ROWS:
         rows = torch.linspace(0, len(features) - 1, MAX_ROWS, device=features.device).long()
         features, labels = features[rows], labels[rows]
@@ -64,7 +64,7 @@ def check_similarity(similarity, num_classes: int) -> np.ndarray:
     try:
         array = np.asarray(similarity.detach().cpu() if isinstance(similarity, torch.Tensor) else similarity)
     except Exception:  # nested lists of unequal length, a tensor of a dtype that NumPy doesn't know, ...
-        raise TypeError(f"similarity: expected a matrix of numbers, got {_check.describe(similarity)}") from None
+        raise TypeError(f"similarity: expected a matrix of numbers, got {check.describe(similarity)}") from None
     if array.dtype.kind not in "iuf" or array.shape != (num_classes, num_classes):
         raise ValueError(f"similarity: expected numbers of shape ({num_classes}, {num_classes}), got {array.shape}")
     array = array.astype(np.float64)

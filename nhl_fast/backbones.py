@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from . import _check
-from .backend import require
-from .names import BACKBONES as NAMES
+from .core import check
+from .core.backend import require
+from .core.names import BACKBONES as NAMES
 
 
 class MLP(nn.Module):
@@ -76,9 +76,9 @@ def build_backbone(
         dropout: dropout probability after each hidden layer ("mlp").
         weights: torchvision's name of pretrained weights, None for random ones.
     """
-    _check.one_of(name, "backbone", NAMES)
-    shape = tuple(_check.positive_int(s, "input_shape") for s in input_shape)
-    hidden = tuple(_check.positive_int(w, "hidden") for w in hidden)
+    check.one_of(name, "backbone", NAMES)
+    shape = tuple(check.positive_int(s, "input_shape") for s in input_shape)
+    hidden = tuple(check.positive_int(w, "hidden") for w in hidden)
     if not 0 <= dropout < 1:
         raise ValueError(f"dropout: expected a probability below 1, got {dropout}")
     if name == "mlp":

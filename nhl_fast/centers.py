@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from . import _check
 from .aligned_centers import arrange, check_similarity
 from .balanced_centers import MAX_CLASSES, search_balanced
 from .codes import as_tensor
+from .core import check
 from .nested_centers import hadamard_matrix, search_nested
 
 MAX_SIZE = 2**31  # classes x bits
@@ -59,21 +59,21 @@ def make_centers(
     return named_centers("kind", num_classes, code_lengths, kind, seed, similarity)
 
 
-@_check.memory
+@check.memory
 def named_centers(name: str, num_classes: int, code_lengths, kind, seed: int, similarity=None) -> list[torch.Tensor]:
     """`make_centers` whose errors call `kind` by another name."""
-    num_classes = _check.positive_int(num_classes, "num_classes")
-    lengths = _check.code_lengths(code_lengths)
-    seed = _check.positive_int(seed, "seed", minimum=0)
+    num_classes = check.positive_int(num_classes, "num_classes")
+    lengths = check.code_lengths(code_lengths)
+    seed = check.positive_int(seed, "seed", minimum=0)
     if num_classes * lengths[-1] > MAX_SIZE:
         raise ValueError(f"num_classes: expected at most {MAX_SIZE // lengths[-1]} here, got {num_classes}")
     if similarity is not None:
         if not isinstance(kind, str) or kind != "nested":
-            raise ValueError(f"similarity: serves centres of kind 'nested' only, got kind {_check.describe(kind)}")
+            raise ValueError(f"similarity: serves centres of kind 'nested' only, got kind {check.describe(kind)}")
         similarity = check_similarity(similarity, num_classes)
     if not isinstance(kind, str):
         return _given(kind, num_classes, lengths, name)
-    kind = _check.one_of(kind, name, KINDS)
+    kind = check.one_of(kind, name, KINDS)
     if kind == "nested":
         if 2 <= num_classes <= MAX_CLASSES:
             longest = search_balanced(num_classes, lengths, seed, similarity)
@@ -99,8 +99,8 @@ def tie_centers(code_lengths: Sequence[int], *, seed: int = 0, nested: bool = Fa
     Returns:
         m float32 tensors (b_k,) of -1 and +1.
     """
-    lengths = _check.code_lengths(code_lengths)
-    seed = _check.positive_int(seed, "seed", minimum=0)
+    lengths = check.code_lengths(code_lengths)
+    seed = check.positive_int(seed, "seed", minimum=0)
     # The trailing words keep these streams apart from those of make_centers.
     if nested:
         longest = _random(1, lengths[-1], np.random.default_rng([seed, lengths[-1], 1]))[0]
@@ -120,7 +120,7 @@ def min_distances(centers, lengths: Sequence[int]) -> list[int]:
     Returns:
         m integers; with one class, which has no pair, the lengths themselves.
     """
-    lengths = _check.code_lengths(lengths, "lengths")
+    lengths = check.code_lengths(lengths, "lengths")
     centers = _given(centers, None, lengths, "centers")
     return [_min_distance(c, b) for c, b in zip(centers, lengths)]
 
@@ -132,8 +132,8 @@ def distance_bound(num_classes: int, length: int) -> int:
     bound, each also applied to the code with a parity bit added. 0 when two classes must share a word; `length`
     for one class.
     """
-    num_classes = _check.positive_int(num_classes, "num_classes")
-    length = _check.positive_int(length, "length")
+    num_classes = check.positive_int(num_classes, "num_classes")
+    length = check.positive_int(length, "length")
     if num_classes == 1:
         return length
     return bisect.bisect_left(range(1, length + 1), True, key=lambda d: not _may_exist(num_classes, length, d))
@@ -216,7 +216,7 @@ def _given(centers, num_classes: int | None, lengths: tuple[int, ...], name: str
         names = "".join(f"{kind!r}, " for kind in KINDS) if num_classes is not None else ""
         raise TypeError(
             f"{name}: expected {names}one (C, {lengths[-1]}) tensor or a sequence of {len(lengths)} tensors, "
-            f"got {_check.describe(centers)}"
+            f"got {check.describe(centers)}"
         )
     if len(centers) != len(lengths):
         raise ValueError(f"{name}: expected {len(lengths)} tensors, one a code length, got {len(centers)}")
@@ -231,16 +231,16 @@ def _sign_matrix(value, name: str, num_classes: int | None, length: int) -> torc
     """A float32 copy of a (num_classes, length) tensor or array of -1 and +1."""
     if isinstance(value, np.ndarray):
         if value.dtype.kind not in "iuf":
-            raise TypeError(f"{name}: expected numbers, got {_check.describe(value)}")
+            raise TypeError(f"{name}: expected numbers, got {check.describe(value)}")
         value = as_tensor(value, name)
     if not isinstance(value, torch.Tensor):
-        raise TypeError(f"{name}: expected a tensor or an array of +-1, got {_check.describe(value)}")
-    _check.present(_check.tensor(value, name), name)
+        raise TypeError(f"{name}: expected a tensor or an array of +-1, got {check.describe(value)}")
+    check.present(check.tensor(value, name), name)
     if value.dtype == torch.bool or value.is_complex():
-        raise TypeError(f"{name}: expected integers or real numbers, got {_check.describe(value)}")
+        raise TypeError(f"{name}: expected integers or real numbers, got {check.describe(value)}")
     rows = "C" if num_classes is None else num_classes
     if value.ndim != 2 or value.shape[1] != length or len(value) != (num_classes or max(1, len(value))):
-        raise ValueError(f"{name}: expected shape ({rows}, {length}), got {_check.describe(value)}")
+        raise ValueError(f"{name}: expected shape ({rows}, {length}), got {check.describe(value)}")
     value = value.detach().to(torch.float32, copy=True)
     if not bool((value.abs() == 1).all()):
         raise ValueError(f"{name}: expected only -1 and +1, got another value (for 0/1 bits pass 2 * bits - 1)")

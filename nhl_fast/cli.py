@@ -8,11 +8,12 @@ import json
 import sys
 from pathlib import Path
 
-from . import __version__, names
+from . import __version__
 from . import cli_resume as resume
 from .cli_errors import one_line, silence
 from .config import TrainConfig
-from .files import as_path
+from .core import names
+from .core.files import as_path
 from .presets import PRESETS
 from .run_folder import CONFIG, check_target
 

@@ -8,16 +8,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import _check
 from . import advise as advising
 from . import compare as comparing
-from .backend import backends as list_backends
 from .codes import mask_tail, num_bytes
+from .core import check
+from .core.backend import backends as list_backends
+from .core.environment import environment
+from .core.files import as_path, read_json, write_json
+from .core.labels import similarity
 from .data import load_dataset
-from .environment import environment
-from .files import as_path, read_json, write_json
 from .hamming import search as hamming_search
-from .labels import similarity
 from .metrics import evaluate_retrieval
 from .model import encode_split
 from .report import check_targets, write_report
@@ -62,7 +62,7 @@ def open_run(args) -> Run:
 
 def train(args) -> None:
     if args.topk is not None:
-        _check.positive_int(args.topk, "--topk")
+        check.positive_int(args.topk, "--topk")
     resume = args.resume is not None
     split = Path(args.out) / SPLIT if resume and (Path(args.out) / SPLIT).exists() else None
     data = load_dataset(split_file=split, **args.data_spec)
@@ -149,7 +149,7 @@ def encode(args) -> None:
     if args.input is not None:
         inputs = load_array(args.input, "--input")
         if inputs.dtype.kind not in "biuf":
-            raise TypeError(f"--input: expected an array of numbers, got {_check.describe(inputs)}")
+            raise TypeError(f"--input: expected an array of numbers, got {check.describe(inputs)}")
         inputs = torch.from_numpy(inputs.astype(np.float32))
         shape = tuple(run.data.input_shape)
         if tuple(inputs.shape[1:]) != shape:
@@ -216,7 +216,7 @@ def search_run(args) -> None:
 
 
 def compare(args) -> None:
-    _check.positive_int(args.seeds, "--seeds")
+    check.positive_int(args.seeds, "--seeds")
     if args.out is None:
         run_comparison(args, None)
         return
@@ -282,7 +282,7 @@ def advise(args) -> None:
     if not isinstance(stored, dict) or not isinstance(stored.get("prefix_map"), dict):
         raise ValueError(f"{metrics} is not the evaluation of a run")
     if args.max_latency_ms is not None:
-        _check.number(args.max_latency_ms, "--max-latency-ms", positive=True)
+        check.number(args.max_latency_ms, "--max-latency-ms", positive=True)
     curve = {int(b): v for b, v in stored["prefix_map"].items()}
     items, latencies = int(args.items), None
     if args.max_latency_ms is not None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from . import _check, names, presets
+from . import presets
 from .config import TrainConfig
-from .files import as_path
+from .core import check, names
+from .core.files import as_path
 from .run_folder import check_target, free_settings, read_config
 
 _FLAGS = {"code_lengths": "--lengths", "loss_options": "--loss-option", "name": "--data", "seed": "--split-seed"}
@@ -88,4 +89,4 @@ def _equal(flag: str, own, given) -> None:
 def _text(value) -> str:
     if isinstance(value, tuple):
         return ",".join(map(str, value))
-    return _check.describe(value).partition(" ")[2] if value is not None else "none"
+    return check.describe(value).partition(" ")[2] if value is not None else "none"

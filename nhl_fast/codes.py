@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import _check, _fork, native  # noqa: F401 (a forked child that packs or searches must not hang)
+from . import native
+from .core import check, fork  # noqa: F401 (a forked child that packs or searches must not hang)
 
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -38,11 +39,11 @@ def as_tensor(value, name: str = "value"):
     if not isinstance(value, np.ndarray):
         return value
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected an array without a mask, got {_check.describe(value)}")
+        raise TypeError(f"{name}: expected an array without a mask, got {check.describe(value)}")
     if value.dtype.kind not in "biufc" or value.dtype.itemsize > (16 if value.dtype.kind == "c" else 8):
         raise TypeError(
             f"{name}: expected a tensor or an array of numbers that PyTorch knows (of at most 64 bits), "
-            f"got {_check.describe(value)}"
+            f"got {check.describe(value)}"
         )
     if not value.dtype.isnative:
         value = value.astype(value.dtype.newbyteorder("="))
@@ -57,7 +58,7 @@ def as_tensor(value, name: str = "value"):
         return torch.from_numpy(value)
 
 
-@_check.memory
+@check.memory
 def pack_codes(x) -> torch.Tensor:
     """Pack a matrix of code values into bits.
 
@@ -75,23 +76,23 @@ def pack_codes(x) -> torch.Tensor:
         ValueError: x is not two-dimensional with L >= 1, holds NaN, holds an integer outside {-1, 0, 1}, or holds
             what a sigmoid gives.
     """
-    x = _check.tensor(as_tensor(x, "x"), "x", ndim=2)
+    x = check.tensor(as_tensor(x, "x"), "x", ndim=2)
     if x.shape[1] == 0:
-        raise ValueError(f"x: expected at least one bit a row, got {_check.describe(x)}")
+        raise ValueError(f"x: expected at least one bit a row, got {check.describe(x)}")
     if x.is_floating_point() and x.itemsize > 1:
         _refuse_probabilities(x)
     elif x.dtype in _INTEGER:
         known = (x == 0) | (x == 1) if x.dtype == torch.uint8 else (x >= -1) & (x <= 1)
-        _check.values(known.all(), "x: expected integers in {0, 1} or {-1, +1}, got another value")
+        check.values(known.all(), "x: expected integers in {0, 1} or {-1, +1}, got another value")
     elif x.dtype != torch.bool:
-        raise TypeError(f"x: expected a floating-point, bool or integer matrix, got {_check.describe(x)}")
+        raise TypeError(f"x: expected a floating-point, bool or integer matrix, got {check.describe(x)}")
     return pack_outputs(x)
 
 
 def pack_outputs(x: torch.Tensor) -> torch.Tensor:
     """`pack_codes` of a matrix that is known to hold raw outputs (any numbers but NaN) or bits."""
     if x.is_floating_point() and not torch.compiler.is_compiling():
-        _check.values(~torch.isnan(x).any(), "x: expected numbers, got NaN, which has no sign")
+        check.values(~torch.isnan(x).any(), "x: expected numbers, got NaN, which has no sign")
     if native.can_pack(x):
         return native.pack(x)
     rows, length = x.shape
@@ -117,14 +118,14 @@ def _refuse_probabilities(x: torch.Tensor) -> None:
     else:
         low, high = x.detach().aminmax()
         within = (low >= 0) & (high <= 1)
-    _check.values(
+    check.values(
         ~within | ((x == 0) | (x == 1)).all(),
         "x: expected raw outputs of either sign, got numbers from 0 to 1, as a sigmoid gives them, of which every "
         "bit would be 1: pass x - 0.5, or the bits themselves as bool",
     )
 
 
-@_check.memory
+@check.memory
 def unpack_codes(packed, length: int) -> torch.Tensor:
     """The code values of packed rows.
 
@@ -158,16 +159,16 @@ def check_packed(codes, name: str = "codes") -> torch.Tensor:
         TypeError: not a tensor or array, or neither uint8 nor bool nor +-1.
         ValueError: not two-dimensional, rows of no bytes, or bits that were not packed.
     """
-    codes = _check.present(_check.tensor(as_tensor(codes, name), name), name)
+    codes = check.present(check.tensor(as_tensor(codes, name), name), name)
     if codes.ndim != 2 or codes.shape[1] == 0:
-        raise ValueError(f"{name}: expected packed rows of shape (N, bytes), got {_check.describe(codes)}")
+        raise ValueError(f"{name}: expected packed rows of shape (N, bytes), got {check.describe(codes)}")
     if codes.dtype == torch.uint8:
         _refuse_unpacked(codes, name)
         return codes
     if codes.dtype == torch.bool or _only_signs(codes):
         return pack_outputs(codes)
     raise TypeError(
-        f"{name}: expected packed uint8 rows, or a matrix of bool or of -1 and +1, got {_check.describe(codes)}; "
+        f"{name}: expected packed uint8 rows, or a matrix of bool or of -1 and +1, got {check.describe(codes)}; "
         f"outputs and other bits are packed by pack_codes({name})"
     )
 
@@ -202,16 +203,16 @@ def _refuse_unpacked(rows: torch.Tensor, name: str) -> None:
     if any(bool((part > 1).any()) for part in array.split(max(1, _BLOCK_BYTES // rows.shape[1]))):
         return
     differ = (array != array[:1]).any() if len(array) > 1 else torch.ones((), dtype=torch.bool, device=array.device)
-    _check.values(
+    check.values(
         ~((array.sum(dtype=torch.int64) * 16 >= array.numel()) & differ),
-        f"{name}: expected packed rows, got {_check.describe(rows)} in which no byte is above 1: bits, one a byte; "
+        f"{name}: expected packed rows, got {check.describe(rows)} in which no byte is above 1: bits, one a byte; "
         f"pack them with pack_codes({name})",
     )
 
 
 def check_length(length, available_bytes: int, name: str = "length") -> int:
     """`length` as an int between 1 and the bits that rows of `available_bytes` hold."""
-    length = _check.positive_int(length, name)
+    length = check.positive_int(length, name)
     if length > 8 * available_bytes:
         raise ValueError(f"{name}: expected at most {8 * available_bytes}, the bits of the packed rows, got {length}")
     return length
@@ -219,7 +220,7 @@ def check_length(length, available_bytes: int, name: str = "length") -> int:
 
 def check_lengths(lengths, available_bytes: int, name: str = "lengths") -> tuple[int, ...]:
     """`lengths` as a strictly increasing tuple, each of which fits rows of `available_bytes`."""
-    lengths = _check.code_lengths(lengths, name)
+    lengths = check.code_lengths(lengths, name)
     check_length(lengths[-1], available_bytes, name)
     return lengths
 

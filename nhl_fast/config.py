@@ -7,7 +7,8 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from . import _check, names, presets
+from . import presets
+from .core import check, names
 
 if TYPE_CHECKING:  # the command line checks its settings before PyTorch is loaded
     from . import losses
@@ -16,7 +17,7 @@ LARGEST, MAX_WORKERS, MAX_SEED = 2**31 - 1, 1024, 2**63 - 1
 
 
 def _whole(value, name: str, minimum: int = 1, maximum: int = LARGEST) -> int:
-    value = _check.positive_int(value, name, minimum)
+    value = check.positive_int(value, name, minimum)
     if value > maximum:
         raise ValueError(f"{name}: expected an integer of at most {maximum}, got {value}")
     return value
@@ -58,7 +59,7 @@ class TrainConfig:
     loss: str = "csq"
     loss_options: dict = field(default_factory=dict)
     centers: str = "nested"
-    code_lengths: tuple[int, ...] = _check.DEFAULT_CODE_LENGTHS
+    code_lengths: tuple[int, ...] = check.DEFAULT_CODE_LENGTHS
     distill_weight: float = 1.0
     teacher: str = "next"
     weighting: str | tuple[float, ...] = "dominance"
@@ -84,23 +85,23 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        _check.one_of(self.loss, "loss", names.LOSSES)
-        self.code_lengths = _check.code_lengths(self.code_lengths)
+        check.one_of(self.loss, "loss", names.LOSSES)
+        self.code_lengths = check.code_lengths(self.code_lengths)
         _whole(self.code_lengths[-1], "code_lengths")
         if isinstance(self.hidden, str) or not hasattr(self.hidden, "__iter__"):
-            raise TypeError(f"hidden: expected a sequence of integers, got {_check.describe(self.hidden)}")
+            raise TypeError(f"hidden: expected a sequence of integers, got {check.describe(self.hidden)}")
         self.hidden = tuple(_whole(w, "hidden") for w in self.hidden)
-        _check.one_of(self.backbone, "backbone", (*names.BACKBONES, "custom"))
-        _check.one_of(self.optimizer, "optimizer", names.OPTIMIZERS)
-        _check.one_of(self.schedule, "schedule", names.SCHEDULES)
-        _check.one_of(self.amp, "amp", (None, *names.AMP))
-        _check.one_of(self.teacher, "teacher", names.TEACHERS)
+        check.one_of(self.backbone, "backbone", (*names.BACKBONES, "custom"))
+        check.one_of(self.optimizer, "optimizer", names.OPTIMIZERS)
+        check.one_of(self.schedule, "schedule", names.SCHEDULES)
+        check.one_of(self.amp, "amp", (None, *names.AMP))
+        check.one_of(self.teacher, "teacher", names.TEACHERS)
         if isinstance(self.weighting, str):
-            _check.one_of(self.weighting, "weighting", ("dominance", "uniform", "custom"))
+            check.one_of(self.weighting, "weighting", ("dominance", "uniform", "custom"))
         else:
             if not hasattr(self.weighting, "__iter__"):
-                raise TypeError(f"weighting: expected a name or numbers, got {_check.describe(self.weighting)}")
-            self.weighting = tuple(_check.number(w, "weighting") for w in self.weighting)
+                raise TypeError(f"weighting: expected a name or numbers, got {check.describe(self.weighting)}")
+            self.weighting = tuple(check.number(w, "weighting") for w in self.weighting)
         for name in ("epochs", "batch_size", "accumulate", "validate_every"):
             setattr(self, name, _whole(getattr(self, name), name))
         self.workers = _whole(self.workers, "workers", 0, MAX_WORKERS)
@@ -111,7 +112,7 @@ class TrainConfig:
         for name, low in (("lr", 0.0), ("weight_decay", 0.0), ("distill_weight", 0.0), ("momentum", 0.0)):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
-                raise TypeError(f"{name}: expected a number, got {_check.describe(value)}")
+                raise TypeError(f"{name}: expected a number, got {check.describe(value)}")
             if not math.isfinite(value) or value < low:
                 raise ValueError(f"{name}: expected a finite number of at least {low:g}, got {value}")
         if not self.momentum < 1:
@@ -120,7 +121,7 @@ class TrainConfig:
     def _check_loss_options(self) -> None:
         options = self.loss_options
         if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
-            raise TypeError(f"loss_options: expected a dict of names and values, got {_check.describe(options)}")
+            raise TypeError(f"loss_options: expected a dict of names and values, got {check.describe(options)}")
         for name in ("name", "num_classes", "num_train", "code_lengths"):
             if name in options:
                 where = "code_lengths of the settings" if name == "code_lengths" else "loss and the data"
@@ -129,7 +130,7 @@ class TrainConfig:
         centers = options.get("centers")
         several = centers if isinstance(centers, (list, tuple)) else [centers]
         if centers is not None and not all(isinstance(c, str) or hasattr(c, "shape") for c in several):
-            raise TypeError(f"loss_options: centers: expected a name or arrays, got {_check.describe(centers)}")
+            raise TypeError(f"loss_options: centers: expected a name or arrays, got {check.describe(centers)}")
 
     @classmethod
     def preset(cls, name: str = "default", **changes) -> TrainConfig:

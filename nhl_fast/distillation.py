@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from . import _check
-from .known_gradient import known_gradient
-from .names import TEACHERS
-from .precision import no_autocast
-from .prefixes import expand, segment_matrix, split
+from .core import check
+from .core.known_gradient import known_gradient
+from .core.names import TEACHERS
+from .core.precision import no_autocast
+from .core.prefixes import expand, segment_matrix, split
 
 EPSILON = 1e-12
 
@@ -26,11 +26,11 @@ def distillation_losses(u: torch.Tensor, code_lengths, teacher: str = "next") ->
     Returns:
         (m,) losses; the last is 0, since the longest length has nothing to learn from.
     """
-    code_lengths = _check.code_lengths(code_lengths)
-    _check.one_of(teacher, "teacher", TEACHERS)
-    u = _check.tensor(u, "u", ndim=2, floating=True)
+    code_lengths = check.code_lengths(code_lengths)
+    check.one_of(teacher, "teacher", TEACHERS)
+    u = check.tensor(u, "u", ndim=2, floating=True)
     if u.shape[1] < code_lengths[-1]:
-        raise ValueError(f"u: expected at least {code_lengths[-1]} columns, got {_check.describe(u)}")
+        raise ValueError(f"u: expected at least {code_lengths[-1]} columns, got {check.describe(u)}")
     u = u if u.dtype == torch.float64 else u.float()
     columns = segment_matrix(code_lengths).to(u.device)
     with no_autocast(u):

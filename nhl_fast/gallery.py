@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import _check
+from .core import check
 from .picture import picture
 
 RIGHT, WRONG = "#0072B2", "#D55E00"
@@ -40,8 +40,8 @@ def plot_gallery(
             (None in their place): there is no gallery of bare features.
         ImportError: matplotlib is missing.
     """
-    lengths = _check.code_lengths(lengths, "lengths")
-    top = _check.positive_int(top, "top")
+    lengths = check.code_lengths(lengths, "lengths")
+    top = check.positive_int(top, "top")
     if not len(queries):
         raise ValueError("queries: expected at least one query, got none")
     queries = [(_image(image, f"queries[{q}]"), str(label)) for q, (image, label) in enumerate(queries)]
@@ -129,7 +129,7 @@ def _image(value, name: str) -> np.ndarray:
         raise ValueError(f"{name}: expected images, got None; a data set of bare features has no gallery")
     image = np.asarray(value)
     if image.dtype != np.uint8:
-        raise TypeError(f"{name}: expected a uint8 image, got {_check.describe(value)}")
+        raise TypeError(f"{name}: expected a uint8 image, got {check.describe(value)}")
     if image.ndim not in (2, 3) or (image.ndim == 3 and image.shape[2] != 3) or not image.size:
-        raise ValueError(f"{name}: expected an image (H, W) or (H, W, 3), got {_check.describe(value)}")
+        raise ValueError(f"{name}: expected an image (H, W) or (H, W, 3), got {check.describe(value)}")
     return image

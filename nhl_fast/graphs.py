@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import torch
 
-from . import _check
-from .backend import pick
-from .known_gradient import once
-from .labels import to_multi_hot
+from .core import check
+from .core.backend import pick
+from .core.known_gradient import once
+from .core.labels import to_multi_hot
+from .core.precision import scaled_training
 from .losses.base import fused_step
 from .objective import NestedObjective, ObjectiveResult
-from .precision import scaled_training
 
 
 def make_graphed(
@@ -35,12 +35,12 @@ def make_graphed(
         num_warmup_iters: eager steps before the capture; they compile the kernels.
     """
     if not isinstance(objective, NestedObjective):
-        raise TypeError(f"objective: expected a NestedObjective, got {_check.describe(objective)}")
+        raise TypeError(f"objective: expected a NestedObjective, got {check.describe(objective)}")
     objective.layer.check_features(features, "features")
-    _check.tensor(labels, "labels")
+    check.tensor(labels, "labels")
     if index is not None:
-        _check.tensor(index, "index")
-    _check.positive_int(num_warmup_iters, "num_warmup_iters")
+        check.tensor(index, "index")
+    check.positive_int(num_warmup_iters, "num_warmup_iters")
     graphed = GraphedObjective(objective)
     if features.device.type == "cuda":
         graphed.capture(features, labels, index, num_warmup_iters)

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from . import _check, backend, codes, native
+from . import codes, native
+from .core import backend, check
 
 DEFAULT_CHUNK_BYTES = 256 * 2**20
 
@@ -39,14 +40,14 @@ def body_of(operation: str, requested: str, device: torch.device, longest: int) 
     bodies = _BODIES[operation]
     # One that is not available stays listed, so that asking for it by name says why.
     native_serves = longest <= native.MAX_BITS.get(name, 0)
-    requested = _check.one_of(requested, "backend", ("auto", *backend.NAMES))
+    requested = check.one_of(requested, "backend", ("auto", *backend.NAMES))
     return bodies[backend.choose(requested, (name, "reference") if native_serves else ("reference",), operation)]
 
 
 # --------------------------------------------------------------------------------------------- public calls
 
 
-@_check.memory
+@check.memory
 @torch.no_grad()
 def hamming_distances(
     queries, database, lengths=None, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES, backend: str = "auto"
@@ -71,13 +72,13 @@ def hamming_distances(
     """
     several = lengths is not None and hasattr(lengths, "__iter__")
     queries, database, lengths = _check_pair(queries, database, lengths, "lengths")
-    chunk_bytes = _check.positive_int(chunk_bytes, "chunk_bytes")
+    chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
     body = body_of("hamming_distances", backend, queries.device, lengths[-1])
     distances = body(*_cut(queries, database, lengths[-1]), lengths, chunk_bytes)
     return distances if several else distances[0]
 
 
-@_check.memory
+@check.memory
 @torch.no_grad()
 def search(
     queries,
@@ -108,11 +109,11 @@ def search(
         TypeError, ValueError: an argument does not fit (k beyond n among them), naming it.
     """
     queries, database, lengths = _check_pair(queries, database, length, "length")
-    k = _check.positive_int(k, "k")
+    k = check.positive_int(k, "k")
     if k > len(database):
         raise ValueError(f"k: expected at most n = {len(database)}, the database's items, got {k}")
     allow = _check_allow(allow, database)
-    chunk_bytes = _check.positive_int(chunk_bytes, "chunk_bytes")
+    chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
     return nearest(queries, database, k, lengths[0], allow, chunk_bytes, backend)
 
 
@@ -122,7 +123,7 @@ def nearest(queries, database, k, length, allow, chunk_bytes, backend) -> tuple[
     return body(*_cut(queries, database, length), k, length, allow, chunk_bytes)
 
 
-@_check.memory
+@check.memory
 @torch.no_grad()
 def radius_search(
     queries,
@@ -149,9 +150,9 @@ def radius_search(
         TypeError, ValueError: an argument does not fit, naming it.
     """
     queries, database, lengths = _check_pair(queries, database, length, "length")
-    radius = _check.positive_int(radius, "radius", minimum=0)
+    radius = check.positive_int(radius, "radius", minimum=0)
     allow = _check_allow(allow, database)
-    chunk_bytes = _check.positive_int(chunk_bytes, "chunk_bytes")
+    chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
     return within(queries, database, radius, lengths[0], allow, chunk_bytes, backend)
 
 
@@ -172,7 +173,7 @@ def _check_pair(queries, database, lengths, name: str) -> tuple[torch.Tensor, to
         if queries.shape[1] != database.shape[1]:
             raise ValueError(
                 f"database: expected rows of {queries.shape[1]} bytes, as queries, got "
-                f"{_check.describe(database)}; pass {name} to compare a prefix"
+                f"{check.describe(database)}; pass {name} to compare a prefix"
             )
         lengths = (8 * width,)
     elif name == "lengths" and hasattr(lengths, "__iter__"):
@@ -192,12 +193,12 @@ def _cut(queries: torch.Tensor, database: torch.Tensor, length: int) -> tuple[to
 def _check_allow(allow, database: torch.Tensor) -> torch.Tensor | None:
     if allow is None:
         return None
-    allow = _check.tensor(codes.as_tensor(allow, "allow"), "allow")
+    allow = check.tensor(codes.as_tensor(allow, "allow"), "allow")
     if allow.dtype != torch.bool:
-        raise TypeError(f"allow: expected a bool mask, got {_check.describe(allow)}")
+        raise TypeError(f"allow: expected a bool mask, got {check.describe(allow)}")
     if allow.shape != (len(database),):
-        raise ValueError(f"allow: expected shape ({len(database)},), one value an item, got {_check.describe(allow)}")
-    return _check.present(allow, "allow").to(database.device)
+        raise ValueError(f"allow: expected shape ({len(database)},), one value an item, got {check.describe(allow)}")
+    return check.present(allow, "allow").to(database.device)
 
 
 # ------------------------------------------------------------------------------------------------- the tiles

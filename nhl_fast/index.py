@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import _check, _fork, index_file, index_ids, index_segments
-from .backend import NAMES, require
+from . import index_file, index_ids, index_segments
 from .codes import as_tensor, check_length, check_packed, num_bytes
+from .core import check, fork
+from .core.backend import NAMES, require
 from .index_file import IndexFileError
 from .index_ids import check_distinct, check_ids, on_cpu, some
 from .index_segments import Segment, copy_rows, empty
@@ -75,11 +76,11 @@ class NestedIndex:
     """
 
     def __init__(self, length: int):
-        self._length = _check.positive_int(length, "length")
+        self._length = check.positive_int(length, "length")
         if self._length > index_file.MAX_LENGTH:
             raise ValueError(f"length: expected at most {index_file.MAX_LENGTH} bits, got {self._length}")
         self._state = _State()
-        self._writing = _fork.Lock()
+        self._writing = fork.Lock()
 
     def __getstate__(self) -> dict:
         state = self._state
@@ -142,7 +143,7 @@ class NestedIndex:
         state = self._state
         return state.nbytes / max(1, state.count)
 
-    @_check.memory
+    @check.memory
     def reconstruct(self, ids) -> torch.Tensor:
         """The packed rows of `ids` (any order, repeats allowed): uint8 (len(ids), ceil(length / 8)).
 
@@ -159,7 +160,7 @@ class NestedIndex:
 
     # ---------------------------------------------------------------------------------------------------- changes
 
-    @_check.memory
+    @check.memory
     def add(self, codes, ids=None) -> torch.Tensor:
         """Add items.
 
@@ -199,7 +200,7 @@ class NestedIndex:
         ids = torch.from_numpy(empty((len(rows),), np.int64))
         return torch.arange(len(rows), out=ids).add_(first)
 
-    @_check.memory
+    @check.memory
     def remove(self, ids) -> None:
         """Remove the items of `ids` (distinct, any order).
 
@@ -211,7 +212,7 @@ class NestedIndex:
         with self._writing:
             self._state = self._replaced(ids, ())
 
-    @_check.memory
+    @check.memory
     def update(self, ids, codes) -> None:
         """Replace the codes of items that are in the index: row i of `codes` becomes the code of ids[i].
 
@@ -239,7 +240,7 @@ class NestedIndex:
 
     # ----------------------------------------------------------------------------------------------------- search
 
-    @_check.memory
+    @check.memory
     def search(
         self, queries, k: int, length: int | None = None, allow=None, *, backend: str = "auto"
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -263,8 +264,8 @@ class NestedIndex:
         """
         state = self._state
         queries, length = self._check_queries(queries, length)
-        _check.one_of(backend, "backend", ("auto", *NAMES))
-        k = _check.positive_int(k, "k")
+        check.one_of(backend, "backend", ("auto", *NAMES))
+        k = check.positive_int(k, "k")
         if k > state.count:
             raise ValueError(f"k: expected at most {state.count}, the items in the index, got {k}")
         distances, ids = index_segments.nearest(state.segments, queries, k, length, _check_allow(allow), backend)
@@ -273,7 +274,7 @@ class NestedIndex:
             distances, ids = (np.pad(a, ((0, 0), (0, missing)), constant_values=-1) for a in (distances, ids))
         return torch.from_numpy(distances.astype(np.int32, copy=False)), torch.from_numpy(ids)
 
-    @_check.memory
+    @check.memory
     def range_search(
         self, queries, radius: int, length: int | None = None, allow=None, *, backend: str = "auto"
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -292,8 +293,8 @@ class NestedIndex:
         """
         state = self._state
         queries, length = self._check_queries(queries, length)
-        _check.one_of(backend, "backend", ("auto", *NAMES))
-        radius = _check.positive_int(radius, "radius", minimum=0)
+        check.one_of(backend, "backend", ("auto", *NAMES))
+        radius = check.positive_int(radius, "radius", minimum=0)
         counts, distances, ids = index_segments.within(
             state.segments, queries, radius, length, _check_allow(allow), backend
         )
@@ -336,7 +337,7 @@ class NestedIndex:
             FileNotFoundError: there is no such file.
             IndexFileError: (a ValueError) the file is foreign, truncated, damaged or of another version.
         """
-        contents = index_file.read(path, _check.flag(mmap, "mmap"), _check.flag(verify, "verify"))
+        contents = index_file.read(path, check.flag(mmap, "mmap"), check.flag(verify, "verify"))
         index = cls(contents.length)
         segments = _NO_SEGMENTS
         if len(contents.codes):
@@ -384,7 +385,7 @@ class NestedIndex:
         if not isinstance(flat, faiss.IndexBinaryFlat):
             raise TypeError(
                 "index: expected a faiss.IndexBinaryFlat or a faiss.IndexBinaryIDMap over one, got "
-                f"{_check.describe(flat)}"
+                f"{check.describe(flat)}"
             )
         out = cls(flat.d)
         if flat.ntotal:
@@ -400,7 +401,7 @@ class NestedIndex:
         if codes.shape[1] != num_bytes(self._length):
             raise ValueError(
                 f"codes: expected rows of {num_bytes(self._length)} bytes for {self._length} bits, "
-                f"got {_check.describe(codes)}"
+                f"got {check.describe(codes)}"
             )
         return codes
 
@@ -411,10 +412,10 @@ class NestedIndex:
             if queries.shape[1] != width:
                 raise ValueError(
                     f"queries: expected rows of {width} bytes for {self._length} bits, got "
-                    f"{_check.describe(queries)}; pass length to search by a prefix"
+                    f"{check.describe(queries)}; pass length to search by a prefix"
                 )
             return queries, self._length
-        length = _check.positive_int(length, "length")
+        length = check.positive_int(length, "length")
         if length > self._length:
             raise ValueError(f"length: expected at most {self._length}, the index's, got {length}")
         return queries, check_length(length, queries.shape[1], "length")

@@ -34,7 +34,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import codes, files, index_ids
+from . import codes, index_ids
+from .core import files
 
 MAGIC = b"\x89NHLI\r\n\x1a"
 VERSION = 1

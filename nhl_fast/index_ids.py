@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from . import _check
+from .core import check
 
 LIMIT = 2**63
 
@@ -15,22 +15,22 @@ def check_ids(value, name: str) -> np.ndarray:
     if isinstance(value, torch.Tensor):
         on_cpu(value, name)
     if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected integers without a mask, got {_check.describe(value)}")
+        raise TypeError(f"{name}: expected integers without a mask, got {check.describe(value)}")
     try:
         ids = np.asarray(value)
     except Exception:  # whatever a foreign class raises where it is taken for a sequence
-        raise TypeError(f"{name}: expected a sequence of integers, got {_check.describe(value)}") from None
+        raise TypeError(f"{name}: expected a sequence of integers, got {check.describe(value)}") from None
     if ids.ndim == 0:
-        raise TypeError(f"{name}: expected a sequence of integers, got {_check.describe(value)}")
+        raise TypeError(f"{name}: expected a sequence of integers, got {check.describe(value)}")
     if ids.ndim != 1:
-        raise ValueError(f"{name}: expected one dimension, got {_check.describe(value)}")
+        raise ValueError(f"{name}: expected one dimension, got {check.describe(value)}")
     if not ids.size:
         return np.empty(0, np.int64)
     # Integers that fit no common dtype have become objects or floats.
     if ids.dtype.kind in "Of" and not hasattr(value, "dtype") and all(isinstance(i, int) for i in value):
-        raise ValueError(f"{name}: expected integers from 0 to 2**63 - 1, got {_check.digits(max(value, key=abs))}")
+        raise ValueError(f"{name}: expected integers from 0 to 2**63 - 1, got {check.digits(max(value, key=abs))}")
     if ids.dtype.kind not in "iu":
-        raise TypeError(f"{name}: expected a sequence of integers, got {_check.describe(value)}")
+        raise TypeError(f"{name}: expected a sequence of integers, got {check.describe(value)}")
     wrong = (ids < 0) | (ids > np.iinfo(np.int64).max)
     if wrong.any():
         raise ValueError(f"{name}: expected integers from 0 to 2**63 - 1, got {some(ids[wrong])}")

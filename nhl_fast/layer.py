@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import _check
-from .backend import NAMES, use_triton
 from .codes import pack_outputs
-from .precision import no_autocast
+from .core import check
+from .core.backend import NAMES, use_triton
+from .core.precision import no_autocast
 
 _BACKENDS = ("auto", *NAMES)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -31,12 +31,12 @@ class NestedHashLayer(nn.Module):
     Source: He et al., "Nested Hash Layer", arXiv 2412.08922.
     """
 
-    @_check.memory
-    def __init__(self, in_features: int, code_lengths=_check.DEFAULT_CODE_LENGTHS, *, device=None, dtype=None):
+    @check.memory
+    def __init__(self, in_features: int, code_lengths=check.DEFAULT_CODE_LENGTHS, *, device=None, dtype=None):
         super().__init__()
-        self.in_features = _check.positive_int(in_features, "in_features")
-        self.code_lengths = _check.code_lengths(code_lengths)
-        device, dtype = _check.device(device), _check.floating_dtype(dtype)
+        self.in_features = check.positive_int(in_features, "in_features")
+        self.code_lengths = check.code_lengths(code_lengths)
+        device, dtype = check.device(device), check.floating_dtype(dtype)
         self.hash_layer = nn.Linear(self.in_features, self.code_lengths[-1], device=device, dtype=dtype)
         self.reset_parameters()
 
@@ -53,9 +53,9 @@ class NestedHashLayer(nn.Module):
 
     def check_features(self, x, name: str = "x") -> None:
         """Raise unless `x` holds features (N, d)."""
-        _check.tensor(x, name, floating=True)
+        check.tensor(x, name, floating=True)
         if x.ndim != 2 or x.shape[1] != self.in_features:
-            raise ValueError(f"{name}: expected features of shape (N, {self.in_features}), got {_check.describe(x)}")
+            raise ValueError(f"{name}: expected features of shape (N, {self.in_features}), got {check.describe(x)}")
 
     def project(self, x: torch.Tensor, backend: str = "auto") -> torch.Tensor:
         """Raw outputs (N, L) of features (N, d): float32, or float64 where the features or weights are.
@@ -67,7 +67,7 @@ class NestedHashLayer(nn.Module):
         recorded; with one, PyTorch's own product, which can be differentiated twice.
         """
         self.check_features(x)
-        _check.one_of(backend, "backend", _BACKENDS)
+        check.one_of(backend, "backend", _BACKENDS)
         linear = self.hash_layer
         recorded = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in linear.parameters()))
         if (backend != "auto" or not recorded) and self._fused(backend, "NestedHashLayer.project", x):
@@ -88,7 +88,7 @@ class NestedHashLayer(nn.Module):
         if not isinstance(u, torch.Tensor) or u.shape != (len(x), self.out_features):
             raise ValueError(
                 f"hash_layer: expected it to give outputs of shape {(len(x), self.out_features)}, "
-                f"got {_check.describe(u)}"
+                f"got {check.describe(u)}"
             )
         return u if u.dtype == torch.float64 else u.float()
 
@@ -107,7 +107,7 @@ class NestedHashLayer(nn.Module):
             raise ValueError(f"layer: expected its hooks to leave {len(self.code_lengths)} prefixes of outputs")
         return u
 
-    @_check.memory
+    @check.memory
     @torch.no_grad()
     def encode(self, x: torch.Tensor, backend: str = "auto") -> torch.Tensor:
         """Packed codes (N, ceil(L/8)) uint8 of features (N, d); bit = output > 0, most significant bit first.
@@ -125,7 +125,7 @@ class NestedHashLayer(nn.Module):
 
             return step.refuses_projection(self, x)
 
-        _check.one_of(backend, "backend", _BACKENDS)
+        check.one_of(backend, "backend", _BACKENDS)
         return use_triton(backend, operation, x.device, refuses)
 
     def extra_repr(self) -> str:

@@ -5,22 +5,23 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from . import _check, codes, ranking
+from . import codes, ranking
 from . import ties as tie_rules
+from .core import check
+from .core.labels import check_labels
 from .hamming import DEFAULT_CHUNK_BYTES, body_of, spans
-from .labels import check_labels
 
 TIES = ("id", *tie_rules.RULES)
 
 
-@_check.memory
+@check.memory
 @torch.no_grad()
 def evaluate_retrieval(
     q_codes,
     db_codes,
     q_labels,
     db_labels,
-    lengths=_check.DEFAULT_CODE_LENGTHS,
+    lengths=check.DEFAULT_CODE_LENGTHS,
     topk: int | None = None,
     ties: str = "id",
     *,
@@ -61,10 +62,10 @@ def evaluate_retrieval(
     lengths = codes.check_lengths(lengths, min(q_codes.shape[1], db_codes.shape[1]))
     q_labels, db_labels = _check_label_pair(q_labels, db_labels, len(q_codes), len(db_codes))
     n = len(db_codes)
-    cutoff = n if topk is None else min(n, _check.positive_int(topk, "topk"))
-    _check.one_of(ties, "ties", TIES)
-    _check.one_of(denominator, "denominator", tie_rules.DENOMINATORS)
-    chunk_bytes = _check.positive_int(chunk_bytes, "chunk_bytes")
+    cutoff = n if topk is None else min(n, check.positive_int(topk, "topk"))
+    check.one_of(ties, "ties", TIES)
+    check.one_of(denominator, "denominator", tie_rules.DENOMINATORS)
+    chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
 
     used = codes.num_bytes(lengths[-1])
     histograms, sums = body_of("evaluate_retrieval", backend, q_codes.device, lengths[-1])(
@@ -86,7 +87,7 @@ def evaluate_retrieval(
 
 def _non_empty(rows: torch.Tensor, name: str) -> torch.Tensor:
     if len(rows) == 0:
-        raise ValueError(f"{name}: expected at least one row, got {_check.describe(rows)}")
+        raise ValueError(f"{name}: expected at least one row, got {check.describe(rows)}")
     return rows
 
 
@@ -97,7 +98,7 @@ def _check_label_pair(q_labels, db_labels, num_queries: int, n: int) -> tuple[to
     db_labels = check_labels(codes.as_tensor(db_labels, "db_labels"), n, classes, name="db_labels")
     if q_labels.ndim == 1 and db_labels.ndim == 2:
         q_labels = check_labels(q_labels, num_queries, db_labels.shape[1], name="q_labels")
-    return _check.present(q_labels, "q_labels"), _check.present(db_labels, "db_labels")
+    return check.present(q_labels, "q_labels"), check.present(db_labels, "db_labels")
 
 
 def _ranked_average_precision(
@@ -179,7 +180,7 @@ class RetrievalResult:
 
     def within_radius(self, r: int = 2) -> dict[int, float]:
         """{length: mean precision within Hamming radius r}; by convention an empty ball counts as 0."""
-        r = _check.positive_int(r, "r", minimum=0)
+        r = check.positive_int(r, "r", minimum=0)
         return {b: float(self._ball(b)[0][min(r, b)]) for b in self.lengths}
 
     def pr_curve(self, length: int, by: str = "rank", points=None) -> tuple[np.ndarray, np.ndarray]:
@@ -200,10 +201,10 @@ class RetrievalResult:
         except Exception:  # what has no hash
             known = False
         if not known:
-            raise ValueError(f"length: expected one of {self.lengths}, got {_check.shown(length)}")
-        if _check.one_of(by, "by", ("rank", "radius")) == "radius":
+            raise ValueError(f"length: expected one of {self.lengths}, got {check.shown(length)}")
+        if check.one_of(by, "by", ("rank", "radius")) == "radius":
             if points is not None:
-                raise ValueError(f"points: expected None with by='radius', got {_check.shown(points)}")
+                raise ValueError(f"points: expected None with by='radius', got {check.shown(points)}")
             precision, recall = self._ball(length)
             return precision.numpy(), recall.numpy()
         ranks = torch.from_numpy(self.curve_ranks(points))
@@ -218,9 +219,9 @@ class RetrievalResult:
             try:
                 points = iter(points)
             except Exception:
-                raise TypeError(f"points: expected ranks, got {_check.describe(points)}") from None
+                raise TypeError(f"points: expected ranks, got {check.describe(points)}") from None
             return np.array([self._rank(rank, "points") for rank in points], dtype=np.int64)
-        count = _check.positive_int(points, "points")
+        count = check.positive_int(points, "points")
         spaced = np.geomspace(self.num_database, 1, min(count, self.num_database))
         return np.unique(np.rint(spaced).astype(np.int64))
 
@@ -252,7 +253,7 @@ class RetrievalResult:
         return "\n".join(lines)
 
     def _rank(self, n, name: str = "n") -> int:
-        n = _check.positive_int(n, name)
+        n = check.positive_int(n, name)
         if n > self.num_database:
             raise ValueError(f"{name}: expected at most {self.num_database}, the size of the database, got {n}")
         return n

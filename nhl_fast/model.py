@@ -7,7 +7,7 @@ import signal
 import torch
 from torch import nn
 
-from . import _check
+from .core import check
 from .layer import NestedHashLayer
 
 
@@ -22,7 +22,7 @@ class HashModel(nn.Module):
     """
 
     def __init__(
-        self, backbone: nn.Module, code_lengths=_check.DEFAULT_CODE_LENGTHS, *, in_features: int | None = None
+        self, backbone: nn.Module, code_lengths=check.DEFAULT_CODE_LENGTHS, *, in_features: int | None = None
     ):
         super().__init__()
         width = getattr(backbone, "out_features", None) if in_features is None else in_features

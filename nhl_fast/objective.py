@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from . import _check
-from .backend import pick
+from .core import check
+from .core.backend import pick
+from .core.known_gradient import known_gradient, once_through
+from .core.precision import scaled_training
+from .core.prefixes import expand, pad, weighted_sum
 from .distillation import TEACHERS, expanded_distillation_losses
-from .known_gradient import known_gradient, once_through
 from .layer import NestedHashLayer
 from .losses.base import NestedLoss, fused_step, native_step, no_autocast
-from .precision import scaled_training
-from .prefixes import expand, pad, weighted_sum
 from .weighting import dominance_dots, dominance_weights
 
 
@@ -108,25 +108,25 @@ class NestedObjective(nn.Module):
     ):
         super().__init__()
         if not isinstance(layer, NestedHashLayer):
-            raise TypeError(f"layer: expected a NestedHashLayer, got {_check.describe(layer)}")
+            raise TypeError(f"layer: expected a NestedHashLayer, got {check.describe(layer)}")
         if not isinstance(loss, NestedLoss):
             raise TypeError(
-                f"loss: expected a nested loss (wrap yours in nhl_fast.losses.PerLength), got {_check.describe(loss)}"
+                f"loss: expected a nested loss (wrap yours in nhl_fast.losses.PerLength), got {check.describe(loss)}"
             )
         if loss.code_lengths != layer.code_lengths:
             raise ValueError(
                 f"loss: its code lengths {loss.code_lengths} differ from the layer's {layer.code_lengths}"
             )
         self.layer, self.loss = layer, loss
-        self.distill_weight = _check.number(distill_weight, "distill_weight")
-        self.teacher = _check.one_of(teacher, "teacher", TEACHERS)
-        self.check_finite = _check.flag(check_finite, "check_finite")
-        self.backend = _check.one_of(backend, "backend", ("auto", "reference", "triton", "cpp"))
+        self.distill_weight = check.number(distill_weight, "distill_weight")
+        self.teacher = check.one_of(teacher, "teacher", TEACHERS)
+        self.check_finite = check.flag(check_finite, "check_finite")
+        self.backend = check.one_of(backend, "backend", ("auto", "reference", "triton", "cpp"))
         fixed, self.rule = None, None
         if callable(weighting):
             self.weighting, self.rule = "custom", weighting
         elif isinstance(weighting, str):
-            self.weighting = _check.one_of(weighting, "weighting", ("dominance", "uniform"))
+            self.weighting = check.one_of(weighting, "weighting", ("dominance", "uniform"))
             if weighting == "uniform":
                 fixed = [1.0] * len(layer.code_lengths)
         else:
@@ -150,9 +150,9 @@ class NestedObjective(nn.Module):
             with torch.device("cpu"):
                 fixed = torch.as_tensor(weighting, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError, OverflowError):
-            raise TypeError(wrong + f"got {_check.describe(weighting)}") from None
+            raise TypeError(wrong + f"got {check.describe(weighting)}") from None
         if fixed.shape != (count,) or fixed.is_meta or not bool(torch.isfinite(fixed).all()):
-            raise ValueError(wrong + f"got {_check.describe(weighting)}")
+            raise ValueError(wrong + f"got {check.describe(weighting)}")
         return fixed.tolist()
 
     def _apply(self, fn, recurse=True):
@@ -162,7 +162,7 @@ class NestedObjective(nn.Module):
             self._fixed_weights = torch.tensor(self._fixed, device=old.device, dtype=old.dtype)
         return self
 
-    @_check.memory
+    @check.memory
     def forward(self, features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None):
         self.layer.check_features(features, "features")
         compiled = {
@@ -178,7 +178,7 @@ class NestedObjective(nn.Module):
         if self.check_finite and scaled_training(features):
             u = u + (u - u).detach()  # infinity becomes NaN, which every loss hands on
         elif self.check_finite:
-            _check.values(torch.isfinite(u).all(), self.NOT_FINITE)
+            check.values(torch.isfinite(u).all(), self.NOT_FINITE)
         recorded = torch.is_grad_enabled()
         with no_autocast(u):
             if torch.compiler.is_compiling():

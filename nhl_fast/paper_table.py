@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from . import _check
+from .core import check
 from .markup import Markup, html_table, tag
 
 FORMATS = ("latex", "markdown", "csv", "html")
@@ -57,8 +57,8 @@ def methods_table(
     Raises:
         TypeError, ValueError: no row, a missing or wrong entry, or one seed twice for a method and length.
     """
-    _check.one_of(format, "format", FORMATS)
-    digits = _check.positive_int(digits, "digits", 0)
+    check.one_of(format, "format", FORMATS)
+    digits = check.positive_int(digits, "digits", 0)
     table = summarize(rows, metric)
     lengths = sorted({b for cells in table.values() for b in cells})
     best = _best(table, lengths, digits)
@@ -82,18 +82,18 @@ def methods_table(
 def summarize(rows: Sequence[Mapping], metric: str = "mAP") -> dict[str, dict[int, Cell]]:
     """{method: {bits: Cell}} of the rows of `methods_table`, which says what is an error."""
     if isinstance(rows, (str, Mapping)) or not isinstance(rows, Sequence):
-        raise TypeError(f"rows: expected a sequence of dicts, got {_check.describe(rows)}")
+        raise TypeError(f"rows: expected a sequence of dicts, got {check.describe(rows)}")
     if not rows:
         raise ValueError("rows: expected at least one row, got none")
     values: dict[str, dict[int, list]] = {}
     seen = set()
     for i, row in enumerate(rows):
         if not isinstance(row, Mapping) or not {"method", "bits", metric} <= row.keys():
-            raise ValueError(f"rows[{i}]: expected 'method', 'bits' and {metric!r}, got {_check.describe(row)}")
-        method, bits = row["method"], _check.positive_int(row["bits"], f"rows[{i}]['bits']")
+            raise ValueError(f"rows[{i}]: expected 'method', 'bits' and {metric!r}, got {check.describe(row)}")
+        method, bits = row["method"], check.positive_int(row["bits"], f"rows[{i}]['bits']")
         if not isinstance(method, str):
-            raise TypeError(f"rows[{i}]['method']: expected a name, got {_check.describe(method)}")
-        value = _check.number(row[metric], f"rows[{i}][{metric!r}]", minimum=None)
+            raise TypeError(f"rows[{i}]['method']: expected a name, got {check.describe(method)}")
+        value = check.number(row[metric], f"rows[{i}][{metric!r}]", minimum=None)
         if row.get("seed") is not None:
             key = method, bits, row["seed"]
             if key in seen:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import _check
+from .core import check
 from .gallery import plot_gallery
 from .picture import COLORS, LINES, MARKERS, length_style, picture
 
@@ -42,7 +42,7 @@ def plot_map_vs_bits(
     """
     seeds = {n: _seed_curves(c, f"curves[{n!r}]") for n, c in _named(curves, "curves").items()}
     curves = {n: {b: float(np.mean([c[b] for c in several])) for b in several[0]} for n, several in seeds.items()}
-    marked = sorted({_check.positive_int(b, "marked_lengths") for b in marked_lengths})
+    marked = sorted({check.positive_int(b, "marked_lengths") for b in marked_lengths})
     low = min(min(c) for c in curves.values())
     high = max(max(c) for c in curves.values())
 
@@ -97,11 +97,11 @@ def plot_pr_curves(
         ImportError: matplotlib is missing.
     """
     curves = _named(curves, "curves")
-    lengths = _check.code_lengths(sorted(curves), "curves")
+    lengths = check.code_lengths(sorted(curves), "curves")
     pairs = []
     for b in lengths:
         if not isinstance(curves[b], Sequence) or len(curves[b]) != 2:
-            raise TypeError(f"curves[{b}]: expected (precision, recall), got {_check.describe(curves[b])}")
+            raise TypeError(f"curves[{b}]: expected (precision, recall), got {check.describe(curves[b])}")
         precision, recall = (_unit_interval(v, f"curves[{b}]") for v in curves[b])
         if precision.shape != recall.shape:
             raise ValueError(f"curves[{b}]: got {precision.size} precisions and {recall.size} recalls")
@@ -146,12 +146,12 @@ def plot_history(history: Sequence[Mapping], path, *, code_lengths: Sequence[int
         TypeError, ValueError: no record, a record without "epoch", or a list that has not m entries.
         ImportError: matplotlib is missing.
     """
-    lengths = _check.code_lengths(code_lengths)
+    lengths = check.code_lengths(code_lengths)
     if isinstance(history, (str, Mapping)) or not isinstance(history, Sequence):
-        raise TypeError(f"history: expected a sequence of records, got {_check.describe(history)}")
+        raise TypeError(f"history: expected a sequence of records, got {check.describe(history)}")
     if not history:
         raise ValueError("history: expected at least one record, got none")
-    epochs = [_check.positive_int(_get(r, "epoch", i), f"history[{i}]['epoch']", 0) for i, r in enumerate(history)]
+    epochs = [check.positive_int(_get(r, "epoch", i), f"history[{i}]['epoch']", 0) for i, r in enumerate(history)]
     losses, weights, distill = (_columns(history, key, len(lengths)) for key in ("losses", "weights", "distill"))
     validation = np.full((len(history), len(lengths)), np.nan)
     for i, record in enumerate(history):
@@ -239,7 +239,7 @@ def _mark_best(axes, epochs, values) -> None:
 
 def _named(value, name: str) -> dict:
     if not isinstance(value, Mapping):
-        raise TypeError(f"{name}: expected a mapping, got {_check.describe(value)}")
+        raise TypeError(f"{name}: expected a mapping, got {check.describe(value)}")
     if not value:
         raise ValueError(f"{name}: expected at least one entry, got none")
     return dict(value)
@@ -250,7 +250,7 @@ def _seed_curves(value, name: str) -> list[dict[int, float]]:
     several = [value] if isinstance(value, Mapping) or not isinstance(value, Sequence) else list(value)
     if not several:
         raise ValueError(f"{name}: expected at least one curve, got none")
-    curves = [{_check.positive_int(b, "bits"): v for b, v in sorted(_named(c, name).items())} for c in several]
+    curves = [{check.positive_int(b, "bits"): v for b, v in sorted(_named(c, name).items())} for c in several]
     for curve in curves:
         _unit_interval(list(curve.values()), name)
         if curve.keys() != curves[0].keys():
@@ -267,7 +267,7 @@ def _unit_interval(values, name: str) -> np.ndarray:
 
 def _get(record, key: str, i: int):
     if not isinstance(record, Mapping) or key not in record:
-        raise ValueError(f"history[{i}]: expected a record with {key!r}, got {_check.describe(record)}")
+        raise ValueError(f"history[{i}]: expected a record with {key!r}, got {check.describe(record)}")
     return record[key]
 
 

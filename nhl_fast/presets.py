@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import _check
+from .core import check
 
 PRESETS: dict[str, dict] = {
     "default": {},
@@ -39,9 +39,9 @@ def settings(name: str, changes: Mapping, default_loss: str, default_lengths) ->
 
     "tuned" weighs several code lengths by 1, 2, 3, ... from the shortest to the longest (dch: dominance-aware).
     """
-    found = dict(PRESETS[_check.one_of(name, "preset", tuple(PRESETS))])
+    found = dict(PRESETS[check.one_of(name, "preset", tuple(PRESETS))])
     if name == "tuned":
-        lengths = _check.code_lengths(changes.get("code_lengths", default_lengths))
+        lengths = check.code_lengths(changes.get("code_lengths", default_lengths))
         if len(lengths) > 1:
             found["weighting"] = tuple(float(i + 1) for i in range(len(lengths)))
         found |= TUNED.get(changes.get("loss", default_loss), {})

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from . import _check
 from .codes import check_lengths, check_packed, num_bytes, unpack_codes
+from .core import check
 
 _ROWS = 1 << 16  # a count of so many rows is exact in float32
 
 
 @torch.no_grad()
-def code_quality(codes, lengths: Sequence[int] = _check.DEFAULT_CODE_LENGTHS) -> list[dict]:
+def code_quality(codes, lengths: Sequence[int] = check.DEFAULT_CODE_LENGTHS) -> list[dict]:
     """Balance, correlation and entropy of the bits, and collisions of the codes, at every length.
 
     With n items, p_j the share of ones in bit j, and c_v the number of items whose b-bit code is v:
@@ -48,7 +48,7 @@ def code_quality(codes, lengths: Sequence[int] = _check.DEFAULT_CODE_LENGTHS) ->
     """
     codes = check_packed(codes, "codes")
     if not len(codes):
-        raise ValueError(f"codes: expected at least one row, got {_check.describe(codes)}")
+        raise ValueError(f"codes: expected at least one row, got {check.describe(codes)}")
     lengths = check_lengths(lengths, codes.shape[1])
     codes = codes[:, : num_bytes(lengths[-1])].cpu()
     together = _ones_together(codes, lengths[-1])

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from . import native
+from .core.labels import similarity, to_multi_hot
 from .hamming import implements, prefix_products, signs, spans, tile_shape
-from .labels import similarity, to_multi_hot
 
 
 @dataclass

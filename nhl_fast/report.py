@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .files import as_path, atomic_write
+from .core.files import as_path, atomic_write
 from .paper_table import methods_table, summarize
 from .report_groups import Section, group
 from .report_page import render

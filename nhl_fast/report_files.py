@@ -7,9 +7,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import _check
+from .core import check
+from .core.files import read_json
 from .data import splits
-from .files import read_json
 from .metrics import TIES
 from .run_folder import LOG, METRICS, SPLIT
 
@@ -33,23 +33,23 @@ def read_metrics(path: Path, longest: int) -> tuple[dict, dict, dict]:
     with naming(path, METRICS):
         for name, kind in (("data", str), ("protocol", str), ("lengths", list), ("prefix_map", dict)):
             if not isinstance(content[name], kind):
-                raise ValueError(f"{name}: expected {kind.__name__}, got {_check.describe(content[name])}")
+                raise ValueError(f"{name}: expected {kind.__name__}, got {check.describe(content[name])}")
         for name in ("num_queries", "num_database"):
-            _check.positive_int(content[name], name)
+            check.positive_int(content[name], name)
         if content["topk"] is not None:
-            content["topk"] = _check.positive_int(content["topk"], "topk")
+            content["topk"] = check.positive_int(content["topk"], "topk")
             if content["topk"] >= content["num_database"]:  # the whole ranking
                 content["topk"] = None
-        _check.one_of(content["ties"], "ties", TIES)
+        check.one_of(content["ties"], "ties", TIES)
         found: dict[str, dict[int, float]] = {}
         for row in content["lengths"]:
-            bits = _check.positive_int(row["bits"], "bits")
+            bits = check.positive_int(row["bits"], "bits")
             for name, value in row.items():
                 if name != "bits":
                     found.setdefault(name, {})[bits] = share(value, f"{name} at {bits} bits")
-        _check.code_lengths(found["mAP"], "lengths")
+        check.code_lengths(found["mAP"], "lengths")
         prefixes = {
-            _check.positive_int(int(b), "prefix_map"): share(v, f"prefix_map[{b}]")
+            check.positive_int(int(b), "prefix_map"): share(v, f"prefix_map[{b}]")
             for b, v in content["prefix_map"].items()
         }
         if max([*found["mAP"], *prefixes]) > longest:
@@ -60,9 +60,9 @@ def read_metrics(path: Path, longest: int) -> tuple[dict, dict, dict]:
 def read_split(path: Path, head: dict) -> tuple[splits.Indices, dict]:
     content = read_object(path, SPLIT)
     with naming(path, SPLIT):
-        num_rows = _check.positive_int(content["num_rows"], "num_rows")
+        num_rows = check.positive_int(content["num_rows"], "num_rows")
         if not isinstance(content["fingerprint"], str):
-            raise ValueError(f"fingerprint: expected text, got {_check.describe(content['fingerprint'])}")
+            raise ValueError(f"fingerprint: expected text, got {check.describe(content['fingerprint'])}")
         indices, header = splits.load(path / SPLIT, {"dataset": head["data"], "protocol": head["protocol"]}, num_rows)
         sizes = header["sizes"]
         if (sizes["query"], sizes["database"]) != (head["num_queries"], head["num_database"]):
@@ -89,9 +89,9 @@ def read_history(path: Path, lengths: list[int]) -> list[dict]:
                     if [isinstance(v, (int, float)) for v in record[name]] != [True] * len(lengths):
                         raise ValueError(f"{name}: expected {len(lengths)} numbers")
                 if record["epoch"] != i:
-                    raise ValueError(f"epoch: expected {i}, got {_check.describe(record['epoch'])}")
-                _check.number(_check.positive_int(record["steps"], "steps"), "steps")
-                _check.number(record["seconds"], "seconds")
+                    raise ValueError(f"epoch: expected {i}, got {check.describe(record['epoch'])}")
+                check.number(check.positive_int(record["steps"], "steps"), "steps")
+                check.number(record["seconds"], "seconds")
                 for b, value in (record["validation"] or {}).items():
                     share(value, f"validation[{int(b)}]")
                 _check_conflicts(record.get("conflicts"), len(lengths))
@@ -120,12 +120,12 @@ def read_object(path: Path, name: str) -> dict:
     with naming(path, name):
         content = read_json(path / name)
     if not isinstance(content, dict):
-        raise ValueError(f"run: {path / name} holds no object, but {_check.describe(content)[:60]}")
+        raise ValueError(f"run: {path / name} holds no object, but {check.describe(content)[:60]}")
     return content
 
 
 def share(value, name: str) -> float:
-    value = _check.number(value, name)
+    value = check.number(value, name)
     if value > 1 + 1e-9:
         raise ValueError(f"{name}: expected a number from 0 to 1, got {value}")
     return value

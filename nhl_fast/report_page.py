@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from . import report_facts as facts
 from . import report_parts as parts
-from .backend import require
+from .core.backend import require
 from .markup import Markup, tag
 from .report_codes import measure_codes
 from .report_groups import Section

@@ -9,10 +9,10 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import _check
 from .config import TrainConfig
+from .core import check
+from .core.files import as_path
 from .data import splits
-from .files import as_path
 from .report_files import naming, read_history, read_metrics, read_object, read_split, share
 from .run import weights_sha256
 from .run_folder import COMPARISON, CONFIG, METRICS, read_config
@@ -137,7 +137,7 @@ def _run(path: Path) -> Record:
         config = TrainConfig.from_dict(stored["config"]).to_dict()
         environments = stored.get("environments", [])
         for found in environments:
-            _check.positive_int(found.get("from_epoch", 1), "from_epoch")
+            check.positive_int(found.get("from_epoch", 1), "from_epoch")
     metrics, prefixes, head = read_metrics(path, config["code_lengths"][-1])
     if head.get("weights_sha256") is not None and weights_sha256(path) not in (None, head["weights_sha256"]):
         raise ValueError(f"run: {path} was trained on after its evaluation: run 'nhl-fast evaluate {path}' again")
@@ -186,11 +186,11 @@ def _comparison(path: Path) -> list[Record]:
             ("data_fingerprint", "" if fingerprint is None else fingerprint, str),
         ):
             if not isinstance(value, kind):
-                raise ValueError(f"{name}: expected {kind.__name__}, got {_check.describe(value)}")
+                raise ValueError(f"{name}: expected {kind.__name__}, got {check.describe(value)}")
         rows = fingerprint or f"not recorded: {path.resolve()}"
         conditions = Conditions(str(content["data"]), str(content["protocol"]), rows, None, "expected")
         facts = {"num_classes": split.get("num_classes"), "split_seed": split.get("seed")}
-        facts |= {n: None if n not in split else _check.positive_int(split[n], n, 0) for n in splits.NAMES}
+        facts |= {n: None if n not in split else check.positive_int(split[n], n, 0) for n in splits.NAMES}
         facts["labels_sha256"] = split.get("fingerprint")
         common = {
             "path": path,
@@ -203,7 +203,7 @@ def _comparison(path: Path) -> list[Record]:
         }
         found = []
         for entry in content["seeds"]:
-            seeded = {**config, "seed": _check.positive_int(entry["seed"], "seed", 0)}
+            seeded = {**config, "seed": check.positive_int(entry["seed"], "seed", 0)}
             found.append(_side("nested", seeded, [entry["nested"]], common))
             found.append(_side("single", seeded, list(entry["single"].values()), common))
     return found
@@ -214,7 +214,7 @@ def _side(variant: str, config: dict, measured: list[dict], common: dict) -> Rec
     single = variant == "single"
     scores = {int(b): share(v, f"mAP at {b} bits") for m in measured for b, v in m["map"].items()}
     times = ("seconds", "seconds_per_epoch", "seconds_per_step")
-    total, epoch, step = ([_check.number(m[n], n, positive=True) for m in measured] for n in times)
+    total, epoch, step = ([check.number(m[n], n, positive=True) for m in measured] for n in times)
     if max(scores) > config["code_lengths"][-1]:
         raise ValueError(f"{variant}: holds lengths beyond {config['code_lengths'][-1]} bits")
     if single:
@@ -224,11 +224,11 @@ def _side(variant: str, config: dict, measured: list[dict], common: dict) -> Rec
         variant=variant,
         config=config,
         metrics={"mAP": dict(sorted(scores.items()))},
-        epochs=sum(_check.positive_int(m["epochs"], "epochs") for m in measured),
+        epochs=sum(check.positive_int(m["epochs"], "epochs") for m in measured),
         seconds=math.fsum(total),
         seconds_per_epoch=statistics.median(epoch),
         seconds_per_step=statistics.median(step),
-        best_epoch=None if single else _check.positive_int(measured[0]["best_epoch"], "best_epoch", 0),
+        best_epoch=None if single else check.positive_int(measured[0]["best_epoch"], "best_epoch", 0),
         note=f"{len(measured)} models" if single else "",
         **common,
     )

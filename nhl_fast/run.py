@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import _check
+from .core import check
+from .core.files import as_path, atomic_write, existing_file, write_json
+from .core.labels import similarity
 from .data import RetrievalData, load_dataset
-from .files import as_path, atomic_write, existing_file, write_json
 from .hamming import search
-from .labels import similarity
 from .metrics import RetrievalResult, evaluate_retrieval
 from .model import HashModel, encode_split
 from .run_folder import CODES, LOG, METRICS, METRICS_TABLE, PICTURES, SPLIT, read_config, weights_file
@@ -122,7 +122,7 @@ def load_array(path, name: str) -> np.ndarray:
         array.close()
         raise ValueError(f"{name}: expected one array in an .npy file, but {path} is an archive of several")
     if array.ndim == 0:
-        raise ValueError(f"{name}: expected an array of rows, got {_check.describe(array)} in {path}")
+        raise ValueError(f"{name}: expected an array of rows, got {check.describe(array)} in {path}")
     return array
 
 

@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 from .backbones import build_backbone
 from .checkpoint import load_state, load_weights, save_state, save_weights, write_lines
 from .config import TrainConfig
+from .core.environment import continued, environment
+from .core.files import as_path, write_json
 from .data import RetrievalData
-from .environment import continued, environment
-from .files import as_path, write_json
 from .graphs import make_graphed, replayable
 from .losses import MDSH
 from .metrics import evaluate_retrieval

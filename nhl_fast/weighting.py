@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from . import _check
+from .core import check
 
 
 def dominance_weights(dots: torch.Tensor) -> torch.Tensor:
@@ -21,10 +21,10 @@ def dominance_weights(dots: torch.Tensor) -> torch.Tensor:
     Returns:
         (m,) weights, constants to autograd.
     """
-    dots = _check.tensor(dots, "dots", ndim=2, floating=True)
+    dots = check.tensor(dots, "dots", ndim=2, floating=True)
     m = dots.shape[0]
     if m == 0 or dots.shape[1] != m:
-        raise ValueError(f"dots: expected a square matrix, got {_check.describe(dots)}")
+        raise ValueError(f"dots: expected a square matrix, got {check.describe(dots)}")
     dots = dots.detach()
     if dots.dtype not in (torch.float32, torch.float64):
         dots = dots.float()

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import nhl_fast as nhl
-from nhl_fast import _check
+from nhl_fast.core import check
 from nhl_fast.native import cpu_status
 
 CODES = np.random.default_rng(0).integers(0, 256, (40, 4), dtype=np.uint8)
@@ -119,7 +119,7 @@ print(nhl.search(rows[:2], rows, 1)[1].flatten().tolist())
 
 
 def test_other_errors_stay_what_they_are():
-    @_check.memory
+    @check.memory
     def fails(error):
         raise error
 

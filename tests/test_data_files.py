@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from nhl_fast import files
-from nhl_fast.files import as_path, atomic_write, existing_file, read_json, write_json
+from nhl_fast.core import files
+from nhl_fast.core.files import as_path, atomic_write, existing_file, read_json, write_json
 
 
 def only(directory):

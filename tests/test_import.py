@@ -8,7 +8,8 @@ import sys
 import pytest
 
 import nhl_fast
-from nhl_fast import backbones, cli, distillation, losses, names
+from nhl_fast import backbones, cli, distillation, losses
+from nhl_fast.core import names
 from nhl_fast.data import _LOADERS
 from nhl_fast.data.cifar10 import PROTOCOLS
 from nhl_fast.metrics import TIES

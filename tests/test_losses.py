@@ -6,11 +6,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nhl_fast.core.prefixes import expand, segment_matrix, split
 from nhl_fast.distillation import distillation_losses, expanded_distillation_losses
 from nhl_fast.losses import PerLength, build
 from nhl_fast.losses.softmax import softmax_likelihood
 from nhl_fast.objective import per_length_gradients
-from nhl_fast.prefixes import expand, segment_matrix, split
 
 pytestmark = pytest.mark.numeric
 

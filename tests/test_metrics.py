@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nhl_fast import backend as backends
 from nhl_fast import ties as tie_rules
 from nhl_fast.codes import pack_codes
+from nhl_fast.core import backend as backends
 from nhl_fast.hamming import _BODIES
 from nhl_fast.metrics import evaluate_retrieval
 

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from native_cases import AVAILABLE, DETAIL, each_isa, levels, one_and_two_threads  # noqa: F401
 from numeric import Expected, expected
 
-from nhl_fast import backend as backends
+from nhl_fast.core import backend as backends
+from nhl_fast.core.prefixes import pad, weighted_sum
 from nhl_fast.distillation import distillation_losses
 from nhl_fast.layer import NestedHashLayer
 from nhl_fast.losses import REGISTRY, PerLength, build
 from nhl_fast.objective import NestedObjective
-from nhl_fast.prefixes import pad, weighted_sum
 from nhl_fast.weighting import dominance_dots, dominance_weights
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason=f"native library: {DETAIL}")

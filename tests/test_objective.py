@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from nhl_fast import _check
+from nhl_fast.core import check as _check
 from nhl_fast.distillation import distillation_losses
 from nhl_fast.layer import NestedHashLayer
 from nhl_fast.losses import REGISTRY, PerLength, build

@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from nhl_fast import backend
+from nhl_fast.core import backend
 from nhl_fast.plots import plot_gallery, plot_history, plot_map_vs_bits, plot_pr_curves
 
 matplotlib = pytest.importorskip("matplotlib")

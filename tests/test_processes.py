@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import nhl_fast as nhl
-from nhl_fast import _fork
+from nhl_fast.core import fork
 from nhl_fast.native import cpu_status
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
@@ -93,7 +93,7 @@ def test_fork_with_a_runtime_that_keeps_its_threads(backend):
         WORK
         + """
 from nhl_fast import _fork
-_fork._pause = lambda: None
+fork._pause = lambda: None
 expected = work(sys.argv[1])
 child = os.fork()
 if child == 0:
@@ -154,7 +154,7 @@ def test_index_whose_lock_was_held_at_the_fork():
 
 
 def test_a_lock_excludes():
-    lock, inside = _fork.Lock(), []
+    lock, inside = fork.Lock(), []
 
     def enter():
         with lock:

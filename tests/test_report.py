@@ -16,8 +16,9 @@ import pytest
 import torch
 
 import nhl_fast as nhl
-from nhl_fast import backend, train
+from nhl_fast import train
 from nhl_fast.cli import main
+from nhl_fast.core import backend
 from nhl_fast.markup import html_table, tag
 from nhl_fast.report import write_report
 from nhl_fast.report_codes import mean_curves, measure_codes

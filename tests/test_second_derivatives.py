@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import nhl_fast as nhl
-from nhl_fast.known_gradient import known_gradient
+from nhl_fast.core.known_gradient import known_gradient
 from nhl_fast.native import cpu_status
 
 LENGTHS, CLASSES = (4, 8, 12), 5

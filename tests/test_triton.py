@@ -9,7 +9,7 @@ import numpy
 import pytest
 import torch
 
-from nhl_fast import backend
+from nhl_fast.core import backend
 
 HERE = Path(__file__).parent
 

@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from nhl_fast.files import read_json, write_json
+from nhl_fast.core.files import read_json, write_json
 
 from . import datasets, jobs
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 
-from .. import _check
+from ..core import check
 from . import splits
 from .core import RetrievalData, Split
 
@@ -57,8 +57,8 @@ def load_dataset(name: str, *, seed: int = 0, validation: float = 0.1, split_fil
         FileNotFoundError: a file that is not there.
         ImportError: an optional package is missing; the message says what to install.
     """
-    _check.one_of(name, "name", tuple(_LOADERS))
-    seed = _check.positive_int(seed, "seed", minimum=0)
+    check.one_of(name, "name", tuple(_LOADERS))
+    seed = check.positive_int(seed, "seed", minimum=0)
     fraction = splits.check_fraction(validation)
     loader = importlib.import_module(f".{_LOADERS[name]}", __name__).load
     allowed = inspect.signature(loader).parameters

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import _check
-from ..files import as_path
+from ..core import check
+from ..core.files import as_path
 from . import splits
 from .core import Table
 from .images import Normalize
@@ -70,7 +70,7 @@ def read_python(path: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{path}: refused, not an official CIFAR-10 file: {error}") from None
     pictures, labels = content.get(b"data"), content.get(b"labels")
     if not isinstance(pictures, np.ndarray) or pictures.shape != (RECORDS, _PIXELS):
-        raise ValueError(f"{path}: data: expected uint8 ({RECORDS}, {_PIXELS}), got {_check.describe(pictures)}")
+        raise ValueError(f"{path}: data: expected uint8 ({RECORDS}, {_PIXELS}), got {check.describe(pictures)}")
     if not isinstance(labels, list) or not all(type(label) is int and 0 <= label < 256 for label in labels):
         raise ValueError(f"{path}: labels: expected a list of integers from 0 to 9")
     if len(labels) != RECORDS:
@@ -86,15 +86,15 @@ def load(
     image_size: int | None = None,
 ):
     """The table, and a function of the seed that splits it (see `nhl_fast.data.load_dataset`)."""
-    _check.one_of(protocol, "protocol", PROTOCOLS)
+    check.one_of(protocol, "protocol", PROTOCOLS)
     given = {"queries_per_class": queries_per_class, "train_per_class": train_per_class}
     for name, value in given.items():
         if value is not None and protocol == "full":
             raise ValueError(f"{name}: protocol 'full' takes all rows, expected None, got {value!r}")
-    queries = 100 if queries_per_class is None else _check.positive_int(queries_per_class, "queries_per_class")
-    training = 500 if train_per_class is None else _check.positive_int(train_per_class, "train_per_class")
+    queries = 100 if queries_per_class is None else check.positive_int(queries_per_class, "queries_per_class")
+    training = 500 if train_per_class is None else check.positive_int(train_per_class, "train_per_class")
     if image_size is not None:
-        image_size = _check.positive_int(image_size, "image_size")
+        image_size = check.positive_int(image_size, "image_size")
     files, binary = _find(as_path(root, "root"))
     pictures = np.empty((RECORDS * len(files), 3, 32, 32), np.uint8)
     labels = np.empty(len(pictures), np.int64)

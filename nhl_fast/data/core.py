@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from .. import _check
-from ..labels import check_labels
+from ..core import check
+from ..core.labels import check_labels
 from . import splits
 from .rows import Rows, TensorRows
 
@@ -54,7 +54,7 @@ class Split(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch whose random crops and flips items show (no effect without augmentation)."""
-        epoch = _check.positive_int(epoch, "epoch", minimum=0)
+        epoch = check.positive_int(epoch, "epoch", minimum=0)
         if self._epoch is not None:
             self._epoch.fill_(epoch)
 
@@ -84,9 +84,9 @@ class Split(Dataset):
         if not isinstance(index, slice):
             index = torch.as_tensor(index).cpu()
             if index.ndim != 1:
-                raise ValueError(f"index: expected 1 dimension, got {_check.describe(index)}")
+                raise ValueError(f"index: expected 1 dimension, got {check.describe(index)}")
             if index.is_floating_point() and index.numel():
-                raise TypeError(f"index: expected integers, got {_check.describe(index)}")
+                raise TypeError(f"index: expected integers, got {check.describe(index)}")
             if index.dtype != torch.bool:
                 index = index.long()
         if self.augmented:
@@ -109,7 +109,7 @@ def single_or_multi(rows: np.ndarray, multi_label: bool | None) -> torch.Tensor:
     `multi_label` True keeps the rows; False raises ValueError where a row has another number of ones.
     """
     if multi_label not in (None, True, False):
-        raise TypeError(f"multi_label: expected True, False or None, got {_check.describe(multi_label)}")
+        raise TypeError(f"multi_label: expected True, False or None, got {check.describe(multi_label)}")
     rows = rows.astype(np.uint8)
     ones = rows.sum(1, dtype=np.int64)
     if multi_label or (multi_label is None and (ones != 1).any()):
@@ -125,7 +125,7 @@ def check_class_names(names, num_classes: int) -> list[str] | None:
     if names is None:
         return None
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"class_names: expected a sequence of strings, got {_check.describe(names)}")
+        raise TypeError(f"class_names: expected a sequence of strings, got {check.describe(names)}")
     if len(names) != num_classes:
         raise ValueError(f"class_names: expected {num_classes} names, got {len(names)}")
     return list(names)
@@ -243,8 +243,8 @@ class RetrievalData:
             TypeError, ValueError: a wrong shape or dtype, a label or row id out of range, or a row that is
                 both a query and a training or database row.
         """
-        _check.tensor(inputs, "inputs", floating=True)
-        seed = _check.positive_int(seed, "seed", minimum=0)
+        check.tensor(inputs, "inputs", floating=True)
+        seed = check.positive_int(seed, "seed", minimum=0)
         fraction = splits.check_fraction(validation)
         labels = check_labels(labels, len(inputs), num_classes)
         if labels.ndim == 2:

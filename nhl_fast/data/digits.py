@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .. import _check, backend
+from ..core import backend, check
 from . import splits
 from .core import Table
 from .rows import TensorRows
@@ -13,7 +13,7 @@ from .rows import TensorRows
 
 def load(as_images: bool = False, queries_per_class: int = 20):
     """The table, and a function of the seed that splits it (see `nhl_fast.data.load_dataset`)."""
-    queries = _check.positive_int(queries_per_class, "queries_per_class")
+    queries = check.positive_int(queries_per_class, "queries_per_class")
     backend.require("sklearn", "data", "load_dataset('digits')")
     from sklearn.datasets import load_digits
 

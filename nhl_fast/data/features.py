@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .. import _check
-from ..files import existing_file
+from ..core import check
+from ..core.files import existing_file
 from . import splits
 from .cifar10 import PROTOCOLS
 from .core import Table, check_class_names, single_or_multi
@@ -100,12 +100,12 @@ def _features(value, path: Path) -> torch.Tensor:
     """`value` as a finite tensor (n, d) of float16, bfloat16 or float32."""
     if isinstance(value, np.ndarray):
         if value.dtype.kind != "f" or value.dtype.itemsize > 8:
-            raise TypeError(f"{path}: features: expected floating point, got {_check.describe(value)}")
+            raise TypeError(f"{path}: features: expected floating point, got {check.describe(value)}")
         value = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C", copy=False))
     if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise TypeError(f"{path}: features: expected floating point, got {_check.describe(value)}")
+        raise TypeError(f"{path}: features: expected floating point, got {check.describe(value)}")
     if value.ndim != 2 or 0 in value.shape:
-        raise ValueError(f"{path}: features: expected shape (n, d), not empty, got {_check.describe(value)}")
+        raise ValueError(f"{path}: features: expected shape (n, d), not empty, got {check.describe(value)}")
     if value.dtype == torch.float64:
         value = value.float()
     for start in range(0, len(value), _CHUNK):
@@ -121,16 +121,16 @@ def _labels(value: np.ndarray, num_rows: int, multi_label: bool | None, path: Pa
     if value.ndim not in (1, 2) or len(value) != num_rows:
         raise ValueError(
             f"{path}: labels: expected ids ({num_rows},) or multi-hot rows ({num_rows}, C), "
-            f"got {_check.describe(value)}"
+            f"got {check.describe(value)}"
         )
     if value.ndim == 2:
         if value.dtype.kind not in "buif" or not ((value == 0) | (value == 1)).all():
-            raise ValueError(f"{path}: labels: expected rows of zeros and ones, got {_check.describe(value)}")
+            raise ValueError(f"{path}: labels: expected rows of zeros and ones, got {check.describe(value)}")
         if value.shape[1] < 2:
-            raise ValueError(f"{path}: labels: expected at least 2 columns, got {_check.describe(value)}")
+            raise ValueError(f"{path}: labels: expected at least 2 columns, got {check.describe(value)}")
         return single_or_multi(value, multi_label), value.shape[1]
     if value.dtype.kind not in "ui":
-        raise TypeError(f"{path}: labels: expected integer class ids, got {_check.describe(value)}")
+        raise TypeError(f"{path}: labels: expected integer class ids, got {check.describe(value)}")
     if multi_label:
         raise ValueError(f"multi_label: True needs multi-hot rows, but {path} holds ids")
     outside = (value < 0) | (value >= _MAX_CLASSES)
@@ -150,7 +150,7 @@ def _split_of_file(arrays: dict, num_rows: int, path: Path) -> splits.Indices | 
     if "split" in arrays:
         words = arrays["split"]
         if words.shape != (num_rows,) or words.dtype.kind not in "US":
-            raise ValueError(f"{path}: split: expected {num_rows} strings, got {_check.describe(words)}")
+            raise ValueError(f"{path}: split: expected {num_rows} strings, got {check.describe(words)}")
         words = np.char.decode(words, "ascii", "replace") if words.dtype.kind == "S" else words
         unknown = ~np.isin(words, _SPLIT_NAMES)
         if unknown.any():
@@ -190,7 +190,7 @@ def _sizes(protocol: str, multi_label: bool, given: dict) -> dict:
         value = defaults.get(name) if given[name] is None else given[name]
         if value is None:
             raise ValueError(f"{name}: protocol {protocol!r} of {kind} data needs it")
-        sizes[name] = _check.positive_int(value, name)
+        sizes[name] = check.positive_int(value, name)
     return sizes
 
 
@@ -208,9 +208,9 @@ def load(
 ):
     """The table, and a function of the seed that splits it (see `nhl_fast.data.load_dataset`)."""
     if protocol is not None:
-        _check.one_of(protocol, "protocol", PROTOCOLS)
+        check.one_of(protocol, "protocol", PROTOCOLS)
     if not isinstance(standardize, bool):
-        raise TypeError(f"standardize: expected True or False, got {_check.describe(standardize)}")
+        raise TypeError(f"standardize: expected True or False, got {check.describe(standardize)}")
     path = existing_file(path, "path")
     arrays = _read(path, labels)
     features = _features(arrays["features"], path)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import _check, backend
-from ..files import as_path, existing_file
+from ..core import backend, check
+from ..core.files import as_path, existing_file
 from . import splits
 from .core import Table, check_class_names, single_or_multi
 from .images import FileRows
@@ -104,9 +104,9 @@ def load(
     """The table, and a function of the seed that splits it (see `nhl_fast.data.load_dataset`)."""
     root = as_path(root, "root")
     image_root = root if image_root is None else as_path(image_root, "image_root")
-    image_size = _check.positive_int(image_size, "image_size")
-    resize = _check.positive_int(resize, "resize", minimum=image_size)
-    augment, upright = _check.flag(augment, "augment"), _check.flag(upright, "upright")
+    image_size = check.positive_int(image_size, "image_size")
+    resize = check.positive_int(resize, "resize", minimum=image_size)
+    augment, upright = check.flag(augment, "augment"), check.flag(upright, "upright")
     backend.require("PIL", "data", "load_dataset('list')")
     files = {name: existing_file(root / file, "root") for name, file in _FILES.items()}
     reader = _Reader(image_root)

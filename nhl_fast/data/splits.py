@@ -12,8 +12,8 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from .. import _check
-from ..files import existing_file, read_json, write_json
+from ..core import check as _check
+from ..core.files import existing_file, read_json, write_json
 
 _QUERY, _TRAIN, _VALIDATION = range(3)
 _FORMAT, _VERSION = "nhl_fast.split", 1

@@ -1,6 +1,6 @@
 """The Triton kernels of kernels/ as PyTorch operators, and the training step built from them.
 
-Imported only where `nhl_fast.backend` has found Triton. The kernels are packaged as `nhl_fast.kernels`; in a
+Imported only where `nhl_fast.core.backend` has found Triton. The kernels are packaged as `nhl_fast.kernels`; in a
 checkout that is not installed they are taken from the folder beside the package.
 """
 

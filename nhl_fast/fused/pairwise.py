@@ -9,7 +9,7 @@ import torch
 from nhl_fast.kernels import bank as bank_kernels
 from nhl_fast.kernels import pairwise as kernels
 
-from ..labels import to_multi_hot
+from ..core.labels import to_multi_hot
 from ..losses.bank import refuse_ranks
 from ..losses.bank_pairs import DBDH, DHN, DSH
 from ..losses.batch_pairs import DCH, LCDSH

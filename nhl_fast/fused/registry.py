@@ -7,7 +7,7 @@ A fused form is `fused(loss, u, labels) -> (values, deltas)`:
     values  (m,) float32, or (P, m) partial sums whose sum over the rows is the values (the combine kernel adds
             them up, which spares a launch).
     deltas  (N, sum of the code lengths) float32: the gradient of each length's value with respect to its own
-            outputs, side by side (see `nhl_fast.prefixes`).
+            outputs, side by side (see `nhl_fast.core.prefixes`).
 
 Nothing in it waits for the device.
 """
@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..labels import check_form as label_form
+from ..core.labels import check_form as label_form
 
 FUSED: dict[type, Callable] = {}
 

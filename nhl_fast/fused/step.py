@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 
-from .. import _check
+from ..core import check
 from ..layer import refuses_layer
 from ..losses.base import NestedLoss
 from . import distillation, pairwise, pointwise, projection, softmax_center, triplet, weighting  # noqa: F401
@@ -90,7 +90,7 @@ def step(objective, features: torch.Tensor, labels, index, scaled: bool = False)
     weight, bias, lengths = layer.hash_layer.weight, layer.hash_layer.bias, list(layer.code_lengths)
     layer.check_features(features)
     if features.shape[0] == 0:
-        raise ValueError(f"features: expected at least one row, got {_check.describe(features)}")
+        raise ValueError(f"features: expected at least one row, got {check.describe(features)}")
     recorded = torch.is_grad_enabled()
     with torch.no_grad():
         u, gram, values, deltas = outputs_and_loss(objective, features.detach(), labels, index, recorded, scaled)
@@ -142,4 +142,4 @@ def outputs_and_loss(objective, features, labels, index, recorded: bool, scaled:
 def check_outputs(objective, u) -> None:
     """On a CPU (the interpreter); on a CUDA device the projection asserts it."""
     if objective.check_finite and check_on_host(u):
-        _check.values(torch.isfinite(u).all(), objective.NOT_FINITE)
+        check.values(torch.isfinite(u).all(), objective.NOT_FINITE)

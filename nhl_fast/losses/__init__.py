@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 
-from .. import _check
+from ..core import check
 from .bank import Bank
 from .bank_pairs import DBDH, DHN, DSH
 from .base import NestedLoss
@@ -50,7 +50,7 @@ def build(
     name: str,
     *,
     num_classes: int,
-    code_lengths=_check.DEFAULT_CODE_LENGTHS,
+    code_lengths=check.DEFAULT_CODE_LENGTHS,
     num_train: int | None = None,
     **options,
 ) -> NestedLoss:
@@ -63,7 +63,7 @@ def build(
             its pair term, ignored by the others.
         options: keyword arguments of that loss.
     """
-    cls = REGISTRY[_check.one_of(name, "name", tuple(REGISTRY))]
+    cls = REGISTRY[check.one_of(name, "name", tuple(REGISTRY))]
     parameters = inspect.signature(cls).parameters
     own = [p for p in parameters if p not in ("num_classes", "code_lengths", "num_train")]
     unknown = sorted(set(options) - set(own))

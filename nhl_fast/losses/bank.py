@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .. import _check
-from ..labels import check_labels, similarity, to_multi_hot
+from ..core import check
+from ..core.labels import check_labels, similarity, to_multi_hot
 
 
 class Bank(nn.Module):
@@ -19,12 +19,12 @@ class Bank(nn.Module):
     rows. Duplicate rows in one update: which of them stays is not defined on a GPU.
     """
 
-    @_check.memory
+    @check.memory
     def __init__(self, num_train: int, num_classes: int, code_lengths: tuple[int, ...]):
         super().__init__()
-        self.num_train = _check.positive_int(num_train, "num_train")
-        self.num_classes = _check.positive_int(num_classes, "num_classes")
-        code_lengths = _check.code_lengths(code_lengths)
+        self.num_train = check.positive_int(num_train, "num_train")
+        self.num_classes = check.positive_int(num_classes, "num_classes")
+        code_lengths = check.code_lengths(code_lengths)
         self.register_buffer("u", torch.zeros(num_train, code_lengths[-1]))
         self.register_buffer("labels", torch.zeros(num_train, dtype=torch.int64))
         self.register_buffer("written", torch.zeros(num_train, dtype=torch.bool))
@@ -32,12 +32,12 @@ class Bank(nn.Module):
     @torch.no_grad()
     def update(self, index: torch.Tensor, u: torch.Tensor, labels: torch.Tensor) -> None:
         """Store outputs `u` (N, L) and `labels` (ids (N,) or multi-hot (N, C)) in rows `index` (N,)."""
-        _check.tensor(u, "u", ndim=2, floating=True)
+        check.tensor(u, "u", ndim=2, floating=True)
         labels = check_labels(labels, u.shape[0], self.num_classes)
         self.check_index(index, u.shape[0])
-        _check.present(index, "index")
+        check.present(index, "index")
         if u.shape[1] != self.u.shape[1]:
-            raise ValueError(f"u: expected {self.u.shape[1]} columns, got {_check.describe(u)}")
+            raise ValueError(f"u: expected {self.u.shape[1]} columns, got {check.describe(u)}")
         if self.u.dtype != u.dtype and u.dtype == torch.float64:
             self.u = self.u.double()
         if labels.ndim == 2 and self.labels.ndim == 1:
@@ -51,11 +51,11 @@ class Bank(nn.Module):
 
     def check_index(self, index, num_rows: int, values: bool = True) -> None:
         """Raise unless `index` holds `num_rows` valid row numbers (without `values`: any integers)."""
-        _check.tensor(index, "index", ndim=1)
+        check.tensor(index, "index", ndim=1)
         if index.dtype not in (torch.int64, torch.int32) or index.shape[0] != num_rows:
-            raise ValueError(f"index: expected {num_rows} integers, got {_check.describe(index)}")
+            raise ValueError(f"index: expected {num_rows} integers, got {check.describe(index)}")
         if values and num_rows:
-            _check.values(
+            check.values(
                 (index.min() >= 0) & (index.max() < self.num_train),
                 f"index: expected rows from 0 to {self.num_train - 1} (num_train - 1), got one out of range",
             )

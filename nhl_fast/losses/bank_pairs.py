@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .. import _check
-from ..known_gradient import chunk_rows, known_gradient
-from ..prefixes import expand, split
+from ..core import check
+from ..core.known_gradient import chunk_rows, known_gradient
+from ..core.prefixes import expand, split
 from .bank import Bank, BankMixin
 from .base import NestedLoss, log_cosh
 
@@ -45,11 +45,11 @@ class BankPairLoss(BankMixin, NestedLoss):
     """Mean over the pairs (batch row, written bank row) of a pair loss, plus a penalty on the outputs."""
 
     def __init__(
-        self, num_classes, code_lengths=_check.DEFAULT_CODE_LENGTHS, *, num_train: int, balance: bool = False
+        self, num_classes, code_lengths=check.DEFAULT_CODE_LENGTHS, *, num_train: int, balance: bool = False
     ):
         super().__init__(num_classes, code_lengths)
         self.bank = Bank(num_train, self.num_classes, self.code_lengths)
-        self.balance = _check.flag(balance, "balance")
+        self.balance = check.flag(balance, "balance")
 
     def expanded(self, v, labels):
         others, written, count = self.bank_terms(v.dtype)
@@ -100,7 +100,7 @@ class DSH(BankPairLoss):
     def __init__(
         self,
         num_classes,
-        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        code_lengths=check.DEFAULT_CODE_LENGTHS,
         *,
         num_train: int,
         margin: float = 2.0,
@@ -108,7 +108,7 @@ class DSH(BankPairLoss):
         balance: bool = False,
     ):
         super().__init__(num_classes, code_lengths, num_train=num_train, balance=balance)
-        self.margin, self.alpha = _check.number(margin, "margin"), _check.number(alpha, "alpha")
+        self.margin, self.alpha = check.number(margin, "margin"), check.number(alpha, "alpha")
 
     def pair_sums(self, v, others, similar, written, shares):
         known = []
@@ -149,7 +149,7 @@ class DHN(BankPairLoss):
     def __init__(
         self,
         num_classes,
-        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        code_lengths=check.DEFAULT_CODE_LENGTHS,
         *,
         num_train: int,
         alpha: float = 0.1,
@@ -157,8 +157,8 @@ class DHN(BankPairLoss):
         balance: bool = False,
     ):
         super().__init__(num_classes, code_lengths, num_train=num_train, balance=balance)
-        self.alpha = _check.number(alpha, "alpha")
-        self.reference_bits = _check.optional_positive(reference_bits, "reference_bits")
+        self.alpha = check.number(alpha, "alpha")
+        self.reference_bits = check.optional_positive(reference_bits, "reference_bits")
 
     def pair_sums(self, v, others, similar, written, shares):
         def pair(theta, tile):
@@ -201,7 +201,7 @@ class DBDH(DHN):
     def __init__(
         self,
         num_classes,
-        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        code_lengths=check.DEFAULT_CODE_LENGTHS,
         *,
         num_train: int,
         alpha: float = 0.1,
@@ -217,7 +217,7 @@ class DBDH(DHN):
             reference_bits=reference_bits,
             balance=balance,
         )
-        self.clamp = _check.flag(clamp, "clamp")
+        self.clamp = check.flag(clamp, "clamp")
 
     def expanded(self, v, labels):
         return super().expanded(v.clamp(-1, 1) if self.clamp else v, labels)

@@ -5,18 +5,18 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from .. import _check
-from ..backend import NAMES, pick
-from ..labels import check_labels, to_multi_hot
-from ..precision import no_autocast
-from ..prefixes import expand, segment_matrix
+from ..core import check
+from ..core.backend import NAMES, pick
+from ..core.labels import check_labels, to_multi_hot
+from ..core.precision import no_autocast
+from ..core.prefixes import expand, segment_matrix
 from .bank import Bank
 
 
 class NestedLoss(nn.Module):
     """A loss with one value a code length.
 
-    Subclasses define `expanded(v, labels)`: the m values for expanded outputs v (see `nhl_fast.prefixes`).
+    Subclasses define `expanded(v, labels)`: the m values for expanded outputs v (see `nhl_fast.core.prefixes`).
 
     Args:
         num_classes: number of classes C.
@@ -27,11 +27,11 @@ class NestedLoss(nn.Module):
     reference_bits: float | None = None
     balance = False
 
-    @_check.memory
-    def __init__(self, num_classes: int, code_lengths=_check.DEFAULT_CODE_LENGTHS):
+    @check.memory
+    def __init__(self, num_classes: int, code_lengths=check.DEFAULT_CODE_LENGTHS):
         super().__init__()
-        self.num_classes = _check.positive_int(num_classes, "num_classes")
-        self.code_lengths = _check.code_lengths(code_lengths)
+        self.num_classes = check.positive_int(num_classes, "num_classes")
+        self.code_lengths = check.code_lengths(code_lengths)
         for name, value in self._constants().items():
             self.register_buffer(name, value.to(torch.get_default_device()), persistent=False)
 
@@ -56,7 +56,7 @@ class NestedLoss(nn.Module):
                     module.reset_parameters()
         return self
 
-    @_check.memory
+    @check.memory
     def forward(
         self,
         u: torch.Tensor,
@@ -78,8 +78,8 @@ class NestedLoss(nn.Module):
         Returns:
             (m,) values, one a length.
         """
-        _check.tensor(u, "u")
-        _check.one_of(backend, "backend", ("auto", *NAMES))
+        check.tensor(u, "u")
+        check.one_of(backend, "backend", ("auto", *NAMES))
         compiled = {
             "triton": lambda: fused_step().refuses_loss(self, u, labels),
             "cpp": lambda: native_step().refuses_loss(self, u, labels),
@@ -101,11 +101,11 @@ class NestedLoss(nn.Module):
 
     def check_outputs(self, u) -> None:
         """Raise unless `u` is (N, L), floating point, with at least one row."""
-        _check.tensor(u, "u", ndim=2, floating=True)
+        check.tensor(u, "u", ndim=2, floating=True)
         if u.shape[1] != self.code_lengths[-1]:
-            raise ValueError(f"u: expected {self.code_lengths[-1]} columns, got {_check.describe(u)}")
+            raise ValueError(f"u: expected {self.code_lengths[-1]} columns, got {check.describe(u)}")
         if u.shape[0] == 0:
-            raise ValueError(f"u: expected at least one row, got {_check.describe(u)}")
+            raise ValueError(f"u: expected at least one row, got {check.describe(u)}")
 
     def check_labels(self, labels, num_rows: int) -> torch.Tensor:
         """Labels as ids or multi-hot rows, or a clear error; subclasses narrow it."""

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .. import _check
-from ..known_gradient import known_gradient
-from ..labels import similarity
-from ..prefixes import split
+from ..core import check
+from ..core.known_gradient import known_gradient
+from ..core.labels import similarity
+from ..core.prefixes import split
 from .base import NestedLoss, bit_signs
 
 
@@ -31,15 +31,15 @@ class LCDSH(NestedLoss):
     def __init__(
         self,
         num_classes,
-        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        code_lengths=check.DEFAULT_CODE_LENGTHS,
         *,
         eta: float = 3.0,
         clamp: bool = True,
         reference_bits: float | None = None,
     ):
         super().__init__(num_classes, code_lengths)
-        self.reference_bits = _check.optional_positive(reference_bits, "reference_bits")
-        self.eta, self.clamp = _check.number(eta, "eta"), _check.flag(clamp, "clamp")
+        self.reference_bits = check.optional_positive(reference_bits, "reference_bits")
+        self.eta, self.clamp = check.number(eta, "eta"), check.flag(clamp, "clamp")
 
     def expanded(self, v, labels):
         signs = 2 * similarity(labels, labels).to(v.dtype) - 1
@@ -84,16 +84,16 @@ class DCH(NestedLoss):
     def __init__(
         self,
         num_classes,
-        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        code_lengths=check.DEFAULT_CODE_LENGTHS,
         *,
         gamma: float = 20.0,
         quantization: float = 0.1,
         max_cosine: float | None = 0.99,
     ):
         super().__init__(num_classes, code_lengths)
-        self.gamma = _check.number(gamma, "gamma", positive=True)
-        self.quantization = _check.number(quantization, "quantization")
-        if max_cosine is not None and not 0 < _check.number(max_cosine, "max_cosine") < 1:
+        self.gamma = check.number(gamma, "gamma", positive=True)
+        self.quantization = check.number(quantization, "quantization")
+        if max_cosine is not None and not 0 < check.number(max_cosine, "max_cosine") < 1:
             raise ValueError(f"max_cosine: expected a number between 0 and 1, or None, got {max_cosine}")
         self.max_cosine = max_cosine
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from .. import _check
-from ..prefixes import split
+from ..core import check
+from ..core.prefixes import split
 from .base import NestedLoss
 
 
@@ -26,7 +26,7 @@ class PerLength(NestedLoss):
     def __init__(
         self,
         functions: Sequence[Callable],
-        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        code_lengths=check.DEFAULT_CODE_LENGTHS,
         num_classes: int | None = None,
     ):
         super().__init__(1 if num_classes is None else num_classes, code_lengths)
@@ -34,7 +34,7 @@ class PerLength(NestedLoss):
         try:
             functions = list(itertools.islice(functions, len(self.code_lengths) + 1))
         except Exception:
-            raise TypeError(f"functions: expected a sequence, got {_check.describe(functions)}") from None
+            raise TypeError(f"functions: expected a sequence, got {check.describe(functions)}") from None
         if len(functions) != len(self.code_lengths):
             raise ValueError(
                 f"functions: expected {len(self.code_lengths)}, one a code length of {self.code_lengths}, "
@@ -42,7 +42,7 @@ class PerLength(NestedLoss):
             )
         for f in functions:
             if not callable(f):
-                raise TypeError(f"functions: expected callables, got {_check.describe(f)}")
+                raise TypeError(f"functions: expected callables, got {check.describe(f)}")
         self.functions = functions
         self._modules_used = nn.ModuleList(f for f in functions if isinstance(f, nn.Module))
 
@@ -51,6 +51,6 @@ class PerLength(NestedLoss):
         for f, u in zip(self.functions, split(v, self.code_lengths)):
             value = f(u, labels)
             if not isinstance(value, torch.Tensor) or value.ndim != 0:
-                raise ValueError(f"functions: {f!r} must return a 0-d tensor, got {_check.describe(value)}")
+                raise ValueError(f"functions: {f!r} must return a 0-d tensor, got {check.describe(value)}")
             values.append(value)
         return torch.stack(values)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .. import _check
 from ..centers import named_centers, tie_centers
-from ..prefixes import expand, split
+from ..core import check
+from ..core.prefixes import expand, split
 from .base import NestedLoss, no_autocast, quantization_penalty
 
 
@@ -21,7 +21,7 @@ class CenterLoss(NestedLoss):
 
     default_centers = "hadamard"
 
-    def __init__(self, num_classes, code_lengths=_check.DEFAULT_CODE_LENGTHS, centers=None, *, seed: int = 0):
+    def __init__(self, num_classes, code_lengths=check.DEFAULT_CODE_LENGTHS, centers=None, *, seed: int = 0):
         super().__init__(num_classes, code_lengths)
         kind = self.default_centers if centers is None else centers
         nested = not isinstance(kind, (list, tuple)) and (not isinstance(kind, str) or kind == "nested")
@@ -85,14 +85,14 @@ class CSQ(CenterLoss):
     def __init__(
         self,
         num_classes,
-        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        code_lengths=check.DEFAULT_CODE_LENGTHS,
         centers=None,
         *,
         quantization: float = 1e-4,
         seed: int = 0,
     ):
         super().__init__(num_classes, code_lengths, centers, seed=seed)
-        self.quantization = _check.number(quantization, "quantization")
+        self.quantization = check.number(quantization, "quantization")
 
     def expanded(self, v, labels):
         entropy = F.softplus(-2 * v * self.targets(labels, v))
@@ -119,7 +119,7 @@ class DPN(CenterLoss):
     def __init__(
         self,
         num_classes,
-        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        code_lengths=check.DEFAULT_CODE_LENGTHS,
         centers=None,
         *,
         margin: float = 1.0,
@@ -127,7 +127,7 @@ class DPN(CenterLoss):
         seed: int = 0,
     ):
         super().__init__(num_classes, code_lengths, centers, seed=seed)
-        self.margin, self.ternary = _check.number(margin, "margin"), _check.flag(ternary, "ternary")
+        self.margin, self.ternary = check.number(margin, "margin"), check.flag(ternary, "ternary")
 
     def expanded(self, v, labels):
         if self.ternary:
@@ -142,8 +142,8 @@ class DPN(CenterLoss):
         A bit whose mean is 0, and a class with no item, keep what they have.
         """
         self.check_outputs(u)
-        _check.present(u, "u")
-        labels = _check.present(self.check_labels(labels, u.shape[0]), "labels")
+        check.present(u, "u")
+        labels = check.present(self.check_labels(labels, u.shape[0]), "labels")
         weights = self.multi_hot(labels, self._centers)
         with no_autocast(u):
             total = weights.T @ expand(u.to(self._centers), self.code_lengths)

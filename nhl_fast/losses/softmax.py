@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .. import _check
-from ..known_gradient import known_gradient
-from ..prefixes import split
+from ..core import check
+from ..core.known_gradient import known_gradient
+from ..core.prefixes import split
 from .bank import Bank, BankMixin
 from .base import quantization_penalty
 from .pointwise import CenterLoss
@@ -49,7 +49,7 @@ class CenterSoftmaxLoss(CenterLoss):
     def __init__(
         self,
         num_classes,
-        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        code_lengths=check.DEFAULT_CODE_LENGTHS,
         centers=None,
         *,
         quantization: float = 1e-4,
@@ -57,10 +57,10 @@ class CenterSoftmaxLoss(CenterLoss):
         seed: int = 0,
     ):
         super().__init__(num_classes, code_lengths, centers, seed=seed)
-        self.reference_bits = _check.optional_positive(reference_bits, "reference_bits")
+        self.reference_bits = check.optional_positive(reference_bits, "reference_bits")
         if self.num_classes < 2:
             raise ValueError(f"num_classes: {type(self).__name__} needs at least 2 classes, got {num_classes}")
-        self.quantization = _check.number(quantization, "quantization")
+        self.quantization = check.number(quantization, "quantization")
 
     def likelihood(self, v: torch.Tensor, labels: torch.Tensor, negative_weight: float) -> torch.Tensor:
         """(m,) sums over rows and classes of -[y log p + negative_weight (1 - y) log(1 - p)]."""
@@ -113,7 +113,7 @@ class MDSH(BankMixin, CenterSoftmaxLoss):
     def __init__(
         self,
         num_classes,
-        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        code_lengths=check.DEFAULT_CODE_LENGTHS,
         centers=None,
         *,
         num_train: int | None = None,
@@ -131,14 +131,14 @@ class MDSH(BankMixin, CenterSoftmaxLoss):
             reference_bits=reference_bits,
             seed=seed,
         )
-        self.pair_from_epoch = _check.positive_int(pair_from_epoch, "pair_from_epoch", minimum=0)
+        self.pair_from_epoch = check.positive_int(pair_from_epoch, "pair_from_epoch", minimum=0)
         self.epoch = 0
-        self.external_bank = _check.flag(external_bank, "external_bank")
+        self.external_bank = check.flag(external_bank, "external_bank")
         self.bank = None if num_train is None else Bank(num_train, self.num_classes, self.code_lengths)
 
     def set_epoch(self, epoch: int) -> None:
         """Tell the loss which epoch it is (counted from 0)."""
-        self.epoch = _check.positive_int(epoch, "epoch", minimum=0)
+        self.epoch = check.positive_int(epoch, "epoch", minimum=0)
 
     @property
     def pair_term_active(self) -> bool:
@@ -179,7 +179,7 @@ class SHCIR(CenterSoftmaxLoss):
         if labels.ndim == 1:
             return labels
         ok = (labels.long().sum(1) == 1).all()
-        _check.values(ok, "labels: SHCIR is defined for single-label data, got a row without exactly one class")
+        check.values(ok, "labels: SHCIR is defined for single-label data, got a row without exactly one class")
         return labels.argmax(1) if labels.dtype != torch.bool else labels.long().argmax(1)
 
     def expanded(self, v, labels):

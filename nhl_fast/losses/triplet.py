@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .. import _check
-from ..known_gradient import chunk_rows, known_gradient
-from ..labels import similarity
-from ..prefixes import split
+from ..core import check
+from ..core.known_gradient import chunk_rows, known_gradient
+from ..core.labels import similarity
+from ..core.prefixes import split
 from .base import NestedLoss, bit_signs
 
 
@@ -57,7 +57,7 @@ class DTSH(NestedLoss):
     def __init__(
         self,
         num_classes,
-        code_lengths=_check.DEFAULT_CODE_LENGTHS,
+        code_lengths=check.DEFAULT_CODE_LENGTHS,
         *,
         margin: float = 5.0,
         quantization: float = 1.0,
@@ -65,9 +65,9 @@ class DTSH(NestedLoss):
         reference_bits: float | None = None,
     ):
         super().__init__(num_classes, code_lengths)
-        self.reference_bits = _check.optional_positive(reference_bits, "reference_bits")
-        self.margin, self.quantization = _check.number(margin, "margin"), _check.number(quantization, "quantization")
-        self.clamp = _check.flag(clamp, "clamp")
+        self.reference_bits = check.optional_positive(reference_bits, "reference_bits")
+        self.margin, self.quantization = check.number(margin, "margin"), check.number(quantization, "quantization")
+        self.clamp = check.flag(clamp, "clamp")
 
     def expanded(self, v, labels):
         similar = similarity(labels, labels)

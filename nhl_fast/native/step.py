@@ -1,6 +1,6 @@
 """The head's training step on the CPU, from the native operators `torch.ops.nhl_fast.step_*` (csrc/train/).
 
-Imported only where `nhl_fast.backend` has found the library. Everything is computed in float32; nothing depends on
+Imported only where `nhl_fast.core.backend` has found the library. Everything is computed in float32; nothing depends on
 the number of threads.
 """
 
@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 import torch
 
-from ..known_gradient import known_gradient, once, once_through
-from ..labels import to_multi_hot
+from ..core.known_gradient import known_gradient, once, once_through
+from ..core.labels import to_multi_hot
+from ..core.precision import no_autocast
+from ..core.prefixes import expand
 from ..layer import refuses_layer
 from ..losses.bank_pairs import DBDH, DHN, DSH
 from ..losses.base import NestedLoss
@@ -19,8 +21,6 @@ from ..losses.batch_pairs import DCH, LCDSH
 from ..losses.pointwise import CSQ, DPN
 from ..losses.softmax import MDSH, SHCIR
 from ..losses.triplet import DTSH
-from ..precision import no_autocast
-from ..prefixes import expand
 from .calls import ops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)

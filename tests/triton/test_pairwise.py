@@ -7,8 +7,8 @@ from launches import launches
 from nhl_fast.kernels import pairwise as kernels
 from nhl_fast.kernels import similarity, tiles
 
+from nhl_fast.core.labels import similarity as reference_similarity
 from nhl_fast.fused import pairwise
-from nhl_fast.labels import similarity as reference_similarity
 from nhl_fast.losses import build
 
 BANK = ("dsh", "dhn", "dbdh")

@@ -10,10 +10,10 @@ from launches import launches
 from numeric import Expected
 
 import nhl_fast.fused.pointwise as fused
+from nhl_fast.core.prefixes import expand, split
 from nhl_fast.losses import CSQ, DPN
 from nhl_fast.losses.pointwise import CenterLoss
 from nhl_fast.objective import per_length_gradients
-from nhl_fast.prefixes import expand, split
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LOSSES = {

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from launches import launches
 from numeric import MARGIN, Expected
 
-from nhl_fast.backend import backends
+from nhl_fast.core.backend import backends
 from nhl_fast.fused import step
 from nhl_fast.layer import NestedHashLayer
 from nhl_fast.losses import CSQ, DPN, REGISTRY, Bank, PerLength, build

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from . import _check
+from . import check
 
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -23,27 +23,27 @@ def check_labels(labels, num_rows: int, num_classes: int | None = None, name: st
             low = labels.min() >= 0
             ok = low if num_classes is None else low & (labels.max() < num_classes)
             span = "non-negative class ids" if num_classes is None else f"class ids from 0 to {num_classes - 1}"
-            _check.values(ok, f"{name}: expected {span}, got one out of range")
+            check.values(ok, f"{name}: expected {span}, got one out of range")
         return labels
     if labels.dtype != torch.bool and labels.numel():
         ok = ((labels == 0) | (labels == 1)).all()
-        _check.values(ok, f"{name}: expected multi-hot rows of zeros and ones, got another value")
+        check.values(ok, f"{name}: expected multi-hot rows of zeros and ones, got another value")
     return labels
 
 
 def check_form(labels, num_rows: int, num_classes: int | None = None, name: str = "labels") -> None:
     """Raise unless shape and dtype are those of ids (N,) or multi-hot rows (N, C); the values are not looked at."""
-    _check.tensor(labels, name)
+    check.tensor(labels, name)
     if labels.ndim not in (1, 2) or labels.shape[0] != num_rows:
         raise ValueError(
             f"{name}: expected ids of shape ({num_rows},) or multi-hot rows of shape ({num_rows}, C), "
-            f"got {_check.describe(labels)}"
+            f"got {check.describe(labels)}"
         )
     if labels.ndim == 1:
         if labels.dtype not in _INTEGER:
-            raise TypeError(f"{name}: expected integer class ids, got {_check.describe(labels)}")
+            raise TypeError(f"{name}: expected integer class ids, got {check.describe(labels)}")
     elif num_classes is not None and labels.shape[1] != num_classes:
-        raise ValueError(f"{name}: expected {num_classes} columns, one a class, got {_check.describe(labels)}")
+        raise ValueError(f"{name}: expected {num_classes} columns, one a class, got {check.describe(labels)}")
 
 
 def to_multi_hot(labels: torch.Tensor, num_classes: int, dtype=torch.float32) -> torch.Tensor:

@@ -61,13 +61,13 @@ def _triton() -> Backend:
 
 
 def _cpp() -> Backend:
-    from . import native
+    from .. import native
 
     return Backend("cpp", *native.cpu_status())
 
 
 def _cuda() -> Backend:
-    from . import native
+    from .. import native
 
     return Backend("cuda", *native.cuda_status())
 

@@ -17,7 +17,7 @@ def environment(device: torch.device | str | None = None) -> dict:
     Args:
         device: where the work is done; the name of a CUDA device is looked up.
     """
-    from . import __version__
+    from .. import __version__
 
     found = {
         "date": datetime.date.today().isoformat(),

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from . import _check
+from . import check
 
 
 def as_path(value, name: str = "path") -> Path:
     """`value` as a Path; TypeError where it is neither a string nor a path, ValueError where it is empty."""
     if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
-        raise TypeError(f"{name}: expected a path (str or os.PathLike), got {_check.describe(value)}")
+        raise TypeError(f"{name}: expected a path (str or os.PathLike), got {check.describe(value)}")
     if not os.fspath(value) or "\0" in os.fspath(value):
         what = "a null character" if os.fspath(value) else "an empty string"
         raise ValueError(f"{name}: expected a path, got {what}")
@@ -54,7 +54,7 @@ def atomic_write(path, mode: str = "wb") -> Iterator[IO]:
         ValueError: `path` exists and is no regular file, or `mode` is unknown.
         OSError: the file cannot be written (the message names `path`).
     """
-    _check.one_of(mode, "mode", ("wb", "w"))
+    check.one_of(mode, "mode", ("wb", "w"))
     target = Path(os.path.realpath(as_path(path)))
     permissions = None
     if target.exists():
@@ -136,7 +136,7 @@ def _plain(value):
         return value.tolist()
     if isinstance(value, os.PathLike):
         return os.fspath(value)
-    raise TypeError(f"cannot write {_check.describe(value)} as JSON")
+    raise TypeError(f"cannot write {check.describe(value)} as JSON")
 
 
 def write_json(path, obj: Any, indent: int | None = 2) -> None:

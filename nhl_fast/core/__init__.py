@@ -1,0 +1,1 @@
+"""What all others stand on; knows no loss, no kernel and no run."""
