@@ -16,7 +16,7 @@ from literal import LiteralStep
 from record import alternate, median_ms, write
 
 from nhl_fast import NestedHashLayer, NestedObjective, losses
-from nhl_fast.table import format_table
+from nhl_fast.text.table import format_table
 
 LENGTHS = (8, 16, 32, 64, 128)
 

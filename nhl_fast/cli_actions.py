@@ -47,7 +47,7 @@ from .run_folder import (
     hold,
     read_config,
 )
-from .table import format_table
+from .text.table import format_table
 from .train import Trainer
 
 

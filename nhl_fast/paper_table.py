@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .core import check
-from .markup import Markup, html_table, tag
+from .text.markup import Markup, html_table, tag
 
 FORMATS = ("latex", "markdown", "csv", "html")
 _LATEX = {

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from . import report_facts as facts
 from . import report_parts as parts
 from .core.backend import require
-from .markup import Markup, tag
 from .report_codes import measure_codes
 from .report_groups import Section
+from .text.markup import Markup, tag
 
 # Nothing is fetched, whatever a text of a run may hold.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
