@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import losses
-    from .aligned_centers import class_similarity
-    from .centers import make_centers, min_distances
+    from .centers.aligned import class_similarity
+    from .centers.make import make_centers, min_distances
     from .codes import pack_codes, unpack_codes
     from .core.backend import backends
     from .distillation import distillation_losses
@@ -59,15 +59,15 @@ _HOMES = {
     "ObjectiveResult": "objective",
     "RetrievalResult": "metrics",
     "backends": "core.backend",
-    "class_similarity": "aligned_centers",
+    "class_similarity": "centers.aligned",
     "code_quality": "quality",
     "distillation_losses": "distillation",
     "dominance_weights": "weighting",
     "evaluate_retrieval": "metrics",
     "hamming_distances": "hamming",
-    "make_centers": "centers",
+    "make_centers": "centers.make",
     "make_graphed": "graphs",
-    "min_distances": "centers",
+    "min_distances": "centers.make",
     "pack_codes": "codes",
     "radius_search": "hamming",
     "search": "hamming",

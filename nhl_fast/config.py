@@ -171,8 +171,8 @@ class TrainConfig:
     def _aligned_centers(self, num_classes: int, train) -> list:
         import torch
 
-        from .aligned_centers import MAX_ROWS, class_similarity
-        from .centers import make_centers
+        from .centers.aligned import MAX_ROWS, class_similarity
+        from .centers.make import make_centers
 
         if train is None or not train.in_memory:
             raise ValueError("centers: 'aligned' needs training rows in memory; take 'nested', or give the centres")

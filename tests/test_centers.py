@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nhl_fast.aligned_centers import arrange, class_similarity
-from nhl_fast.balanced_centers import balanced_columns
-from nhl_fast.centers import KINDS, distance_bound, make_centers, min_distances, tie_centers
+from nhl_fast.centers.aligned import arrange, class_similarity
+from nhl_fast.centers.balanced import balanced_columns
+from nhl_fast.centers.make import KINDS, distance_bound, make_centers, min_distances, tie_centers
 
 LENGTHS = (8, 16, 32, 64, 128)
 

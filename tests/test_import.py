@@ -113,7 +113,7 @@ def test_names_known_without_torch_are_those_of_the_modules():
     assert TIES == names.TIES
     assert tuple(_LOADERS) == names.DATASETS
     assert tuple(PROTOCOLS) == names.PROTOCOLS
-    assert set(names.CENTERS) == {*importlib.import_module("nhl_fast.centers").KINDS, "aligned"}
+    assert set(names.CENTERS) == {*importlib.import_module("nhl_fast.centers.make").KINDS, "aligned"}
     assert set(cli.DATA_OPTIONS) | set(cli.DATA_FLAGS) >= {"root", "path", "protocol", "augment"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..centers import named_centers, tie_centers
+from ..centers.make import named_centers, tie_centers
 from ..core import check
 from ..core.prefixes import expand, split
 from .base import NestedLoss, no_autocast, quantization_penalty

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .core import check
-from .core.labels import check_labels, to_multi_hot
+from ..core import check
+from ..core.labels import check_labels, to_multi_hot
 
 MAX_ROWS = 10_000
 MAX_SWAPS = 400

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from .aligned_centers import arrange, check_similarity
-from .balanced_centers import MAX_CLASSES, search_balanced
-from .codes import as_tensor
-from .core import check
-from .nested_centers import hadamard_matrix, search_nested
+from ..codes import as_tensor
+from ..core import check
+from .aligned import arrange, check_similarity
+from .balanced import MAX_CLASSES, search_balanced
+from .nested import hadamard_matrix, search_nested
 
 MAX_SIZE = 2**31  # classes x bits
 KINDS = ("hadamard", "balanced", "random", "nested")

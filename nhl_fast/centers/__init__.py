@@ -1,0 +1,1 @@
+"""Hash centres: one +-1 code a class and length."""
