@@ -34,7 +34,7 @@ def make(name: str, database: np.ndarray, threads: int):
         return peers.SEARCHERS[name](database, threads)
     import torch
 
-    from nhl_fast.hamming import search
+    from nhl_fast.retrieval.hamming import search
 
     torch.set_num_threads(threads)
     items = torch.from_numpy(database)

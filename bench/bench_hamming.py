@@ -24,8 +24,8 @@ from record import RESULTS, alternate, median_ms, write
 
 import nhl_fast as nhl
 from nhl_fast import native
-from nhl_fast.hamming import radius_search, search
-from nhl_fast.metrics import evaluate_retrieval
+from nhl_fast.retrieval.hamming import radius_search, search
+from nhl_fast.retrieval.metrics import evaluate_retrieval
 
 LENGTHS = (8, 16, 32, 64, 128)
 # name: queries, items, classes, labels a row (None: one id), K (None: the whole ranking)

@@ -17,8 +17,8 @@ import torch
 from device import binary_products_per_s, copy_gb_s, free_bytes, milliseconds, popcounts_per_s
 
 import nhl_fast as nhl
-from nhl_fast.hamming import search
-from nhl_fast.metrics import evaluate_retrieval
+from nhl_fast.retrieval.hamming import search
+from nhl_fast.retrieval.metrics import evaluate_retrieval
 
 
 @dataclass(frozen=True)

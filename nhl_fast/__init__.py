@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from . import losses
     from .centers.aligned import class_similarity
     from .centers.make import make_centers, min_distances
-    from .codes import pack_codes, unpack_codes
     from .core.backend import backends
     from .distillation import distillation_losses
     from .graphs import make_graphed
-    from .hamming import hamming_distances, radius_search, search
     from .index import IndexFileError, NestedIndex
     from .layer import NestedHashLayer
-    from .metrics import RetrievalResult, evaluate_retrieval
     from .objective import NestedObjective, ObjectiveResult
-    from .quality import code_quality
+    from .retrieval.codes import pack_codes, unpack_codes
+    from .retrieval.hamming import hamming_distances, radius_search, search
+    from .retrieval.metrics import RetrievalResult, evaluate_retrieval
+    from .retrieval.quality import code_quality
     from .weighting import dominance_weights
 
 __all__ = [
@@ -57,21 +57,21 @@ _HOMES = {
     "NestedIndex": "index",
     "NestedObjective": "objective",
     "ObjectiveResult": "objective",
-    "RetrievalResult": "metrics",
+    "RetrievalResult": "retrieval.metrics",
     "backends": "core.backend",
     "class_similarity": "centers.aligned",
-    "code_quality": "quality",
+    "code_quality": "retrieval.quality",
     "distillation_losses": "distillation",
     "dominance_weights": "weighting",
-    "evaluate_retrieval": "metrics",
-    "hamming_distances": "hamming",
+    "evaluate_retrieval": "retrieval.metrics",
+    "hamming_distances": "retrieval.hamming",
     "make_centers": "centers.make",
     "make_graphed": "graphs",
     "min_distances": "centers.make",
-    "pack_codes": "codes",
-    "radius_search": "hamming",
-    "search": "hamming",
-    "unpack_codes": "codes",
+    "pack_codes": "retrieval.codes",
+    "radius_search": "retrieval.hamming",
+    "search": "retrieval.hamming",
+    "unpack_codes": "retrieval.codes",
 }
 
 

@@ -8,19 +8,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from . import advise as advising
 from . import compare as comparing
-from .codes import mask_tail, num_bytes
 from .core import check
 from .core.backend import backends as list_backends
 from .core.environment import environment
 from .core.files import as_path, read_json, write_json
 from .core.labels import similarity
 from .data import load_dataset
-from .hamming import search as hamming_search
-from .metrics import evaluate_retrieval
 from .model import encode_split
 from .report import check_targets, write_report
+from .retrieval import advise as advising
+from .retrieval.codes import mask_tail, num_bytes
+from .retrieval.hamming import search as hamming_search
+from .retrieval.metrics import evaluate_retrieval
 from .run import (
     Evaluation,
     Run,

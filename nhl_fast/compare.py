@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from .config import TrainConfig
 from .data import RetrievalData
-from .metrics import evaluate_retrieval
 from .model import encode_split
+from .retrieval.metrics import evaluate_retrieval
 from .train import TrainResult, train
 
 

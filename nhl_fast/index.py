@@ -9,12 +9,12 @@ import numpy as np
 import torch
 
 from . import index_file, index_ids, index_segments
-from .codes import as_tensor, check_length, check_packed, num_bytes
 from .core import check, fork
 from .core.backend import NAMES, require
 from .index_file import IndexFileError
 from .index_ids import check_distinct, check_ids, on_cpu, some
 from .index_segments import Segment, copy_rows, empty
+from .retrieval.codes import as_tensor, check_length, check_packed, num_bytes
 
 __all__ = ["IndexFileError", "NestedIndex"]
 
@@ -253,7 +253,7 @@ class NestedIndex:
             length: prefix length in bits; None for the index's.
             allow: ids of the items that may be returned, a sequence of integers in any order; those that are
                 not in the index are ignored. None for all.
-            backend: as for `nhl_fast.hamming.search`.
+            backend: as for `nhl_fast.retrieval.hamming.search`.
 
         Returns:
             (distances, ids): int32 and int64, both (Q, k). Where `allow` leaves fewer than k items, the rest of

@@ -34,8 +34,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import codes, index_ids
+from . import index_ids
 from .core import files
+from .retrieval import codes
 
 MAGIC = b"\x89NHLI\r\n\x1a"
 VERSION = 1

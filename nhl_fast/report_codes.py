@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from .metrics import evaluate_retrieval
-from .quality import code_quality
 from .report_files import naming
 from .report_groups import Method
 from .report_runs import Record
+from .retrieval.metrics import evaluate_retrieval
+from .retrieval.quality import code_quality
 from .run import CURVE_POINTS, load_array
 
 _FILES = ("query", "database", "query_labels", "database_labels")

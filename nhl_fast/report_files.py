@@ -10,7 +10,7 @@ from pathlib import Path
 from .core import check
 from .core.files import read_json
 from .data import splits
-from .metrics import TIES
+from .retrieval.metrics import TIES
 from .run_folder import LOG, METRICS, SPLIT
 
 

@@ -17,9 +17,9 @@ from .core import check
 from .core.files import as_path, atomic_write, existing_file, write_json
 from .core.labels import similarity
 from .data import RetrievalData, load_dataset
-from .hamming import search
-from .metrics import RetrievalResult, evaluate_retrieval
 from .model import HashModel, encode_split
+from .retrieval.hamming import search
+from .retrieval.metrics import RetrievalResult, evaluate_retrieval
 from .run_folder import CODES, LOG, METRICS, METRICS_TABLE, PICTURES, SPLIT, read_config, weights_file
 from .train import load_model, resolve_device
 

@@ -22,9 +22,9 @@ from .core.files import as_path, write_json
 from .data import RetrievalData
 from .graphs import make_graphed, replayable
 from .losses import MDSH
-from .metrics import evaluate_retrieval
 from .model import HashModel, batches, encode_split
 from .objective import NestedObjective
+from .retrieval.metrics import evaluate_retrieval
 from .run_folder import CHECKPOINT, CONFIG, LOG, SPLIT, WEIGHTS, claim, free_settings, read_config, weights_file
 
 

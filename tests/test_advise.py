@@ -1,6 +1,6 @@
 import pytest
 
-from nhl_fast.advise import advise, measure_latency
+from nhl_fast.retrieval.advise import advise, measure_latency
 
 CURVE = {4: 0.5, 8: 0.8, 16: 0.9, 24: 0.93, 32: 0.92, 64: 0.934}
 

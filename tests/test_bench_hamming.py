@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from nhl_fast import native
-from nhl_fast.hamming import search
-from nhl_fast.metrics import evaluate_retrieval
+from nhl_fast.retrieval.hamming import search
+from nhl_fast.retrieval.metrics import evaluate_retrieval
 
 BENCH = Path(__file__).resolve().parents[1] / "bench"
 

@@ -11,9 +11,9 @@ import torch
 
 from nhl_fast import run_folder
 from nhl_fast.cli import main, size
-from nhl_fast.codes import pack_codes
 from nhl_fast.config import TrainConfig
 from nhl_fast.data import RetrievalData
+from nhl_fast.retrieval.codes import pack_codes
 from nhl_fast.run_folder import hold
 from nhl_fast.train import Trainer, train
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import nhl_fast as nhl
 from nhl_fast import code_quality as function
 
-module = importlib.import_module("nhl_fast.quality")
+module = importlib.import_module("nhl_fast.retrieval.quality")
 
 
 def brute_force(codes, b):

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nhl_fast import codes
-from nhl_fast.codes import check_packed, mask_tail, pack_codes, unpack_codes
+from nhl_fast.retrieval import codes
+from nhl_fast.retrieval.codes import check_packed, mask_tail, pack_codes, unpack_codes
 
 LENGTHS = (*range(1, 17), 48, 100, 128, 1024)
 

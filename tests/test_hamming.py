@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nhl_fast import hamming
-from nhl_fast.hamming import hamming_distances, radius_search, search
+from nhl_fast.retrieval import hamming
+from nhl_fast.retrieval.hamming import hamming_distances, radius_search, search
 
 # These tests hold CPU tensors.
 BACKENDS = [name for name in hamming._BODIES["search"] if name != "cuda" and hamming.backend.probe(name).available]

@@ -12,7 +12,7 @@ from nhl_fast import backbones, cli, distillation, losses
 from nhl_fast.core import names
 from nhl_fast.data import _LOADERS
 from nhl_fast.data.cifar10 import PROTOCOLS
-from nhl_fast.metrics import TIES
+from nhl_fast.retrieval.metrics import TIES
 
 HEAVY = ("torch._dynamo", "torch._inductor", "triton", "sympy", "scipy", "sklearn", "matplotlib", "PIL", "tqdm")
 

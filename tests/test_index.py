@@ -5,9 +5,9 @@ import pytest
 import torch
 from index_model import Model, filled, no_merging, pairs, rows
 
-from nhl_fast import hamming
 from nhl_fast.index import NestedIndex
 from nhl_fast.index_segments import sort_by_group_and_id
+from nhl_fast.retrieval import hamming
 
 LENGTHS = [5, 12, 48, 100, 128, 1024]
 BACKENDS = [name for name in ("reference", "cpp") if hamming.backend.probe(name).available]
@@ -326,7 +326,7 @@ def test_without_faiss(monkeypatch):
 
 def test_codes_are_what_packbits_makes_of_embeddings():
     """sentence-transformers' "ubinary" is numpy.packbits of the positive values; so are our rows."""
-    from nhl_fast.codes import pack_codes
+    from nhl_fast.retrieval.codes import pack_codes
 
     embeddings = np.random.default_rng(0).standard_normal((20, 128)).astype(np.float32)
     ubinary = np.packbits(embeddings > 0, axis=-1)

@@ -10,11 +10,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nhl_fast import ties as tie_rules
-from nhl_fast.codes import pack_codes
 from nhl_fast.core import backend as backends
-from nhl_fast.hamming import _BODIES
-from nhl_fast.metrics import evaluate_retrieval
+from nhl_fast.retrieval import ties as tie_rules
+from nhl_fast.retrieval.codes import pack_codes
+from nhl_fast.retrieval.hamming import _BODIES
+from nhl_fast.retrieval.metrics import evaluate_retrieval
 
 # These tests hold CPU tensors.
 BACKENDS = [name for name in _BODIES["evaluate_retrieval"] if name != "cuda" and backends.probe(name).available]

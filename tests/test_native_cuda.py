@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from nhl_fast import native
-from nhl_fast.hamming import hamming_distances, radius_search, search
-from nhl_fast.metrics import evaluate_retrieval
 from nhl_fast.native import BuildError, _build
+from nhl_fast.retrieval.hamming import hamming_distances, radius_search, search
+from nhl_fast.retrieval.metrics import evaluate_retrieval
 
 ROOT = Path(__file__).resolve().parents[1]
 EMULATION = ROOT / "tests/cuda_emulation"

@@ -7,11 +7,11 @@ import copy
 import torch
 
 import nhl_fast as nhl
-from nhl_fast.advise import advise
 from nhl_fast.data import RetrievalData
-from nhl_fast.metrics import evaluate_retrieval
 from nhl_fast.model import HashModel, batches, encode_split
-from nhl_fast.quality import code_quality
+from nhl_fast.retrieval.advise import advise
+from nhl_fast.retrieval.metrics import evaluate_retrieval
+from nhl_fast.retrieval.quality import code_quality
 from nhl_fast.run import prefix_map
 
 SHORTLIST = 1000

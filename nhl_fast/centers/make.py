@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ..codes import as_tensor
 from ..core import check
+from ..retrieval.codes import as_tensor
 from .aligned import arrange, check_similarity
 from .balanced import MAX_CLASSES, search_balanced
 from .nested import hadamard_matrix, search_nested

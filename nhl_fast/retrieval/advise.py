@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..core import check
 from .codes import num_bytes
-from .core import check
 from .hamming import search
 
 

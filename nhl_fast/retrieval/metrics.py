@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from ..core import check
+from ..core.labels import check_labels
 from . import codes, ranking
 from . import ties as tie_rules
-from .core import check
-from .core.labels import check_labels
 from .hamming import DEFAULT_CHUNK_BYTES, body_of, spans
 
 TIES = ("id", *tie_rules.RULES)

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from ..core import check
 from .codes import check_lengths, check_packed, num_bytes, unpack_codes
-from .core import check
 
 _ROWS = 1 << 16  # a count of so many rows is exact in float32
 

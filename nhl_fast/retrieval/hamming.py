@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from . import codes, native
-from .core import backend, check
+from .. import native
+from ..core import backend, check
+from . import codes
 
 DEFAULT_CHUNK_BYTES = 256 * 2**20
 

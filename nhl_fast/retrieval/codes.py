@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
-from . import native
-from .core import check, fork  # noqa: F401 (a forked child that packs or searches must not hang)
+from .. import native
+from ..core import check, fork  # noqa: F401 (a forked child that packs or searches must not hang)
 
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 

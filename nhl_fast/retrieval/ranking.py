@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import native
-from .core.labels import similarity, to_multi_hot
+from .. import native
+from ..core.labels import similarity, to_multi_hot
 from .hamming import implements, prefix_products, signs, spans, tile_shape
 
 

@@ -1,0 +1,1 @@
+"""Packed codes: packing, distances, search, ranking metrics, quality, advice."""
