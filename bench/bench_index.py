@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import record
 
-from nhl_fast.index import NestedIndex
+from nhl_fast.index.nested_index import NestedIndex
 
 BLOCK = 1_000_000
 K = 10

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .core.backend import backends
     from .distillation import distillation_losses
     from .graphs import make_graphed
-    from .index import IndexFileError, NestedIndex
+    from .index.nested_index import IndexFileError, NestedIndex
     from .layer import NestedHashLayer
     from .objective import NestedObjective, ObjectiveResult
     from .retrieval.codes import pack_codes, unpack_codes
@@ -52,9 +52,9 @@ __version__ = "0.1.0"
 # Modules are loaded when their names are first used, so that the command line answers without PyTorch. No module
 # may bear the name of a public function: its import would hide the function.
 _HOMES = {
-    "IndexFileError": "index",
+    "IndexFileError": "index.nested_index",
     "NestedHashLayer": "layer",
-    "NestedIndex": "index",
+    "NestedIndex": "index.nested_index",
     "NestedObjective": "objective",
     "ObjectiveResult": "objective",
     "RetrievalResult": "retrieval.metrics",

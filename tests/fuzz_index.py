@@ -21,7 +21,7 @@ import numpy as np
 import oracle
 import torch
 
-from nhl_fast.index import IndexFileError, NestedIndex
+from nhl_fast.index.nested_index import IndexFileError, NestedIndex
 
 # name: (offset, bytes)
 FIELDS = {

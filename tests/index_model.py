@@ -4,8 +4,8 @@ import numpy as np
 import oracle
 import torch
 
-from nhl_fast import index_segments
-from nhl_fast.index import NestedIndex
+from nhl_fast.index import segments as index_segments
+from nhl_fast.index.nested_index import NestedIndex
 
 
 def rows(n, length, seed=0, pool=None):

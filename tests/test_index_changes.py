@@ -12,8 +12,8 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from index_model import Model, no_merging, rows
 
-from nhl_fast import index_segments
-from nhl_fast.index import NestedIndex
+from nhl_fast.index import segments as index_segments
+from nhl_fast.index.nested_index import NestedIndex
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nhl_fast.index import IndexFileError, NestedIndex
+from nhl_fast.index.nested_index import IndexFileError, NestedIndex
 
 
 def rows(n, length, seed=0):
@@ -46,7 +46,7 @@ def test_what_was_saved_comes_back(tmp_path, length, n, given, mmap, verify):
 
 
 def test_saving_sorts_and_drops_what_was_removed(tmp_path, monkeypatch):
-    from nhl_fast import index_segments
+    from nhl_fast.index import segments as index_segments
 
     # Small blocks, and no merging: many segments whose ids interleave.
     monkeypatch.setattr(index_segments, "_BLOCK_BYTES", 16 * 7)
@@ -215,7 +215,7 @@ def test_damage_unseen_without_verification(tmp_path):
 
 
 def test_saving_unordered_ids_ends_in_an_error(tmp_path, monkeypatch):
-    from nhl_fast import index_segments
+    from nhl_fast.index import segments as index_segments
 
     monkeypatch.setattr(index_segments, "_BLOCK_BYTES", 13)
     path = tmp_path / "a.index"

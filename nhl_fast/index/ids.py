@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from .core import check
+from ..core import check
 
 LIMIT = 2**63
 

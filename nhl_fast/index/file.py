@@ -34,9 +34,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import index_ids
-from .core import files
-from .retrieval import codes
+from ..core import files
+from ..retrieval import codes
+from . import ids as index_ids
 
 MAGIC = b"\x89NHLI\r\n\x1a"
 VERSION = 1

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from .retrieval import codes, hamming
+from ..retrieval import codes, hamming
 
 # Segments are merged while the older is at most this many times the newer ...
 _RATIO = 8

@@ -8,13 +8,15 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from . import index_file, index_ids, index_segments
-from .core import check, fork
-from .core.backend import NAMES, require
-from .index_file import IndexFileError
-from .index_ids import check_distinct, check_ids, on_cpu, some
-from .index_segments import Segment, copy_rows, empty
-from .retrieval.codes import as_tensor, check_length, check_packed, num_bytes
+from ..core import check, fork
+from ..core.backend import NAMES, require
+from ..retrieval.codes import as_tensor, check_length, check_packed, num_bytes
+from . import file
+from . import ids as index_ids
+from . import segments as index_segments
+from .file import IndexFileError
+from .ids import check_distinct, check_ids, on_cpu, some
+from .segments import Segment, copy_rows, empty
 
 __all__ = ["IndexFileError", "NestedIndex"]
 
@@ -77,8 +79,8 @@ class NestedIndex:
 
     def __init__(self, length: int):
         self._length = check.positive_int(length, "length")
-        if self._length > index_file.MAX_LENGTH:
-            raise ValueError(f"length: expected at most {index_file.MAX_LENGTH} bits, got {self._length}")
+        if self._length > file.MAX_LENGTH:
+            raise ValueError(f"length: expected at most {file.MAX_LENGTH} bits, got {self._length}")
         self._state = _State()
         self._writing = fork.Lock()
 
@@ -304,7 +306,7 @@ class NestedIndex:
     # ------------------------------------------------------------------------------------------- files and faiss
 
     def save(self, path) -> None:
-        """Write the index to a file (format: `nhl_fast.index_file`), in one step.
+        """Write the index to a file (format: `nhl_fast.index.file`), in one step.
 
         On any error, a full disk included, a file that was at `path` stays as it was. The file that this index
         was loaded from may be written too, mapped or not.
@@ -317,7 +319,7 @@ class NestedIndex:
         state = self._state
         first = state.run()
         blocks = index_segments.ordered_blocks(state.segments)
-        index_file.write(path, self._length, state.count, first, state.next_id, blocks)
+        file.write(path, self._length, state.count, first, state.next_id, blocks)
 
     @classmethod
     def load(cls, path, mmap: bool = True, verify: bool = True) -> NestedIndex:
@@ -337,7 +339,7 @@ class NestedIndex:
             FileNotFoundError: there is no such file.
             IndexFileError: (a ValueError) the file is foreign, truncated, damaged or of another version.
         """
-        contents = index_file.read(path, check.flag(mmap, "mmap"), check.flag(verify, "verify"))
+        contents = file.read(path, check.flag(mmap, "mmap"), check.flag(verify, "verify"))
         index = cls(contents.length)
         segments = _NO_SEGMENTS
         if len(contents.codes):

@@ -1,0 +1,1 @@
+"""NestedIndex: ids, segments, file."""
