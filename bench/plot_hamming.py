@@ -11,7 +11,7 @@ import json
 
 from record import RESULTS
 
-from nhl_fast.picture import COLORS, picture
+from nhl_fast.pictures.style import COLORS, picture
 
 PANELS = (
     ("items", "Database size (items of 128 bits)"),

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
-from . import plots
 from .paper_table import cell_of, cell_text, methods_table
+from .pictures import plots
 from .report_codes import Measured, common, mean_conflicts, mean_curves, mean_quality
 from .report_files import naming
 from .report_groups import Method, Section, value_text

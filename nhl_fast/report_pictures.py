@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .picture import COLORS, LINES, MARKERS, picture
+from .pictures.style import COLORS, LINES, MARKERS, picture
 from .text.markup import Markup, tag
 
 # The address of the document type and matplotlib's metadata: nobody fetches them, but nothing should point out.

@@ -206,7 +206,7 @@ def write_pictures(
     path: Path, evaluation: Evaluation, data: RetrievalData, history: list[dict], lengths: tuple[int, ...]
 ) -> list[Path]:
     """mAP against bits (the trained `lengths` marked), precision and recall, training log, gallery of images."""
-    from . import plots
+    from .pictures import plots
 
     folder = path / PICTURES
     folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ def write_pictures(
 
 def write_gallery(path: Path, evaluation: Evaluation, data: RetrievalData, queries: int = 3, top: int = 10) -> Path:
     """The gallery of the first query of each of the first few classes; the metrics cover all queries."""
-    from . import plots
+    from .pictures import plots
 
     labels = data.query.labels
     owners = labels if labels.ndim == 1 else labels.argmax(1)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from nhl_fast.core import backend
-from nhl_fast.plots import plot_gallery, plot_history, plot_map_vs_bits, plot_pr_curves
+from nhl_fast.pictures.plots import plot_gallery, plot_history, plot_map_vs_bits, plot_pr_curves
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -105,7 +105,7 @@ def test_the_callers_settings_stay(tmp_path):
 
 def test_pyplot_is_never_imported_and_matplotlib_only_on_use(tmp_path):
     code = (
-        "import sys, nhl_fast.plots as p\n"
+        "import sys, nhl_fast.pictures.plots as p\n"
         "assert 'matplotlib' not in sys.modules\n"
         f"p.plot_pr_curves({{8: ([1.0, 0.5], [0.5, 1.0])}}, {str(tmp_path / 'p.png')!r})\n"
         "assert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 
-from nhl_fast.picture import COLORS, MARKERS, picture
+from nhl_fast.pictures.style import COLORS, MARKERS, picture
 
 
 def draw(kind: str, document: dict, path) -> None:

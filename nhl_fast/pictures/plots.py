@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import check
+from ..core import check
 from .gallery import plot_gallery
-from .picture import COLORS, LINES, MARKERS, length_style, picture
+from .style import COLORS, LINES, MARKERS, length_style, picture
 
 __all__ = ["plot_gallery", "plot_history", "plot_map_vs_bits", "plot_pr_curves"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .core import check
-from .picture import picture
+from ..core import check
+from .style import picture
 
 RIGHT, WRONG = "#0072B2", "#D55E00"
 DASHED = (0, (3, 1.6))

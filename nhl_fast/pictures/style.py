@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from .core.backend import require
-from .core.files import as_path, atomic_write
+from ..core.backend import require
+from ..core.files import as_path, atomic_write
 
 STYLE = {
     "font.size": 10,
