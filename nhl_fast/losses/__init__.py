@@ -9,8 +9,8 @@ from .bank import Bank
 from .bank_pairs import DBDH, DHN, DSH
 from .base import NestedLoss
 from .batch_pairs import DCH, LCDSH
+from .center import CSQ, DPN
 from .per_length import PerLength
-from .pointwise import CSQ, DPN
 from .softmax import MDSH, SHCIR
 from .triplet import DTSH
 

@@ -10,7 +10,7 @@ from ..core.known_gradient import known_gradient
 from ..core.prefixes import split
 from .bank import Bank, BankMixin
 from .base import quantization_penalty
-from .pointwise import CenterLoss
+from .center import CenterLoss
 
 # Logits lie within +-sqrt(b): to here exp(-2 sqrt(b)) is a normal float32.
 MAX_NARROW_BITS = 1800

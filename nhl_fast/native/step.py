@@ -18,7 +18,7 @@ from ..layer import refuses_layer
 from ..losses.bank_pairs import DBDH, DHN, DSH
 from ..losses.base import NestedLoss
 from ..losses.batch_pairs import DCH, LCDSH
-from ..losses.pointwise import CSQ, DPN
+from ..losses.center import CSQ, DPN
 from ..losses.softmax import MDSH, SHCIR
 from ..losses.triplet import DTSH
 from .calls import ops

@@ -12,7 +12,7 @@ from numeric import Expected
 import nhl_fast.fused.pointwise as fused
 from nhl_fast.core.prefixes import expand, split
 from nhl_fast.losses import CSQ, DPN
-from nhl_fast.losses.pointwise import CenterLoss
+from nhl_fast.losses.center import CenterLoss
 from nhl_fast.objective import per_length_gradients
 
 GOLDEN = Path(__file__).parents[1] / "golden"
