@@ -7,7 +7,7 @@ import inspect
 
 from ..core import check
 from . import splits
-from .core import RetrievalData, Split
+from .dataset import RetrievalData, Split
 
 __all__ = ["RetrievalData", "Split", "load_dataset"]
 

@@ -11,7 +11,7 @@ import torch
 from ..core import check
 from ..core.files import as_path
 from . import splits
-from .core import Table
+from .dataset import Table
 from .images import Normalize
 from .rows import TensorRows
 from .unpickle import Refused, load_batch

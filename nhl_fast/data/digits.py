@@ -7,7 +7,7 @@ import torch
 
 from ..core import backend, check
 from . import splits
-from .core import Table
+from .dataset import Table
 from .rows import TensorRows
 
 

@@ -11,7 +11,7 @@ from ..core import check
 from ..core.files import existing_file
 from . import splits
 from .cifar10 import PROTOCOLS
-from .core import Table, check_class_names, single_or_multi
+from .dataset import Table, check_class_names, single_or_multi
 from .rows import TensorRows
 
 _SPLIT_NAMES = ("train", "query", "database")

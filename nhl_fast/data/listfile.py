@@ -11,7 +11,7 @@ import numpy as np
 from ..core import backend, check
 from ..core.files import as_path, existing_file
 from . import splits
-from .core import Table, check_class_names, single_or_multi
+from .dataset import Table, check_class_names, single_or_multi
 from .images import FileRows
 
 _BLANKS = " \t\r\n\f\v"
