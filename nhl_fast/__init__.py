@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from .centers.aligned import class_similarity
     from .centers.make import make_centers, min_distances
     from .core.backend import backends
-    from .distillation import distillation_losses
-    from .graphs import make_graphed
+    from .head.distillation import distillation_losses
+    from .head.graphs import make_graphed
+    from .head.layer import NestedHashLayer
+    from .head.objective import NestedObjective, ObjectiveResult
+    from .head.weighting import dominance_weights
     from .index.nested_index import IndexFileError, NestedIndex
-    from .layer import NestedHashLayer
-    from .objective import NestedObjective, ObjectiveResult
     from .retrieval.codes import pack_codes, unpack_codes
     from .retrieval.hamming import hamming_distances, radius_search, search
     from .retrieval.metrics import RetrievalResult, evaluate_retrieval
     from .retrieval.quality import code_quality
-    from .weighting import dominance_weights
 
 __all__ = [
     "IndexFileError",
@@ -53,20 +53,20 @@ __version__ = "0.1.0"
 # may bear the name of a public function: its import would hide the function.
 _HOMES = {
     "IndexFileError": "index.nested_index",
-    "NestedHashLayer": "layer",
+    "NestedHashLayer": "head.layer",
     "NestedIndex": "index.nested_index",
-    "NestedObjective": "objective",
-    "ObjectiveResult": "objective",
+    "NestedObjective": "head.objective",
+    "ObjectiveResult": "head.objective",
     "RetrievalResult": "retrieval.metrics",
     "backends": "core.backend",
     "class_similarity": "centers.aligned",
     "code_quality": "retrieval.quality",
-    "distillation_losses": "distillation",
-    "dominance_weights": "weighting",
+    "distillation_losses": "head.distillation",
+    "dominance_weights": "head.weighting",
     "evaluate_retrieval": "retrieval.metrics",
     "hamming_distances": "retrieval.hamming",
     "make_centers": "centers.make",
-    "make_graphed": "graphs",
+    "make_graphed": "head.graphs",
     "min_distances": "centers.make",
     "pack_codes": "retrieval.codes",
     "radius_search": "retrieval.hamming",

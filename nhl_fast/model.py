@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .core import check
-from .layer import NestedHashLayer
+from .head.layer import NestedHashLayer
 
 
 class HashModel(nn.Module):

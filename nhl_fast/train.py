@@ -20,10 +20,10 @@ from .config import TrainConfig
 from .core.environment import continued, environment
 from .core.files import as_path, write_json
 from .data import RetrievalData
-from .graphs import make_graphed, replayable
+from .head.graphs import make_graphed, replayable
+from .head.objective import NestedObjective
 from .losses import MDSH
 from .model import HashModel, batches, encode_split
-from .objective import NestedObjective
 from .retrieval.metrics import evaluate_retrieval
 from .run_folder import CHECKPOINT, CONFIG, LOG, SPLIT, WEIGHTS, claim, free_settings, read_config, weights_file
 

@@ -8,10 +8,11 @@ import sys
 import pytest
 
 import nhl_fast
-from nhl_fast import backbones, cli, distillation, losses
+from nhl_fast import backbones, cli, losses
 from nhl_fast.core import names
 from nhl_fast.data import _LOADERS
 from nhl_fast.data.cifar10 import PROTOCOLS
+from nhl_fast.head import distillation
 from nhl_fast.retrieval.metrics import TIES
 
 HEAVY = ("torch._dynamo", "torch._inductor", "triton", "sympy", "scipy", "sklearn", "matplotlib", "PIL", "tqdm")
@@ -30,7 +31,7 @@ def test_import_adds_nothing_heavy_to_torch():
     _, _, torch_alone = modules_after("import torch")
     status, said, loaded = modules_after("import torch, nhl_fast\nfor n in nhl_fast.__all__: getattr(nhl_fast, n)")
     assert status == 0, said
-    assert "nhl_fast.objective" in loaded
+    assert "nhl_fast.head.objective" in loaded
     assert "nhl_fast.native" in loaded
     assert not [n for n in HEAVY if n in loaded - torch_alone]
     others = {n.partition(".")[0] for n in loaded - torch_alone}

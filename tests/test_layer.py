@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from nhl_fast.layer import NestedHashLayer
+from nhl_fast.head.layer import NestedHashLayer
 
 pytestmark = pytest.mark.numeric
 

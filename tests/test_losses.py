@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from nhl_fast.core.prefixes import expand, segment_matrix, split
-from nhl_fast.distillation import distillation_losses, expanded_distillation_losses
+from nhl_fast.head.distillation import distillation_losses, expanded_distillation_losses
+from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.losses import PerLength, build
 from nhl_fast.losses.softmax import softmax_likelihood
-from nhl_fast.objective import per_length_gradients
 
 pytestmark = pytest.mark.numeric
 

@@ -10,11 +10,11 @@ from numeric import Expected, expected
 
 from nhl_fast.core import backend as backends
 from nhl_fast.core.prefixes import pad, weighted_sum
-from nhl_fast.distillation import distillation_losses
-from nhl_fast.layer import NestedHashLayer
+from nhl_fast.head.distillation import distillation_losses
+from nhl_fast.head.layer import NestedHashLayer
+from nhl_fast.head.objective import NestedObjective
+from nhl_fast.head.weighting import dominance_dots, dominance_weights
 from nhl_fast.losses import REGISTRY, PerLength, build
-from nhl_fast.objective import NestedObjective
-from nhl_fast.weighting import dominance_dots, dominance_weights
 
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason=f"native library: {DETAIL}")
 

@@ -8,7 +8,7 @@ import torch
 from numeric import MARGIN, Expected, Rounded, expected
 from test_native_step import make, run
 
-from nhl_fast import objective as objectives
+from nhl_fast.head import objective as objectives
 from nhl_fast.losses import REGISTRY
 
 LENGTHS = (8, 20, 64)

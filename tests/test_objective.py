@@ -6,11 +6,11 @@ import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from nhl_fast.core import check as _check
-from nhl_fast.distillation import distillation_losses
-from nhl_fast.layer import NestedHashLayer
+from nhl_fast.head.distillation import distillation_losses
+from nhl_fast.head.layer import NestedHashLayer
+from nhl_fast.head.objective import NestedObjective
+from nhl_fast.head.weighting import dominance_weights
 from nhl_fast.losses import REGISTRY, PerLength, build
-from nhl_fast.objective import NestedObjective
-from nhl_fast.weighting import dominance_weights
 
 pytestmark = pytest.mark.numeric
 

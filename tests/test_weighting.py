@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nhl_fast.core.prefixes import expand, pad, split, weighted_sum
-from nhl_fast.weighting import dominance_dots, dominance_weights
+from nhl_fast.head.weighting import dominance_dots, dominance_weights
 
 pytestmark = pytest.mark.numeric
 

@@ -6,7 +6,7 @@ import torch
 import triton
 
 from ..core import check
-from ..layer import refuses_layer
+from ..head.layer import refuses_layer
 from ..losses.base import NestedLoss
 from . import distillation, pairwise, pointwise, projection, softmax_center, triplet, weighting  # noqa: F401
 from .operators import direct

@@ -14,7 +14,7 @@ from ..core.known_gradient import known_gradient, once, once_through
 from ..core.labels import to_multi_hot
 from ..core.precision import no_autocast
 from ..core.prefixes import expand
-from ..layer import refuses_layer
+from ..head.layer import refuses_layer
 from ..losses.bank_pairs import DBDH, DHN, DSH
 from ..losses.base import NestedLoss
 from ..losses.batch_pairs import DCH, LCDSH
@@ -248,7 +248,7 @@ def step(objective, features: torch.Tensor, labels, index, scaled: bool = False)
 
 def _foreign(loss, u, labels, index, recorded: bool):
     """Values (with their graph) and deltas of a loss without a C++ form."""
-    from ..objective import per_length_gradients
+    from ..head.objective import per_length_gradients
 
     with torch.inference_mode(False), torch.enable_grad():
         with torch.set_grad_enabled(recorded):

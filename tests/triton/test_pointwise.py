@@ -11,9 +11,9 @@ from numeric import Expected
 
 import nhl_fast.fused.pointwise as fused
 from nhl_fast.core.prefixes import expand, split
+from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.losses import CSQ, DPN
 from nhl_fast.losses.center import CenterLoss
-from nhl_fast.objective import per_length_gradients
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LOSSES = {

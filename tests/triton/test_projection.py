@@ -9,7 +9,7 @@ from numeric import Expected
 
 import nhl_fast.fused.projection as fused
 from nhl_fast.fused.projection import kernels
-from nhl_fast.layer import NestedHashLayer
+from nhl_fast.head.layer import NestedHashLayer
 from nhl_fast.retrieval.codes import pack_codes
 
 SHAPES = [(1, 7, 1), (3, 33, 12), (33, 7, 100), (70, 300, 130), (5, 40, 1024), (64, 1030, 8)]

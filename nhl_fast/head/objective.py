@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from .core import check
-from .core.backend import pick
-from .core.known_gradient import known_gradient, once_through
-from .core.precision import scaled_training
-from .core.prefixes import expand, pad, weighted_sum
+from ..core import check
+from ..core.backend import pick
+from ..core.known_gradient import known_gradient, once_through
+from ..core.precision import scaled_training
+from ..core.prefixes import expand, pad, weighted_sum
+from ..losses.base import NestedLoss, fused_step, native_step, no_autocast
 from .distillation import TEACHERS, expanded_distillation_losses
 from .layer import NestedHashLayer
-from .losses.base import NestedLoss, fused_step, native_step, no_autocast
 from .weighting import dominance_dots, dominance_weights
 
 
@@ -90,7 +90,7 @@ class NestedObjective(nn.Module):
     positions `index` (N,) in the training set. It gives an `ObjectiveResult`; the weights are constants to
     autograd, and the features' gradient is that of the weighted sum.
 
-    Source: arXiv 2412.08922; the weights and their Gram shortcut are in `nhl_fast.weighting`.
+    Source: arXiv 2412.08922; the weights and their Gram shortcut are in `nhl_fast.head.weighting`.
     """
 
     NOT_FINITE = "features: the layer's outputs hold NaN or infinity (bad features, or training diverged)"

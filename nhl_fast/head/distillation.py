@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from .core import check
-from .core.known_gradient import known_gradient
-from .core.names import TEACHERS
-from .core.precision import no_autocast
-from .core.prefixes import expand, segment_matrix, split
+from ..core import check
+from ..core.known_gradient import known_gradient
+from ..core.names import TEACHERS
+from ..core.precision import no_autocast
+from ..core.prefixes import expand, segment_matrix, split
 
 EPSILON = 1e-12
 

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from .core import check
-from .core.backend import NAMES, use_triton
-from .core.precision import no_autocast
-from .retrieval.codes import pack_outputs
+from ..core import check
+from ..core.backend import NAMES, use_triton
+from ..core.precision import no_autocast
+from ..retrieval.codes import pack_outputs
 
 _BACKENDS = ("auto", *NAMES)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -121,7 +121,7 @@ class NestedHashLayer(nn.Module):
 
     def _fused(self, backend: str, operation: str, x: torch.Tensor) -> bool:
         def refuses():
-            from .fused import step
+            from ..fused import step
 
             return step.refuses_projection(self, x)
 

@@ -6,12 +6,12 @@ from collections.abc import Callable
 
 import torch
 
-from .core import check
-from .core.backend import pick
-from .core.known_gradient import once
-from .core.labels import to_multi_hot
-from .core.precision import scaled_training
-from .losses.base import fused_step
+from ..core import check
+from ..core.backend import pick
+from ..core.known_gradient import once
+from ..core.labels import to_multi_hot
+from ..core.precision import scaled_training
+from ..losses.base import fused_step
 from .objective import NestedObjective, ObjectiveResult
 
 

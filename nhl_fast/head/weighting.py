@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .core import check
+from ..core import check
 
 
 def dominance_weights(dots: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,1 @@
+"""The nested layer, its objective, weights and distillation: the definitions."""
