@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent
 
 
 def load_build():
-    """nhl_fast/native/_build.py by path: importing the package would import torch."""
-    spec = importlib.util.spec_from_file_location("nhl_fast_build", ROOT / "nhl_fast" / "native" / "_build.py")
+    """nhl_fast/native/builder.py by path: importing the package would import torch."""
+    spec = importlib.util.spec_from_file_location("nhl_fast_build", ROOT / "nhl_fast" / "native" / "builder.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
     spec.loader.exec_module(module)

@@ -20,7 +20,7 @@ import tempfile
 from collections import deque
 from pathlib import Path
 
-from nhl_fast.native import _build
+from nhl_fast.native import builder
 
 FIELDS = [
     *("architecture", "file", "kernel", "template", "registers", "stack_bytes", "spill_bytes", "shared_bytes"),
@@ -49,7 +49,7 @@ def find_cuobjdump() -> str:
 
 def compile_one(source: Path, architecture: str, target: Path, flags: list[str]) -> str:
     """The object file; returns what ptxas says of it."""
-    command = [_build.find_nvcc(), *_build._NVCC_FLAGS.split(), *flags, "-Xptxas", "-v", "-c", str(source)]
+    command = [builder.find_nvcc(), *builder._NVCC_FLAGS.split(), *flags, "-Xptxas", "-v", "-c", str(source)]
     command += [f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-o", str(target)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 
@@ -172,9 +172,9 @@ def main() -> None:
         "--files", nargs="+", default=["scan_mma", "scan_imma", "scan_popc", "levels", "nearest", "count", "evaluate"]
     )
     args = parser.parse_args()
-    if _build.find_nvcc() is None:
+    if builder.find_nvcc() is None:
         raise SystemExit("cuda_resources: nvcc was not found (set CUDA_HOME)")
-    folder = _build.source_dir() / "cuda"
+    folder = builder.source_dir() / "cuda"
     rows = []
     for architecture in args.architectures:
         for name in args.files:

@@ -14,17 +14,17 @@ from native_cases import AVAILABLE, DETAIL, levels, make_rows
 from numeric import expected
 from test_native_step import make, run
 
-from nhl_fast.native import _build
+from nhl_fast.native import builder
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = [path.relative_to(ROOT / "csrc") for path in _build.sources("cpp", ROOT / "csrc")]
+SOURCES = [path.relative_to(ROOT / "csrc") for path in builder.sources("cpp", ROOT / "csrc")]
 LEVELS = {path: f"{'nhl' if path.parent.name == 'cpu' else 'nhl::train'}::{path.stem}_kernels()" for path in SOURCES}
 LEVELS = {path: symbol for path, symbol in LEVELS.items() if path.stem in ("scalar", "avx2", "avx512")}
 
 
 def compiled(compiler, source, target):
     """Compile one file of csrc as it ships, with every warning an error."""
-    command = [*COMPILERS[compiler], *_build._CXX_FLAGS.split(), *BASELINE, "-Werror", _build._TARGET]
+    command = [*COMPILERS[compiler], *builder._CXX_FLAGS.split(), *BASELINE, "-Werror", builder._TARGET]
     command += ['-DNHL_FAST_SOURCE_HASH="tests"', "-isystem", str(Path(torch.__file__).parent / "include")]
     done = subprocess.run(
         [*command, "-c", str(ROOT / "csrc" / source), "-o", str(target)],
@@ -125,7 +125,7 @@ def test_clangs_library_gives_what_gccs_gives(tmp_path, monkeypatch):
     for name in ("g++", "clang++"):
         folder = tmp_path / name
         monkeypatch.setenv("CXX", shlex.join(COMPILERS[name]))
-        _build.build("cpp", folder / _build.LIBRARIES["cpp"])
+        builder.build("cpp", folder / builder.LIBRARIES["cpp"])
         command = [sys.executable, "-c", CHILD, str(ROOT / "tests"), str(folder), str(tmp_path / "out.pt")]
         subprocess.run(command, check=True, cwd=ROOT, timeout=600)
         found[name] = torch.load(tmp_path / "out.pt", weights_only=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from nhl_fast import native
-from nhl_fast.native import _build
+from nhl_fast.native import builder
 
 ROOT = Path(__file__).resolve().parents[1]
 SEARCH = """
@@ -127,7 +127,7 @@ def test_the_first_use_builds_and_the_next_loads(machine):
     (line,) = err.splitlines()
     assert line.startswith("nhl_fast: building _cpp.abi3.so for its first use")
     assert " done in " in line
-    assert machine.calls(" -c ") == len(_build.sources("cpp", ROOT / "csrc"))
+    assert machine.calls(" -c ") == len(builder.sources("cpp", ROOT / "csrc"))
     (library,) = machine.libraries()
     assert library.parent.stat().st_mode & 0o777 == 0o700
     before = machine.log.read_text()
@@ -144,7 +144,7 @@ def test_two_processes_build_once(machine):
     said = [process.communicate(timeout=120) for process in both]
     assert [out for out, _ in said] == ["cpp\n"] * 2, said
     assert machine.calls("-shared ") == 1
-    assert machine.calls(" -c ") == len(_build.sources("cpp", ROOT / "csrc"))
+    assert machine.calls(" -c ") == len(builder.sources("cpp", ROOT / "csrc"))
     told = "".join(err for _, err in said)
     assert told.count("nhl_fast: building") == 1
     assert told.count("nhl_fast: waiting for another process that builds") <= 1

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from nhl_fast import native
-from nhl_fast.native import BuildError, _build
+from nhl_fast.native import BuildError
+from nhl_fast.native import builder as _build
 
 ROOT = Path(__file__).resolve().parents[1]
 

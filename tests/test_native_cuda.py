@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nhl_fast import native
-from nhl_fast.native import BuildError, _build
+from nhl_fast.native import BuildError, builder
 from nhl_fast.retrieval.hamming import hamming_distances, radius_search, search
 from nhl_fast.retrieval.metrics import evaluate_retrieval
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 EMULATION = ROOT / "tests/cuda_emulation"
 
 try:
-    COMPILER = shlex.split(_build.find_compiler())
+    COMPILER = shlex.split(builder.find_compiler())
 except BuildError:
     COMPILER = None
 
@@ -45,14 +45,14 @@ def test_emulated_kernels_agree_with_the_cpu_engine(tmp_path):
     plain = []
     for path in (ROOT / "csrc/cuda").glob("*.cuh"):
         (tmp_path / path.name).write_text(as_plain_cpp(path.read_text()))
-    for path in _build.sources("cuda", ROOT / "csrc"):
+    for path in builder.sources("cuda", ROOT / "csrc"):
         if path.stem != "ops":
             plain.append(tmp_path / f"{path.stem}.cpp")
             plain[-1].write_text(as_plain_cpp(path.read_text()))
     program = tmp_path / "compare"
     flags = ["-std=c++17", "-O1", "-g", "-w", "-fsanitize=undefined,bounds", "-fno-sanitize-recover=all"]
     includes = [f"-I{EMULATION}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/cuda'}"]
-    sources = [EMULATION / "compare.cpp", *plain, *_build.engine_sources(ROOT / "csrc")]
+    sources = [EMULATION / "compare.cpp", *plain, *builder.engine_sources(ROOT / "csrc")]
     built = subprocess.run(
         [*COMPILER, *flags, *includes, *map(str, sources), "-o", str(program)],
         capture_output=True,

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from nhl_fast.native import BuildError, _build
+from nhl_fast.native import BuildError, builder
 
 ROOT = Path(__file__).resolve().parents[1]
 
 try:
-    COMPILER = shlex.split(_build.find_compiler())
+    COMPILER = shlex.split(builder.find_compiler())
 except BuildError:
     COMPILER = None
 
@@ -38,7 +38,7 @@ def test_native_code_is_clean(driver, sanitizer, rounds, tmp_path):
         f"-fsanitize={sanitizer}",
         "-fno-sanitize-recover=all",
     ]
-    sources = [ROOT / "tests" / driver, *_build.engine_sources(ROOT / "csrc")]
+    sources = [ROOT / "tests" / driver, *builder.engine_sources(ROOT / "csrc")]
     # GCC's false alarms about intrinsics multiply under sanitizers; the library's own build has warnings on.
     command = [*COMPILER, *flags, "-w", f"-I{ROOT / 'csrc'}", *map(str, sources), "-o", str(program), "-pthread"]
     built = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import torch
 
-from . import _build, _cache, step_fakes
-from ._build import BuildError
+from . import builder, step_fakes
+from . import cache as _cache
+from .builder import BuildError
 from .calls import ops
 
 # The longest codes of each library.
@@ -31,7 +32,7 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 def library_path(kind: str) -> Path:
     """Where library `kind` ("cpp" or "cuda") is, or would be built."""
-    return _PACKAGE / _build.LIBRARIES[kind]
+    return _PACKAGE / builder.LIBRARIES[kind]
 
 
 _HINT = "build it with: python -m nhl_fast.native build"
@@ -79,7 +80,7 @@ def _load_library(kind: str) -> str:
             torch.ops.load_library(str(path))
         except OSError as error:
             missing = f"{path.name} does not load with PyTorch {torch.__version__}: {_brief(error)}; {_HINT}"
-    if not path.exists() or (missing and not _build.in_checkout()):
+    if not path.exists() or (missing and not builder.in_checkout()):
         try:
             path = _cache.ensure(kind, _targets(kind))
             torch.ops.load_library(str(path))
@@ -90,9 +91,9 @@ def _load_library(kind: str) -> str:
     elif missing:
         return missing
     try:
-        folder = _build.source_dir()
+        folder = builder.source_dir()
         built = (torch.ops.nhl_fast.source_hash if kind == "cpp" else torch.ops.nhl_fast.cuda_source_hash)()
-        if built != _build.source_hash(kind, folder):
+        if built != builder.source_hash(kind, folder):
             return f"{path.name} was built from other sources than those in {folder}; {_HINT}"
     except (AttributeError, BuildError):
         return f"{path.name} belongs to another version of nhl_fast; {_HINT}"
@@ -151,12 +152,12 @@ def build(verbose: bool = True) -> list[Path]:
         BuildError: something is missing or the compiler failed, and what it said.
     """
     made = []
-    for kind in _build.wanted(_build.find_torch()):
-        if _build.in_checkout():
-            progress = _cache.Progress(f"nhl_fast: building {_build.LIBRARIES[kind]}") if verbose else None
+    for kind in builder.wanted(builder.find_torch()):
+        if builder.in_checkout():
+            progress = _cache.Progress(f"nhl_fast: building {builder.LIBRARIES[kind]}") if verbose else None
             how = "failed"
             try:
-                made.append(_build.build(kind, library_path(kind), progress))
+                made.append(builder.build(kind, library_path(kind), progress))
                 how = "done"
             finally:
                 if progress is not None:

@@ -20,8 +20,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import _build
-from ._build import BuildError
+from . import builder
+from .builder import BuildError
 
 try:
     import fcntl
@@ -49,15 +49,15 @@ def _digest(*parts) -> str:
 
 def _base(kind: str, targets: list[str] | None) -> Path:
     """The folder of every library of this source, for this PyTorch and system."""
-    torch, flags = _build.find_torch(), (_build._CXX_FLAGS, _build._NVCC_FLAGS, _build._TARGET)
+    torch, flags = builder.find_torch(), (builder._CXX_FLAGS, builder._NVCC_FLAGS, builder._TARGET)
     system = platform.system(), platform.machine(), platform.libc_ver()
-    key = _digest(_build.source_hash(kind, _build.source_dir()), torch.version, torch.cuda, system, flags, targets)
+    key = _digest(builder.source_hash(kind, builder.source_dir()), torch.version, torch.cuda, system, flags, targets)
     return root() / f"{kind}-{key}"
 
 
 def _compiler(kind: str) -> str:
     """What tells one compiler from another, without running it."""
-    command = _build.find_nvcc() if kind == "cuda" else _build.find_compiler()
+    command = builder.find_nvcc() if kind == "cuda" else builder.find_compiler()
     if command is None:
         raise BuildError("nvcc was not found (set CUDA_HOME)")
     program = os.path.realpath(shutil.which(shlex.split(command)[0]))
@@ -68,7 +68,7 @@ def _compiler(kind: str) -> str:
 def find(kind: str, targets: list[str] | None = None) -> Path | None:
     """The cached library that fits, of whatever compiler; None where there is none."""
     base = _base(kind, targets)
-    made = [path for path in base.glob(f"*/{_build.LIBRARIES[kind]}") if path.is_file()]
+    made = [path for path in base.glob(f"*/{builder.LIBRARIES[kind]}") if path.is_file()]
     if not made:
         return None
     newest = max(made, key=lambda path: path.stat().st_mtime_ns)
@@ -82,7 +82,7 @@ def ensure(kind: str, targets: list[str] | None = None, retry: bool = False) -> 
 
     Args:
         kind: which library.
-        targets: CUDA compute capabilities; default those of `_build.architectures`.
+        targets: CUDA compute capabilities; default those of `builder.architectures`.
         retry: build even where the last try failed, or NHL_FAST_BUILD=0.
 
     Raises:
@@ -104,7 +104,7 @@ def ensure(kind: str, targets: list[str] | None = None, retry: bool = False) -> 
 
 
 def _built(kind: str, folder: Path, targets: list[str] | None, retry: bool) -> Path:
-    library, failure = folder / _build.LIBRARIES[kind], folder / FAILURE
+    library, failure = folder / builder.LIBRARIES[kind], folder / FAILURE
     if library.exists():  # another process was faster
         return library
     if failure.exists() and not retry:
@@ -113,7 +113,7 @@ def _built(kind: str, folder: Path, targets: list[str] | None, retry: bool) -> P
         stray.unlink()
     progress = Progress(f"nhl_fast: building {library.name} for its first use (once for this PyTorch)")
     try:
-        _build.build(kind, library, progress, targets)
+        builder.build(kind, library, progress, targets)
     except BuildError as error:
         progress.end("failed")
         failure.write_text(str(error), encoding="utf-8")
@@ -144,7 +144,7 @@ def _lock(folder: Path, kind: str) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            library = _build.LIBRARIES[kind]
+            library = builder.LIBRARIES[kind]
             print(f"nhl_fast: waiting for another process that builds {library}", file=sys.stderr, flush=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
