@@ -26,7 +26,7 @@ import torch  # noqa: E402
 from gpu_device import captured, milliseconds, relative_error  # noqa: E402
 from gpu_steps import OURS, REFERENCE, Problem  # noqa: E402
 
-from nhl_fast import fused  # noqa: E402, F401 (finds nhl_fast.kernels in a checkout)
+from nhl_fast.steps import fused  # noqa: E402, F401 (finds nhl_fast.kernels in a checkout)
 
 KERNELS = ("backward", "distillation", "dots", "pairwise", "projection", "softmax_center", "triplet")
 backward, distillation, dots, pairwise, projection, softmax_center, triplet = (

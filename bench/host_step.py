@@ -72,7 +72,7 @@ def stubbed():
     Gives the list of what would have been compiled: (kernel, what it was specialised on), each once a process.
     """
     from nhl_fast.core import backend
-    from nhl_fast.fused import step
+    from nhl_fast.steps.fused import step
 
     compiled = []
 

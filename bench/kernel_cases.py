@@ -14,13 +14,13 @@ import torch
 from gpu_device import DEVICE, REHEARSAL
 
 from nhl_fast.core.prefixes import expand, pad, segment_matrix, weighted_sum
-from nhl_fast.fused import distillation, pairwise, pointwise, projection, softmax_center, triplet, weighting  # noqa: F401
-from nhl_fast.fused.registry import FUSED
 from nhl_fast.head.distillation import expanded_distillation_losses
 from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.head.weighting import dominance_dots, dominance_weights
 from nhl_fast.losses import REGISTRY, build
 from nhl_fast.retrieval.codes import pack_codes
+from nhl_fast.steps.fused import distillation, pairwise, pointwise, projection, softmax_center, triplet, weighting  # noqa: F401
+from nhl_fast.steps.fused.registry import FUSED
 
 LENGTHS = (4, 8, 16) if REHEARSAL else (8, 16, 32, 64, 128)
 LONGEST, TOTAL = LENGTHS[-1], sum(LENGTHS)

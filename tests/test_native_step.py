@@ -467,7 +467,7 @@ def used(monkeypatch):
         calls.append(arguments)
         return combine(*arguments)
 
-    from nhl_fast.native import step
+    from nhl_fast.steps import native as step
 
     class Spy:
         def __getattr__(self, name):

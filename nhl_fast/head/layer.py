@@ -121,7 +121,7 @@ class NestedHashLayer(nn.Module):
 
     def _fused(self, backend: str, operation: str, x: torch.Tensor) -> bool:
         def refuses():
-            from ..fused import step
+            from ..steps.fused import step
 
             return step.refuses_projection(self, x)
 

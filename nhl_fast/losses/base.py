@@ -148,15 +148,15 @@ class NestedLoss(nn.Module):
 
 
 def fused_step():
-    """The module `nhl_fast.fused.step`, imported where Triton was found."""
-    from ..fused import step
+    """The module `nhl_fast.steps.fused.step`, imported where Triton was found."""
+    from ..steps.fused import step
 
     return step
 
 
 def native_step():
-    """The module `nhl_fast.native.step`, imported where the C++ library was found."""
-    from ..native import step
+    """The module `nhl_fast.steps.native`, imported where the C++ library was found."""
+    from ..steps import native as step
 
     return step
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from . import builder, step_fakes
+from . import builder, fakes
 from . import cache as _cache
 from .builder import BuildError
 from .calls import ops
@@ -59,7 +59,7 @@ def _load(kind: str) -> str:
         warnings.warn(f"nhl_fast runs without its {engine} engine, on the slower reference: {reason}", stacklevel=4)
     elif kind == "cpp":
         _register_fakes()
-        step_fakes.register()
+        fakes.register()
     return reason
 
 

@@ -5,10 +5,10 @@ import copy
 import torch
 from numeric import Expected
 
-import nhl_fast.fused.step  # noqa: F401  (all fused forms register themselves)
+import nhl_fast.steps.fused.step  # noqa: F401  (all fused forms register themselves)
 from nhl_fast.core.prefixes import expand, split
-from nhl_fast.fused.registry import FUSED
 from nhl_fast.head.objective import per_length_gradients
+from nhl_fast.steps.fused.registry import FUSED
 
 
 def reference(loss, u, labels, dtype):

@@ -35,7 +35,7 @@ TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA|UTCOMMA|TCGEN\w*)\b")
 
 def kernel_variants():
     """(name, function, signature, constants, options) of every kernel module that has `variants`."""
-    import nhl_fast.fused  # noqa: F401  (makes nhl_fast.kernels importable in a checkout)
+    import nhl_fast.steps.fused  # noqa: F401  (makes nhl_fast.kernels importable in a checkout)
 
     package = importlib.import_module("nhl_fast.kernels")
     for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):

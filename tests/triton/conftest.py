@@ -15,7 +15,7 @@ if ALONE and not torch.cuda.is_available() and "triton" not in sys.modules:
     os.environ["TRITON_INTERPRET"] = "1"
 RUNS = torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
 if RUNS:
-    import nhl_fast.fused  # noqa: F401  (nhl_fast.kernels, also in a checkout that is not installed)
+    import nhl_fast.steps.fused  # noqa: F401  (nhl_fast.kernels, also in a checkout that is not installed)
 
 
 def pytest_ignore_collect(collection_path, config):

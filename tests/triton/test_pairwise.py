@@ -8,8 +8,8 @@ from nhl_fast.kernels import pairwise as kernels
 from nhl_fast.kernels import similarity, tiles
 
 from nhl_fast.core.labels import similarity as reference_similarity
-from nhl_fast.fused import pairwise
 from nhl_fast.losses import build
+from nhl_fast.steps.fused import pairwise
 
 BANK = ("dsh", "dhn", "dbdh")
 BATCH = ("lcdsh", "dch")

@@ -9,7 +9,7 @@ from against import by_length
 from launches import launches
 from numeric import Expected
 
-import nhl_fast.fused.pointwise as fused
+import nhl_fast.steps.fused.pointwise as fused
 from nhl_fast.core.prefixes import expand, split
 from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.losses import CSQ, DPN
@@ -142,7 +142,7 @@ def test_opcheck(device):
 
 
 def test_every_center_loss_here_has_a_fused_form():
-    from nhl_fast.fused.registry import FUSED
+    from nhl_fast.steps.fused.registry import FUSED
 
     assert {CSQ, DPN} <= set(FUSED)
     assert CenterLoss not in FUSED

@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from launches import launches
 from numeric import Expected
 
-import nhl_fast.fused.projection as fused
-from nhl_fast.fused.projection import kernels
+import nhl_fast.steps.fused.projection as fused
 from nhl_fast.head.layer import NestedHashLayer
 from nhl_fast.retrieval.codes import pack_codes
+from nhl_fast.steps.fused.projection import kernels
 
 SHAPES = [(1, 7, 1), (3, 33, 12), (33, 7, 100), (70, 300, 130), (5, 40, 1024), (64, 1030, 8)]
 

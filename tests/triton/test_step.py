@@ -7,10 +7,10 @@ from launches import launches
 from numeric import MARGIN, Expected
 
 from nhl_fast.core.backend import backends
-from nhl_fast.fused import step
 from nhl_fast.head.layer import NestedHashLayer
 from nhl_fast.head.objective import NestedObjective
 from nhl_fast.losses import CSQ, DPN, REGISTRY, Bank, PerLength, build
+from nhl_fast.steps.fused import step
 
 POINTWISE = ("csq", "dpn")
 OTHERS = tuple(name for name in REGISTRY if name not in POINTWISE)

@@ -5,8 +5,8 @@ import torch
 from against import check, check_golden, fused, reference
 from launches import launches
 
-from nhl_fast.fused.triplet import triplet
 from nhl_fast.losses import build
+from nhl_fast.steps.fused.triplet import triplet
 
 LENGTHS = (8, 16, 32, 64, 128)
 

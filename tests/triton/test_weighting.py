@@ -5,10 +5,10 @@ import torch
 from launches import launches
 from numeric import Expected
 
-import nhl_fast.fused.weighting as fused
+import nhl_fast.steps.fused.weighting as fused
 from nhl_fast.core.prefixes import pad, weighted_sum
-from nhl_fast.fused.weighting import Report, dots_kernels
 from nhl_fast.head.weighting import dominance_dots, dominance_weights
+from nhl_fast.steps.fused.weighting import Report, dots_kernels
 
 LENGTHS = [(1,), (5, 12), (5, 12, 48, 100), (8, 16, 32, 64, 128), (3, 1024), tuple(range(1, 17))]
 SHAPES = [(1, 7), (3, 33), (33, 7), (40, 300), (70, 1000)]

@@ -8,7 +8,7 @@ import torch
 
 from nhl_fast.kernels import triplet as kernels
 
-from ..losses.triplet import DTSH
+from ...losses.triplet import DTSH
 from .operators import direct, operator
 from .registry import fuses, outputs, prepare_labels
 

@@ -9,10 +9,10 @@ import torch
 from nhl_fast.kernels import bank as bank_kernels
 from nhl_fast.kernels import pairwise as kernels
 
-from ..core.labels import to_multi_hot
-from ..losses.bank import refuse_ranks
-from ..losses.bank_pairs import DBDH, DHN, DSH
-from ..losses.batch_pairs import DCH, LCDSH
+from ...core.labels import to_multi_hot
+from ...losses.bank import refuse_ranks
+from ...losses.bank_pairs import DBDH, DHN, DSH
+from ...losses.batch_pairs import DCH, LCDSH
 from .operators import direct, operator
 from .registry import check_form, fuses, outputs, prepare_labels
 

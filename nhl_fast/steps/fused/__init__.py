@@ -15,7 +15,7 @@ def _find_kernels() -> None:
     name = "nhl_fast.kernels"
     if name in sys.modules or importlib.util.find_spec(name) is not None:
         return
-    folder = Path(__file__).resolve().parents[2] / "kernels"
+    folder = Path(__file__).resolve().parents[3] / "kernels"
     spec = importlib.util.spec_from_file_location(
         name, folder / "__init__.py", submodule_search_locations=[str(folder)]
     )

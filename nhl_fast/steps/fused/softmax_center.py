@@ -6,7 +6,7 @@ import torch
 
 from nhl_fast.kernels import softmax_center as kernels
 
-from ..losses.softmax import MDSH, SHCIR
+from ...losses.softmax import MDSH, SHCIR
 from .operators import direct, operator
 from .pairwise import add_pairwise, prepare, refuses
 from .registry import fuses, outputs, prepare_labels

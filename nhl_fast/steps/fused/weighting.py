@@ -9,7 +9,7 @@ from nhl_fast.kernels import dots as dots_kernels
 from nhl_fast.kernels import weighting as kernels
 from nhl_fast.kernels.closed_form import Report
 
-from ..core.known_gradient import once
+from ...core.known_gradient import once
 from .operators import direct, observed, operator
 from .projection import MAX_FORMED, gradient_shapes, gradients
 

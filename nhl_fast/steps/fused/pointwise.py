@@ -7,7 +7,7 @@ import torch
 from nhl_fast.kernels import arrival, projection
 from nhl_fast.kernels import pointwise as kernels
 
-from ..losses.center import CSQ, DPN
+from ...losses.center import CSQ, DPN
 from .operators import direct, operator
 from .projection import project_outputs
 from .registry import fuses, outputs, prepare_labels

@@ -21,7 +21,7 @@ from ..losses.batch_pairs import DCH, LCDSH
 from ..losses.center import CSQ, DPN
 from ..losses.softmax import MDSH, SHCIR
 from ..losses.triplet import DTSH
-from .calls import ops
+from ..native.calls import ops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -217,7 +217,7 @@ def _plain(x: torch.Tensor) -> torch.Tensor:
 def step(objective, features: torch.Tensor, labels, index, scaled: bool = False):
     """(total, losses, distill, weights, dots or None) of an objective; only the total has a gradient.
 
-    scaled: see `nhl_fast.fused.step.step`; never on a CPU.
+    scaled: see `nhl_fast.steps.fused.step.step`; never on a CPU.
     """
     layer, loss = objective.layer, objective.loss
     lengths, linear = layer.code_lengths, layer.hash_layer

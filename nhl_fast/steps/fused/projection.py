@@ -7,7 +7,7 @@ import torch
 from nhl_fast.kernels import arrival, backward, dots
 from nhl_fast.kernels import projection as kernels
 
-from ..core.known_gradient import once
+from ...core.known_gradient import once
 from .operators import operator
 
 MAX_FORMED = 1024  # rows up to which the backward kernel goes through the whole batch in one program

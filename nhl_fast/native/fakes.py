@@ -1,4 +1,4 @@
-"""Shapes of the training step's operators for tracing (torch.compile, opcheck); see `nhl_fast.native.step`."""
+"""Shapes of the training step's operators for tracing (torch.compile, opcheck); see `nhl_fast.steps.native`."""
 
 from __future__ import annotations
 

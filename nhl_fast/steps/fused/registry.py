@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..core.labels import check_form as label_form
+from ...core.labels import check_form as label_form
 
 FUSED: dict[type, Callable] = {}
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 import triton
 
-from ..core import check
-from ..head.layer import refuses_layer
-from ..losses.base import NestedLoss
+from ...core import check
+from ...head.layer import refuses_layer
+from ...losses.base import NestedLoss
 from . import distillation, pairwise, pointwise, projection, softmax_center, triplet, weighting  # noqa: F401
 from .operators import direct
 from .registry import EXTRAS, FUSED
