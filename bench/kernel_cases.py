@@ -19,7 +19,7 @@ from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.head.weighting import dominance_dots, dominance_weights
 from nhl_fast.losses import REGISTRY, build
 from nhl_fast.retrieval.codes import pack_codes
-from nhl_fast.steps.fused import distillation, pairwise, pointwise, projection, softmax_center, triplet, weighting  # noqa: F401
+from nhl_fast.steps.fused import center, distillation, pairs, projection, softmax, triplets, weighting  # noqa: F401
 from nhl_fast.steps.fused.registry import FUSED
 
 LENGTHS = (4, 8, 16) if REHEARSAL else (8, 16, 32, 64, 128)
@@ -164,7 +164,7 @@ def _bank(n, d, dtype):
     ]  # fmt: skip
 
     def fused():
-        pairwise.store_rows(*banks[0], index, u, labels, CLASSES)
+        pairs.store_rows(*banks[0], index, u, labels, CLASSES)
         return banks[0]
 
     def plain():

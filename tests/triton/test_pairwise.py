@@ -9,7 +9,7 @@ from nhl_fast.kernels import similarity, tiles
 
 from nhl_fast.core.labels import similarity as reference_similarity
 from nhl_fast.losses import build
-from nhl_fast.steps.fused import pairwise
+from nhl_fast.steps.fused import pairs
 
 BANK = ("dsh", "dhn", "dbdh")
 BATCH = ("lcdsh", "dch")
@@ -133,7 +133,7 @@ def test_golden(golden, name, device, monkeypatch):
             torch.arange(len(bank), device=device), bank, torch.from_numpy(golden["bank_labels"]).to(device)
         )
         loss.train()
-        labels = pairwise.prepare(loss, u, labels, torch.from_numpy(golden["index"]).to(device))
+        labels = pairs.prepare(loss, u, labels, torch.from_numpy(golden["index"]).to(device))
 
     def exception(b, g):
         # One pair's theta is 1e-8, where the golden gradient has a kink (see tests/test_losses.py).
@@ -185,7 +185,7 @@ def test_rows_never_written_do_not_count(name, device):
     found = []
     for m in (50, 4):
         loss = make(name, (8, 16), device, m=m, unwritten=m).train()
-        found.append(fused(loss, u, pairwise.prepare(loss, u, labels, torch.arange(4, device=device))))
+        found.append(fused(loss, u, pairs.prepare(loss, u, labels, torch.arange(4, device=device))))
     torch.testing.assert_close(*found)
 
 
@@ -200,7 +200,7 @@ class TestStoringRows:
             torch.manual_seed(1)
             loss = make("dsh", (8, 70), device, multi=bank_multi).train()
             if fast:
-                pairwise.prepare(loss, u, labels, index)
+                pairs.prepare(loss, u, labels, index)
             else:
                 loss.prepare(u, labels, index)
             banks.append(loss.bank)
@@ -212,16 +212,16 @@ class TestStoringRows:
         u, labels = torch.randn(4, 16, device=device), torch.tensor([0, 1, 2, 0], device=device)
         for index, message in ((None, "index"), (torch.arange(3), "index"), (torch.arange(4.0), "index")):
             with pytest.raises((ValueError, TypeError), match=message):
-                pairwise.prepare(loss, u, labels, None if index is None else index.to(device))
+                pairs.prepare(loss, u, labels, None if index is None else index.to(device))
         if device.type == "cpu":
             with pytest.raises(ValueError, match="from 0 to 3"):
-                pairwise.prepare(loss, u, labels, torch.arange(4) + 1)
+                pairs.prepare(loss, u, labels, torch.arange(4) + 1)
 
     def test_opcheck(self, device):
         bank = (torch.zeros(6, 8, device=device), torch.zeros(6, dtype=torch.long, device=device))
         written, index = torch.zeros(6, dtype=torch.bool, device=device), torch.tensor([4, 1], device=device)
         torch.library.opcheck(
-            pairwise.store_rows, (*bank, written, index, torch.randn(2, 8, device=device), index % 3, 3)
+            pairs.store_rows, (*bank, written, index, torch.randn(2, 8, device=device), index % 3, 3)
         )
 
 
@@ -276,10 +276,10 @@ def arguments(device, add=False):
 
 
 def test_opcheck(device):
-    torch.library.opcheck(pairwise.pairwise, arguments(device))
-    torch.library.opcheck(pairwise.add_pairwise, arguments(device, add=True))
+    torch.library.opcheck(pairs.pairwise, arguments(device))
+    torch.library.opcheck(pairs.add_pairwise, arguments(device, add=True))
     *given, _, c0, c1, penalty = arguments(device)
-    torch.library.opcheck(pairwise.pairwise, (*given, "dhn", c0, c1, penalty, 16.0, True))
+    torch.library.opcheck(pairs.pairwise, (*given, "dhn", c0, c1, penalty, 16.0, True))
 
 
 @pytest.mark.parametrize(
@@ -295,22 +295,22 @@ def test_opcheck(device):
 def test_bad_options_are_refused(kind, reference, balance, message, device):
     *given, _, c0, c1, penalty = arguments(device)
     with pytest.raises(ValueError, match=message):
-        pairwise.pairwise(*given, kind, c0, c1, penalty, reference, balance)
+        pairs.pairwise(*given, kind, c0, c1, penalty, reference, balance)
 
 
 def test_adding_equals_computing(device):
     values, deltas, *given = arguments(device, add=True)
     values += 3
     deltas -= 2
-    pairwise.add_pairwise(values, deltas, *given)
-    expected = pairwise.pairwise(*given)
+    pairs.add_pairwise(values, deltas, *given)
+    expected = pairs.pairwise(*given)
     torch.testing.assert_close(values, expected[0] + 3)
     torch.testing.assert_close(deltas, expected[1] - 2)
 
 
 def test_runs_are_identical(device):
     given = arguments(device)
-    for first, second in zip(pairwise.pairwise(*given), pairwise.pairwise(*given)):
+    for first, second in zip(pairs.pairwise(*given), pairs.pairwise(*given)):
         assert torch.equal(first, second)
 
 
@@ -318,7 +318,7 @@ def test_a_non_contiguous_input(device):
     u, *rest = arguments(device)
     wide = torch.stack([u, u], dim=2)[:, :, 0]
     assert not wide.is_contiguous()
-    for first, second in zip(pairwise.pairwise(wide, *rest), pairwise.pairwise(u, *rest)):
+    for first, second in zip(pairs.pairwise(wide, *rest), pairs.pairwise(u, *rest)):
         assert torch.equal(first, second)
 
 
@@ -339,7 +339,7 @@ def test_more_lengths_than_the_kernels_take_are_refused(device):
     u = torch.randn(2, 1025, device=device)
     labels = torch.zeros(2, dtype=torch.long, device=device)
     with pytest.raises(ValueError, match="1024 bits"):
-        pairwise.pairwise(u, u, labels, labels, None, [8, 1025], "dhn", 0.0, 0.0, 0.1)
+        pairs.pairwise(u, u, labels, labels, None, [8, 1025], "dhn", 0.0, 0.0, 0.1)
 
 
 class TestJobs:

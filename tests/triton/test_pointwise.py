@@ -9,7 +9,7 @@ from against import by_length
 from launches import launches
 from numeric import Expected
 
-import nhl_fast.steps.fused.pointwise as fused
+import nhl_fast.steps.fused.center as fused
 from nhl_fast.core.prefixes import expand, split
 from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.losses import CSQ, DPN

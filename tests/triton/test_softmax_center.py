@@ -6,7 +6,7 @@ from against import check, check_golden, fused, reference
 from launches import launches
 
 from nhl_fast.losses import build
-from nhl_fast.steps.fused.softmax_center import fused_mdsh, softmax_center
+from nhl_fast.steps.fused.softmax import fused_mdsh, softmax_center
 
 LENGTHS = (8, 16, 32, 64, 128)
 NAMES = ("mdsh", "shcir")

@@ -6,7 +6,7 @@ from against import check, check_golden, fused, reference
 from launches import launches
 
 from nhl_fast.losses import build
-from nhl_fast.steps.fused.triplet import triplet
+from nhl_fast.steps.fused.triplets import triplet
 
 LENGTHS = (8, 16, 32, 64, 128)
 

@@ -8,7 +8,7 @@ import triton
 from ...core import check
 from ...head.layer import refuses_layer
 from ...losses.base import NestedLoss
-from . import distillation, pairwise, pointwise, projection, softmax_center, triplet, weighting  # noqa: F401
+from . import center, distillation, pairs, projection, softmax, triplets, weighting  # noqa: F401
 from .operators import direct
 from .registry import EXTRAS, FUSED
 
@@ -114,19 +114,19 @@ def outputs_and_loss(objective, features, labels, index, recorded: bool, scaled:
     weight, bias, lengths = layer.hash_layer.weight.detach(), layer.hash_layer.bias.detach(), layer.code_lengths
     gram = objective.weighting == "dominance" and weighting.dots_kernels.uses_gram(*features.shape, lengths)
     finite = objective.check_finite and not scaled and features.is_cuda
-    together = FUSED[type(loss)] is pointwise.fused
+    together = FUSED[type(loss)] is center.fused
     if together:
         like = features.new_empty(features.shape[0], lengths[-1], dtype=torch.float32)
         with torch.set_grad_enabled(recorded):
             labels = prepare(loss, like, labels, index)
-        u, matrix, values, deltas = direct(pointwise.project_pointwise)(
+        u, matrix, values, deltas = direct(center.project_pointwise)(
             features,
             weight,
             bias,
             labels,
-            *pointwise.tensors(loss),
+            *center.tensors(loss),
             list(lengths),
-            *pointwise.options(loss),
+            *center.options(loss),
             gram,
             finite,
         )

@@ -8,7 +8,7 @@ from nhl_fast.kernels import softmax_center as kernels
 
 from ...losses.softmax import MDSH, SHCIR
 from .operators import direct, operator
-from .pairwise import add_pairwise, prepare, refuses
+from .pairs import add_pairwise, prepare, refuses
 from .registry import fuses, outputs, prepare_labels
 
 
