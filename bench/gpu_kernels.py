@@ -20,7 +20,7 @@ from floors import GAPS  # noqa: E402
 from gpu_device import REHEARSAL, alive, captured, milliseconds, relative_error  # noqa: E402
 from gpu_jobs import work  # noqa: E402
 from kernel_cases import CASES, wanted  # noqa: E402
-from nhl_fast.kernels import pairwise, tiles  # noqa: E402
+from nhl_fast.kernels import pairs, tiles  # noqa: E402
 
 # rows, columns, bits, width, warps of a program's tile
 TILES = (
@@ -78,8 +78,8 @@ def kernel(name, n, d, dtype, rates):
 
 def tile(name, n, config):
     """The row of one tile size of the pairs."""
-    before, chosen = pairwise.config, tiles.Tiles(*config, stages=1)
-    pairwise.config = lambda *of: chosen
+    before, chosen = pairs.config, tiles.Tiles(*config, stages=1)
+    pairs.config = lambda *of: chosen
     try:
         for row in kernel(name, n, 1, torch.float32, {}):
             kept = ("part", "n", "dtype", "ms", "runs", "error", "note")
@@ -87,7 +87,7 @@ def tile(name, n, config):
                 key: row[key] for key in kept if key in row
             }
     finally:
-        pairwise.config = before
+        pairs.config = before
 
 
 def jobs(rates: dict, names=None) -> dict:

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from .pointwise import as_bytes, launch_options
+from .center import as_bytes, launch_options
 
 ROWS, COLUMNS = 16, 64
 

@@ -8,7 +8,7 @@ import triton.language as tl
 
 from . import penalties, tiles
 from .arithmetic import clamp_unit
-from .pair_losses import PAIR_LOSSES
+from .pair_functions import PAIR_LOSSES
 
 ROWS, COLUMNS, PARTS = 16, 64, 8
 OPTIONS = {"num_warps": 4, "num_stages": 2, "maxnreg": 255}

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from .arithmetic import dot
 from .arrival import arrived_last, counters
-from .pointwise import LOSSES, as_bytes, launch_options, tile_losses
+from .center import LOSSES, as_bytes, launch_options, tile_losses
 from .tiles import PRECISIONS, dot_precision
 
 

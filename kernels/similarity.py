@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 from . import tiles
-from .pointwise import as_bytes, launch_options
+from .center import as_bytes, launch_options
 
 PACK_ROWS = 32
 COUNT_TILE = 64

@@ -4,7 +4,7 @@ import pytest
 import torch
 from against import check, check_golden, fused, reference
 from launches import launches
-from nhl_fast.kernels import pairwise as kernels
+from nhl_fast.kernels import pairs as kernels
 from nhl_fast.kernels import similarity, tiles
 
 from nhl_fast.core.labels import similarity as reference_similarity

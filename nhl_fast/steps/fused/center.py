@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from nhl_fast.kernels import arrival, projection
-from nhl_fast.kernels import pointwise as kernels
+from nhl_fast.kernels import center as kernels
 
 from ...losses.center import CSQ, DPN
 from .operators import direct, operator

@@ -7,7 +7,7 @@ import math
 import torch
 
 from nhl_fast.kernels import bank as bank_kernels
-from nhl_fast.kernels import pairwise as kernels
+from nhl_fast.kernels import pairs as kernels
 
 from ...core.labels import to_multi_hot
 from ...losses.bank import refuse_ranks

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nhl_fast.kernels import softmax_center as kernels
+from nhl_fast.kernels import softmax as kernels
 
 from ...losses.softmax import MDSH, SHCIR
 from .operators import direct, operator

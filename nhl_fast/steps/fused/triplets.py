@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from nhl_fast.kernels import triplet as kernels
+from nhl_fast.kernels import triplets as kernels
 
 from ...losses.triplet import DTSH
 from .operators import direct, operator

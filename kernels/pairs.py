@@ -19,7 +19,7 @@ import triton.language as tl
 
 from . import penalties, tiles
 from .arithmetic import bit_sign, dot, load_tile, zeros
-from .pair_losses import PAIR_LOSSES
+from .pair_functions import PAIR_LOSSES
 from .pair_sums import add_up
 from .similarity import comparable, count_pairs, similar_tile
 

@@ -13,7 +13,7 @@ import triton.language as tl
 
 from . import penalties, tiles
 from .arithmetic import dot, inverse_norm, load_tile, log1m, log_add_exp, zeros
-from .pointwise import as_bytes, launch_options
+from .center import as_bytes, launch_options
 
 CONFIG = tiles.Tiles(rows=16, columns=32, bits=32, width=128, warps=8, stages=1)
 SQUARE = tl.constexpr(penalties.SQUARE.value)
