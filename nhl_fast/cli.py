@@ -11,11 +11,11 @@ from pathlib import Path
 from . import __version__
 from . import cli_resume as resume
 from .cli_errors import one_line, silence
-from .config import TrainConfig
 from .core import names
 from .core.files import as_path
-from .presets import PRESETS
-from .run_folder import CONFIG, check_target
+from .training.config import TrainConfig
+from .training.presets import PRESETS
+from .training.run_folder import CONFIG, check_target
 
 DATA_OPTIONS = {
     "root": str,

@@ -16,7 +16,7 @@ from .paper_table import methods_table, summarize
 from .report_groups import Section, group
 from .report_page import render
 from .report_runs import distinct_names, load_records
-from .run_folder import check_output
+from .training.run_folder import check_output
 
 _TABLES = {".tex": "latex", ".md": "markdown", ".csv": "csv"}
 _PAGES = (".html", ".htm")

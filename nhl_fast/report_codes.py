@@ -13,7 +13,7 @@ from .report_groups import Method
 from .report_runs import Record
 from .retrieval.metrics import evaluate_retrieval
 from .retrieval.quality import code_quality
-from .run import CURVE_POINTS, load_array
+from .training.run import CURVE_POINTS, load_array
 
 _FILES = ("query", "database", "query_labels", "database_labels")
 

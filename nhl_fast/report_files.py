@@ -11,7 +11,7 @@ from .core import check
 from .core.files import read_json
 from .data import splits
 from .retrieval.metrics import TIES
-from .run_folder import LOG, METRICS, SPLIT
+from .training.run_folder import LOG, METRICS, SPLIT
 
 
 @contextlib.contextmanager

@@ -9,13 +9,13 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .config import TrainConfig
 from .core import check
 from .core.files import as_path
 from .data import splits
 from .report_files import naming, read_history, read_metrics, read_object, read_split, share
-from .run import weights_sha256
-from .run_folder import COMPARISON, CONFIG, METRICS, read_config
+from .training.config import TrainConfig
+from .training.run import weights_sha256
+from .training.run_folder import COMPARISON, CONFIG, METRICS, read_config
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@ import importlib.util
 import pytest
 import torch
 
-from nhl_fast.backbones import build_backbone
-from nhl_fast.model import HashModel
+from nhl_fast.training.backbones import build_backbone
+from nhl_fast.training.model import HashModel
 
 
 @pytest.mark.parametrize(

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from nhl_fast import run_folder
 from nhl_fast.cli import main, size
-from nhl_fast.config import TrainConfig
 from nhl_fast.data import RetrievalData
 from nhl_fast.retrieval.codes import pack_codes
-from nhl_fast.run_folder import hold
-from nhl_fast.train import Trainer, train
+from nhl_fast.training import run_folder
+from nhl_fast.training.config import TrainConfig
+from nhl_fast.training.run_folder import hold
+from nhl_fast.training.trainer import Trainer, train
 
 TINY = ["--epochs", "2", "--hidden", "32", "--lengths", "5,12,20"]
 

@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from nhl_fast import cli
-from nhl_fast.model import batches
-from nhl_fast.train import Trainer
+from nhl_fast.training.model import batches
+from nhl_fast.training.trainer import Trainer
 
 TINY = ["--epochs", "1", "--hidden", "8", "--lengths", "4,8"]
 NUMBERS = [

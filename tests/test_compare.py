@@ -2,9 +2,9 @@
 
 import pytest
 
-from nhl_fast import compare as comparing
-from nhl_fast.compare import Measured, compare
-from nhl_fast.config import TrainConfig
+from nhl_fast.training import compare as comparing
+from nhl_fast.training.compare import Measured, compare
+from nhl_fast.training.config import TrainConfig
 
 
 class Data:

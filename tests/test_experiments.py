@@ -8,8 +8,8 @@ import torch
 
 import nhl_fast as nhl
 from bench.experiments import datasets, engine, jobs, measures, present, weightings
-from nhl_fast.config import TrainConfig
 from nhl_fast.losses import REGISTRY
+from nhl_fast.training.config import TrainConfig
 
 DIGITS = {"name": "digits", "queries_per_class": 10, "train_per_class": 30}
 

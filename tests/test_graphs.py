@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from nhl_fast import NestedHashLayer, NestedObjective, losses, make_graphed
-from nhl_fast import train as training
-from nhl_fast.config import TrainConfig
 from nhl_fast.data import RetrievalData
 from nhl_fast.head import graphs
 from nhl_fast.head.graphs import GraphedObjective, replayable
+from nhl_fast.training import trainer as training
+from nhl_fast.training.config import TrainConfig
 
 gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 CUDA = torch.cuda.is_available()

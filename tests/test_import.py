@@ -8,12 +8,13 @@ import sys
 import pytest
 
 import nhl_fast
-from nhl_fast import backbones, cli, losses
+from nhl_fast import cli, losses
 from nhl_fast.core import names
 from nhl_fast.data import _LOADERS
 from nhl_fast.data.cifar10 import PROTOCOLS
 from nhl_fast.head import distillation
 from nhl_fast.retrieval.metrics import TIES
+from nhl_fast.training import backbones
 
 HEAVY = ("torch._dynamo", "torch._inductor", "triton", "sympy", "scipy", "sklearn", "matplotlib", "PIL", "tqdm")
 

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from test_train import assert_same, blobs, config, weights
 
-from nhl_fast import run_folder
 from nhl_fast.core import files
-from nhl_fast.run_folder import CHECKPOINT, CONFIG, LOCK, LOG, WEIGHTS, RunInUseError, check_output, hold
-from nhl_fast.train import Trainer, train
+from nhl_fast.training import run_folder
+from nhl_fast.training.run_folder import CHECKPOINT, CONFIG, LOCK, LOG, WEIGHTS, RunInUseError, check_output, hold
+from nhl_fast.training.trainer import Trainer, train
 
 TESTS = os.path.dirname(__file__)
 

@@ -9,11 +9,11 @@ import textwrap
 import pytest
 import torch
 
-from nhl_fast.checkpoint import load_state, save_state
-from nhl_fast.config import TrainConfig
 from nhl_fast.data import RetrievalData
 from nhl_fast.losses import REGISTRY
-from nhl_fast.train import CHECKPOINT, LOG, Trainer, load_model, train, weights_file
+from nhl_fast.training.checkpoint import load_state, save_state
+from nhl_fast.training.config import TrainConfig
+from nhl_fast.training.trainer import CHECKPOINT, LOG, Trainer, load_model, train, weights_file
 
 LENGTHS = (4, 12, 20)
 

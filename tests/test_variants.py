@@ -6,9 +6,9 @@ import torch.nn.functional as F
 
 import nhl_fast as nhl
 from nhl_fast import losses
-from nhl_fast.config import TrainConfig
 from nhl_fast.data import load_dataset
-from nhl_fast.train import Trainer, train
+from nhl_fast.training.config import TrainConfig
+from nhl_fast.training.trainer import Trainer, train
 
 pytestmark = pytest.mark.numeric
 

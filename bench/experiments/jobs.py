@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from nhl_fast.checkpoint import load_weights
-from nhl_fast.config import TrainConfig
-from nhl_fast.model import encode_split
 from nhl_fast.retrieval.metrics import evaluate_retrieval
-from nhl_fast.train import Trainer, weights_file
+from nhl_fast.training.checkpoint import load_weights
+from nhl_fast.training.config import TrainConfig
+from nhl_fast.training.model import encode_split
+from nhl_fast.training.trainer import Trainer, weights_file
 
 from . import datasets, measures, weightings
 

@@ -8,8 +8,8 @@ import statistics
 
 import torch
 
-from nhl_fast.compare import measure, warm_up
-from nhl_fast.config import TrainConfig
+from nhl_fast.training.compare import measure, warm_up
+from nhl_fast.training.config import TrainConfig
 
 from . import datasets
 

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .core import check
-from .core.backend import require
-from .core.names import BACKBONES as NAMES
+from ..core import check
+from ..core.backend import require
+from ..core.names import BACKBONES as NAMES
 
 
 class MLP(nn.Module):

@@ -7,8 +7,8 @@ import signal
 import torch
 from torch import nn
 
-from .core import check
-from .head.layer import NestedHashLayer
+from ..core import check
+from ..head.layer import NestedHashLayer
 
 
 class HashModel(nn.Module):

@@ -9,7 +9,7 @@ import safetensors
 import safetensors.torch
 import torch
 
-from .core.files import atomic_write, existing_file
+from ..core.files import atomic_write, existing_file
 
 _KEY = "nhl_fast"
 

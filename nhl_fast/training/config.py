@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..core import check, names
 from . import presets
-from .core import check, names
 
 if TYPE_CHECKING:  # the command line checks its settings before PyTorch is loaded
-    from . import losses
+    from .. import losses
 
 LARGEST, MAX_WORKERS, MAX_SEED = 2**31 - 1, 1024, 2**63 - 1
 
@@ -134,7 +134,7 @@ class TrainConfig:
 
     @classmethod
     def preset(cls, name: str = "default", **changes) -> TrainConfig:
-        """The settings `name` ("default", "paper" or "tuned"), with changes; see `nhl_fast.presets`."""
+        """The settings `name` ("default", "paper" or "tuned"), with changes; see `nhl_fast.training.presets`."""
         return cls(**presets.settings(name, changes, cls.loss, cls.code_lengths))
 
     @classmethod
@@ -155,7 +155,7 @@ class TrainConfig:
 
     def build_loss(self, num_classes: int, num_train: int, train=None) -> losses.NestedLoss:
         """The loss of this run; `train` is the training split, which aligned centres need."""
-        from . import losses
+        from .. import losses
 
         options = dict(self.loss_options)
         if self.loss in names.CENTER_LOSSES:
@@ -171,8 +171,8 @@ class TrainConfig:
     def _aligned_centers(self, num_classes: int, train) -> list:
         import torch
 
-        from .centers.aligned import MAX_ROWS, class_similarity
-        from .centers.make import make_centers
+        from ..centers.aligned import MAX_ROWS, class_similarity
+        from ..centers.make import make_centers
 
         if train is None or not train.in_memory:
             raise ValueError("centers: 'aligned' needs training rows in memory; take 'nested', or give the centres")

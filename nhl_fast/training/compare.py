@@ -7,11 +7,11 @@ import statistics
 import time
 from dataclasses import dataclass
 
+from ..data import RetrievalData
+from ..retrieval.metrics import evaluate_retrieval
 from .config import TrainConfig
-from .data import RetrievalData
 from .model import encode_split
-from .retrieval.metrics import evaluate_retrieval
-from .train import TrainResult, train
+from .trainer import TrainResult, train
 
 
 @dataclass

@@ -13,15 +13,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import check
-from .core.files import as_path, atomic_write, existing_file, write_json
-from .core.labels import similarity
-from .data import RetrievalData, load_dataset
+from ..core import check
+from ..core.files import as_path, atomic_write, existing_file, write_json
+from ..core.labels import similarity
+from ..data import RetrievalData, load_dataset
+from ..retrieval.hamming import search
+from ..retrieval.metrics import RetrievalResult, evaluate_retrieval
 from .model import HashModel, encode_split
-from .retrieval.hamming import search
-from .retrieval.metrics import RetrievalResult, evaluate_retrieval
 from .run_folder import CODES, LOG, METRICS, METRICS_TABLE, PICTURES, SPLIT, read_config, weights_file
-from .train import load_model, resolve_device
+from .trainer import load_model, resolve_device
 
 CURVE_POINTS = 200
 PREFIX_BYTES = 1 << 27
@@ -206,7 +206,7 @@ def write_pictures(
     path: Path, evaluation: Evaluation, data: RetrievalData, history: list[dict], lengths: tuple[int, ...]
 ) -> list[Path]:
     """mAP against bits (the trained `lengths` marked), precision and recall, training log, gallery of images."""
-    from .pictures import plots
+    from ..pictures import plots
 
     folder = path / PICTURES
     folder.mkdir(parents=True, exist_ok=True)
@@ -225,7 +225,7 @@ def write_pictures(
 
 def write_gallery(path: Path, evaluation: Evaluation, data: RetrievalData, queries: int = 3, top: int = 10) -> Path:
     """The gallery of the first query of each of the first few classes; the metrics cover all queries."""
-    from .pictures import plots
+    from ..pictures import plots
 
     labels = data.query.labels
     owners = labels if labels.ndim == 1 else labels.argmax(1)

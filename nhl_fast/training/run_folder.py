@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from .core.files import as_path, is_temporary, read_json, remove_stale
+from ..core.files import as_path, is_temporary, read_json, remove_stale
 
 try:
     import fcntl

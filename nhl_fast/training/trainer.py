@@ -14,17 +14,17 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from ..core.environment import continued, environment
+from ..core.files import as_path, write_json
+from ..data import RetrievalData
+from ..head.graphs import make_graphed, replayable
+from ..head.objective import NestedObjective
+from ..losses import MDSH
+from ..retrieval.metrics import evaluate_retrieval
 from .backbones import build_backbone
 from .checkpoint import load_state, load_weights, save_state, save_weights, write_lines
 from .config import TrainConfig
-from .core.environment import continued, environment
-from .core.files import as_path, write_json
-from .data import RetrievalData
-from .head.graphs import make_graphed, replayable
-from .head.objective import NestedObjective
-from .losses import MDSH
 from .model import HashModel, batches, encode_split
-from .retrieval.metrics import evaluate_retrieval
 from .run_folder import CHECKPOINT, CONFIG, LOG, SPLIT, WEIGHTS, claim, free_settings, read_config, weights_file
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .core import check
+from ..core import check
 
 PRESETS: dict[str, dict] = {
     "default": {},

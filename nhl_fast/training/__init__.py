@@ -1,0 +1,1 @@
+"""Settings, trainer, checkpoints, run folders, comparison."""
