@@ -14,7 +14,7 @@ from .core.environment import environment
 from .core.files import as_path, read_json, write_json
 from .core.labels import similarity
 from .data import load_dataset
-from .report import check_targets, write_report
+from .report.write import check_targets, write_report
 from .retrieval import advise as advising
 from .retrieval.codes import mask_tail, num_bytes
 from .retrieval.hamming import search as hamming_search

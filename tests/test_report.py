@@ -18,10 +18,10 @@ import torch
 import nhl_fast as nhl
 from nhl_fast.cli import main
 from nhl_fast.core import backend
-from nhl_fast.report import write_report
-from nhl_fast.report_codes import mean_curves, measure_codes
-from nhl_fast.report_groups import group
-from nhl_fast.report_runs import load_records
+from nhl_fast.report.codes import mean_curves, measure_codes
+from nhl_fast.report.groups import group
+from nhl_fast.report.records import load_records
+from nhl_fast.report.write import write_report
 from nhl_fast.text.markup import html_table, tag
 from nhl_fast.training import trainer as train
 

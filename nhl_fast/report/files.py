@@ -7,11 +7,11 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from .core import check
-from .core.files import read_json
-from .data import splits
-from .retrieval.metrics import TIES
-from .training.run_folder import LOG, METRICS, SPLIT
+from ..core import check
+from ..core.files import read_json
+from ..data import splits
+from ..retrieval.metrics import TIES
+from ..training.run_folder import LOG, METRICS, SPLIT
 
 
 @contextlib.contextmanager

@@ -5,14 +5,14 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
-from .paper_table import cell_of, cell_text, methods_table
-from .pictures import plots
-from .report_codes import Measured, common, mean_conflicts, mean_curves, mean_quality
-from .report_files import naming
-from .report_groups import Method, Section, value_text
-from .report_pictures import plot_pr_grid, png, svg
-from .report_runs import Record
-from .text.markup import Markup, html_table, scroll, tag
+from ..paper_table import cell_of, cell_text, methods_table
+from ..pictures import plots
+from ..text.markup import Markup, html_table, scroll, tag
+from .codes import Measured, common, mean_conflicts, mean_curves, mean_quality
+from .files import naming
+from .groups import Method, Section, value_text
+from .pictures import plot_pr_grid, png, svg
+from .records import Record
 
 _QUALITY = {
     "imbalance": ("imbalance of bits", "{:.3f}"),

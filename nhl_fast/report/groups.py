@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from .report_runs import Conditions, Record
+from .records import Conditions, Record
 
 # Where files lie and how rows were drawn say nothing about the method: the rows are compared themselves.
 _NOT_THE_METHOD = ("name", "seed", "protocol", "queries_per_class", "train_per_class", "num_queries", "num_train")

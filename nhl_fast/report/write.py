@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core.files import as_path, atomic_write
-from .paper_table import methods_table, summarize
-from .report_groups import Section, group
-from .report_page import render
-from .report_runs import distinct_names, load_records
-from .training.run_folder import check_output
+from ..core.files import as_path, atomic_write
+from ..paper_table import methods_table, summarize
+from ..training.run_folder import check_output
+from .groups import Section, group
+from .page import render
+from .records import distinct_names, load_records
 
 _TABLES = {".tex": "latex", ".md": "markdown", ".csv": "csv"}
 _PAGES = (".html", ".htm")
@@ -84,7 +84,7 @@ def tables_text(sections: Sequence[Section], format: str) -> str:
 
 def made_with() -> str:
     """Versions of what makes the page."""
-    from . import __version__
+    from .. import __version__
 
     return f"page made with nhl_fast {__version__}, PyTorch {torch.__version__}, NumPy {np.__version__}, Python " + (
         platform.python_version()

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .report_groups import Section, differing, value_text
-from .text.markup import Markup, html_table, scroll, tag
+from ..text.markup import Markup, html_table, scroll, tag
+from .groups import Section, differing, value_text
 
 UNKNOWN = "not recorded"
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from . import report_facts as facts
-from . import report_parts as parts
-from .core.backend import require
-from .report_codes import measure_codes
-from .report_groups import Section
-from .text.markup import Markup, tag
+from ..core.backend import require
+from ..text.markup import Markup, tag
+from . import facts as facts
+from . import parts as parts
+from .codes import measure_codes
+from .groups import Section
 
 # Nothing is fetched, whatever a text of a run may hold.
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"

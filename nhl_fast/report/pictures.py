@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .pictures.style import COLORS, LINES, MARKERS, picture
-from .text.markup import Markup, tag
+from ..pictures.style import COLORS, LINES, MARKERS, picture
+from ..text.markup import Markup, tag
 
 # The address of the document type and matplotlib's metadata: nobody fetches them, but nothing should point out.
 _OUTWARD = re.compile(rb"<!DOCTYPE[^>]*>|<metadata>.*?</metadata>", re.DOTALL)

@@ -9,13 +9,13 @@ import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .core import check
-from .core.files import as_path
-from .data import splits
-from .report_files import naming, read_history, read_metrics, read_object, read_split, share
-from .training.config import TrainConfig
-from .training.run import weights_sha256
-from .training.run_folder import COMPARISON, CONFIG, METRICS, read_config
+from ..core import check
+from ..core.files import as_path
+from ..data import splits
+from ..training.config import TrainConfig
+from ..training.run import weights_sha256
+from ..training.run_folder import COMPARISON, CONFIG, METRICS, read_config
+from .files import naming, read_history, read_metrics, read_object, read_split, share
 
 
 @dataclass(frozen=True)

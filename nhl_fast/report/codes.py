@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .report_files import naming
-from .report_groups import Method
-from .report_runs import Record
-from .retrieval.metrics import evaluate_retrieval
-from .retrieval.quality import code_quality
-from .training.run import CURVE_POINTS, load_array
+from ..retrieval.metrics import evaluate_retrieval
+from ..retrieval.quality import code_quality
+from ..training.run import CURVE_POINTS, load_array
+from .files import naming
+from .groups import Method
+from .records import Record
 
 _FILES = ("query", "database", "query_labels", "database_labels")
 
