@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from nhl_fast.cli import main, size
+from nhl_fast.cli.arguments import main, size
 from nhl_fast.data import RetrievalData
 from nhl_fast.retrieval.codes import pack_codes
 from nhl_fast.training import run_folder

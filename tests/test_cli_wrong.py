@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from nhl_fast import cli
+from nhl_fast.cli import arguments
 from nhl_fast.training.model import batches
 from nhl_fast.training.trainer import Trainer
 
@@ -104,14 +104,14 @@ def base(command, folder, run):
 
 
 def cases():
-    for command, parser in cli.build_parser()._subparsers._group_actions[0].choices.items():
+    for command, parser in arguments.build_parser()._subparsers._group_actions[0].choices.items():
         for action in parser._actions:
             if action.nargs != 0 and not (command == "backends" or (command, action.dest) == ("compare", "seeds")):
                 yield command, action.option_strings[-1] if action.option_strings else action.dest
 
 
 def wrong_values(command, option):
-    parser = cli.build_parser()._subparsers._group_actions[0].choices[command]
+    parser = arguments.build_parser()._subparsers._group_actions[0].choices[command]
     action = next(a for a in parser._actions if option in (*a.option_strings, a.dest))
     if action.choices:
         return ["", "x", "\0"]
@@ -125,7 +125,7 @@ def wrong_values(command, option):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     path = tmp_path_factory.mktemp("wrong") / "run"
-    assert cli.main(["train", "--out", str(path), *TINY]) == 0
+    assert arguments.main(["train", "--out", str(path), *TINY]) == 0
     return path
 
 
@@ -144,7 +144,7 @@ def call(argv, capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            status = cli.main(argv)
+            status = arguments.main(argv)
         except SystemExit as stopped:
             status = stopped.code
     return status, capsys.readouterr().err
@@ -187,7 +187,7 @@ def test_wrong_values(command, option, run, folder, capsys, monkeypatch):
 
 
 def test_any_other_error_is_one_line_too(run, capsys, monkeypatch):
-    from nhl_fast import cli_actions
+    from nhl_fast.cli import actions as cli_actions
 
     torch_error = "shape mismatch\nException raised from somewhere at x.cpp:1\nframe #0: y"
     for error, said in (

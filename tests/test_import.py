@@ -8,7 +8,8 @@ import sys
 import pytest
 
 import nhl_fast
-from nhl_fast import cli, losses
+from nhl_fast import losses
+from nhl_fast.cli import arguments
 from nhl_fast.core import names
 from nhl_fast.data import _LOADERS
 from nhl_fast.data.cifar10 import PROTOCOLS
@@ -56,7 +57,7 @@ nhl.search(codes, codes, 2)
     assert not [n for n in HEAVY if n in loaded - torch_alone]
 
 
-RUN = "from nhl_fast.cli import main\nimport sys\nsys.exit(main(sys.argv[1:]))"
+RUN = "from nhl_fast.cli.arguments import main\nimport sys\nsys.exit(main(sys.argv[1:]))"
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ def test_python_dash_m_without_torch():
         [sys.executable, "-X", "importtime", "-m", "nhl_fast", "--version"], capture_output=True, text=True
     )
     assert done.stdout == f"nhl-fast {nhl_fast.__version__}\n"
-    assert "nhl_fast.cli" in done.stderr
+    assert "nhl_fast.cli.arguments" in done.stderr
     assert "torch" not in done.stderr
 
 
@@ -116,7 +117,7 @@ def test_names_known_without_torch_are_those_of_the_modules():
     assert tuple(_LOADERS) == names.DATASETS
     assert tuple(PROTOCOLS) == names.PROTOCOLS
     assert set(names.CENTERS) == {*importlib.import_module("nhl_fast.centers.make").KINDS, "aligned"}
-    assert set(cli.DATA_OPTIONS) | set(cli.DATA_FLAGS) >= {"root", "path", "protocol", "augment"}
+    assert set(arguments.DATA_OPTIONS) | set(arguments.DATA_FLAGS) >= {"root", "path", "protocol", "augment"}
 
 
 def _options(cls):

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import nhl_fast as nhl
-from nhl_fast.cli import main
+from nhl_fast.cli.arguments import main
 from nhl_fast.core import backend
 from nhl_fast.report.codes import mean_curves, measure_codes
 from nhl_fast.report.groups import group

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-from .core import check, names
-from .core.files import as_path
-from .training import presets
-from .training.config import TrainConfig
-from .training.run_folder import check_target, free_settings, read_config
+from ..core import check, names
+from ..core.files import as_path
+from ..training import presets
+from ..training.config import TrainConfig
+from ..training.run_folder import check_target, free_settings, read_config
 
 _FLAGS = {"code_lengths": "--lengths", "loss_options": "--loss-option", "name": "--data", "seed": "--split-seed"}
 _DATA_DEFAULTS = {"name": "digits", "seed": 0, "validation": 0.1}

@@ -8,21 +8,21 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .core import check
-from .core.backend import backends as list_backends
-from .core.environment import environment
-from .core.files import as_path, read_json, write_json
-from .core.labels import similarity
-from .data import load_dataset
-from .report.write import check_targets, write_report
-from .retrieval import advise as advising
-from .retrieval.codes import mask_tail, num_bytes
-from .retrieval.hamming import search as hamming_search
-from .retrieval.metrics import evaluate_retrieval
-from .text.table import format_table
-from .training import compare as comparing
-from .training.model import encode_split
-from .training.run import (
+from ..core import check
+from ..core.backend import backends as list_backends
+from ..core.environment import environment
+from ..core.files import as_path, read_json, write_json
+from ..core.labels import similarity
+from ..data import load_dataset
+from ..report.write import check_targets, write_report
+from ..retrieval import advise as advising
+from ..retrieval.codes import mask_tail, num_bytes
+from ..retrieval.hamming import search as hamming_search
+from ..retrieval.metrics import evaluate_retrieval
+from ..text.table import format_table
+from ..training import compare as comparing
+from ..training.model import encode_split
+from ..training.run import (
     Evaluation,
     Run,
     best_per_length_map,
@@ -36,7 +36,7 @@ from .training.run import (
     write_evaluation,
     write_pictures,
 )
-from .training.run_folder import (
+from ..training.run_folder import (
     CODES,
     COMPARISON,
     COMPARISON_TABLE,
@@ -48,7 +48,7 @@ from .training.run_folder import (
     hold,
     read_config,
 )
-from .training.trainer import Trainer
+from ..training.trainer import Trainer
 
 
 def emit(args, obj, text: str) -> None:

@@ -8,14 +8,14 @@ import json
 import sys
 from pathlib import Path
 
-from . import __version__
-from . import cli_resume as resume
-from .cli_errors import one_line, silence
-from .core import names
-from .core.files import as_path
-from .training.config import TrainConfig
-from .training.presets import PRESETS
-from .training.run_folder import CONFIG, check_target
+from .. import __version__
+from ..core import names
+from ..core.files import as_path
+from ..training.config import TrainConfig
+from ..training.presets import PRESETS
+from ..training.run_folder import CONFIG, check_target
+from . import resume as resume
+from .errors import one_line, silence
 
 DATA_OPTIONS = {
     "root": str,
@@ -342,7 +342,7 @@ def main(argv: list[str] | None = None) -> int:
         args.out = args.resume if args.out is None else args.out
     try:
         prepare(args)
-        from . import cli_actions  # PyTorch is loaded once the arguments are right
+        from . import actions as cli_actions  # PyTorch is loaded once the arguments are right
 
         status = getattr(cli_actions, args.action)(args) or 0
         if sys.stdout is not None:
