@@ -131,7 +131,7 @@ std::vector<double> dots_of_products(const Kernels& kernels, const Layout& layou
   return total(parts, m * m);
 }
 
-// See nhl_fast.weighting.dominance_weights. NaN ends in every weight.
+// See nhl_fast.head.weighting.dominance_weights. NaN ends in every weight.
 std::vector<double> dominance_weights(const std::vector<double>& dots, int64_t m) {
   std::vector<double> weights(m, 1.0);
   double sum = 1.0;

@@ -103,8 +103,8 @@ class MDSH(BankMixin, CenterSoftmaxLoss):
             that the softmax is as sharp at every length.
         num_train: number of training items; None leaves the pair term out.
         external_bank: True where the training loop writes `bank` before each step, with the outputs of a momentum
-            encoder (decay 0.9; `nhl_fast.training.trainer` does so). By default the bank takes in the batch's own detached
-            outputs, as those of the other losses do.
+            encoder (decay 0.9; the trainer does so). By default the bank takes in the batch's own detached outputs,
+            as those of the other losses do.
         pair_from_epoch: first epoch (counted from 0, see `set_epoch`) with the pair term.
 
     Source: "MDSH", the momentum variant used in the experiments of arXiv 2412.08922.

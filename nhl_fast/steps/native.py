@@ -1,6 +1,6 @@
 """The head's training step on the CPU, from the native operators `torch.ops.nhl_fast.step_*` (csrc/train/).
 
-Imported only where `nhl_fast.core.backend` has found the library. Everything is computed in float32; nothing depends on
+Imported only where the backend found the library. Everything is computed in float32; nothing depends on
 the number of threads.
 """
 

@@ -1,0 +1,189 @@
+"""The structure of docs/architecture.md: imports run down the floors, in no circle; folders and files are small.
+
+What still breaks a rule is listed in this file; a list may only get shorter.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDERS = {"nhl_fast": ROOT / "nhl_fast", "nhl_fast.kernels": ROOT / "kernels"}
+FLOORS = [
+    "core",
+    "native kernels",
+    "centers retrieval text",
+    "losses data index pictures paper_table",
+    "head",
+    "steps",
+    "training",
+    "report",
+    "cli",
+]
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names.split()}
+MOST_FILES, MOST_LINES = 16, 450
+
+
+def modules() -> dict[str, Path]:
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            parts = [package, *path.relative_to(folder).with_suffix("").parts]
+            found[".".join(part for part in parts if part != "__init__")] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(module: str, path: Path):
+    """(module imported, line), those inside functions and for type checkers too."""
+    package = (module if path.name == "__init__.py" else module.rpartition(".")[0]).split(".")
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            above = package[: len(package) - node.level + 1] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            for name in node.names:  # `from . import x` is x where x is a module
+                yield (f"{base}.{name.name}" if f"{base}.{name.name}" in MODULES else base), node.lineno
+        elif isinstance(node, ast.Import):
+            yield from ((name.name, node.lineno) for name in node.names)
+
+
+EDGES = sorted(
+    {(m, target, line) for m, path in MODULES.items() for target, line in imports(m, path) if target in MODULES}
+)
+
+
+def part(module: str) -> str:
+    """The folder (or module) right below nhl_fast; "" for the root itself."""
+    return ".".join(module.split(".")[1:2])
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """Strongly connected components of more than one node (Tarjan)."""
+    index, low, stack, found = {}, {}, [], []
+
+    def visit(node):
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in graph[node]:
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            at = stack.index(node)
+            if len(stack) - at > 1:
+                found.append(sorted(stack[at:]))
+            del stack[at:]
+
+    for node in graph:
+        if node not in index:
+            visit(node)
+    return found
+
+
+def graph_of(edges) -> dict[str, set[str]]:
+    graph = {module: set() for module in MODULES}
+    for module, target, _ in edges:
+        if module != target:
+            graph[module].add(target)
+    return graph
+
+
+# Imports that run up or sideways: (importing module, part imported).
+UPWARDS = {
+    ("nhl_fast.centers.make", "retrieval"),
+    ("nhl_fast.cli.arguments", ""),
+    ("nhl_fast.core.backend", "native"),
+    ("nhl_fast.core.environment", ""),
+    ("nhl_fast.head.layer", "steps"),
+    ("nhl_fast.losses.base", "steps"),
+    ("nhl_fast.report.write", ""),
+}
+# Modules in circles.
+IN_CIRCLES = {
+    *("nhl_fast.head.layer", "nhl_fast.head.objective"),
+    *(f"nhl_fast.losses.{name}" for name in ("bank_pairs", "base", "batch_pairs", "center", "softmax", "triplet")),
+    *("nhl_fast.native", "nhl_fast.native.calls", "nhl_fast.steps.native"),
+    *(f"nhl_fast.steps.fused.{name}" for name in ("center", "pairs", "softmax", "step", "triplets")),
+}
+# Names of other objects or packages that begin with an underscore: (file, name).
+REACHES = {
+    *(("nhl_fast.head.graphs", f"graphed.{name}") for name in ("_backward", "_forward", "_gradients")),
+    *(("nhl_fast.head.graphs", f"graphed.{name}") for name in ("_newest", "_packed", "_scale")),
+    ("nhl_fast.head.graphs", "objective._refuses"),
+    ("nhl_fast.head.objective", "self.loss._segments"),
+    ("nhl_fast.index.nested_index", "index._state"),
+    ("nhl_fast.index.nested_index", "out._state"),
+    *(("nhl_fast.native.cache", f"builder.{name}") for name in ("_CXX_FLAGS", "_NVCC_FLAGS", "_TARGET")),
+    ("nhl_fast.retrieval.codes", "rows._version"),
+    ("nhl_fast.steps.fused.center", "loss._centers"),
+    ("nhl_fast.steps.fused.center", "loss._tie_centers"),
+    ("nhl_fast.steps.fused.softmax", "loss._centers"),
+    ("nhl_fast.steps.fused.step", "objective._fixed_weights"),
+    ("nhl_fast.steps.native", "loss._centers"),
+    ("nhl_fast.steps.native", "loss._segments"),
+    ("nhl_fast.steps.native", "objective._fixed_weights"),
+}
+# Folders with more files, files with more lines.
+LARGE_FOLDERS = {"kernels": 18}
+LONG_FILES = {"nhl_fast/training/trainer.py", "nhl_fast/index/nested_index.py"}
+
+
+def test_every_part_has_a_floor():
+    parts = {part(module) for module in MODULES} - {"", "__main__"}
+    assert parts == set(FLOOR)
+
+
+def test_imports_run_down():
+    crossing = [(module, part(target)) for module, target, _ in EDGES if part(module) in FLOOR]
+    up = {(m, to) for m, to in crossing if part(m) != to and FLOOR.get(to, 99) >= FLOOR[part(m)]}
+    assert up == UPWARDS
+
+
+def test_no_circles():
+    # The root loads its names lazily; what a type checker reads there is no import.
+    edges = [edge for edge in EDGES if edge[0] != "nhl_fast"]
+    assert {module for circle in circles(graph_of(edges)) for module in circle} == IN_CIRCLES
+
+
+def test_circles_are_found():
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"a"}, "d": {"a"}}) == [["a", "b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def reaches(path: Path):
+    """Names with an underscore that are another's: `x._name` and `from another_package import _name`."""
+    tree = ast.parse(path.read_text())
+    defined = {node.name for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            far = node.level != 1 and (node.level or (node.module or "").startswith("nhl_fast"))
+            yield from (n.name for n in node.names if far and n.name.startswith("_") and n.name != "__version__")
+        elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.startswith("__"):
+            owner = node.value
+            if isinstance(owner, ast.Call) and isinstance(owner.func, ast.Name) and owner.func.id == "super":
+                continue
+            name = owner.id if isinstance(owner, ast.Name) else ast.unparse(owner)
+            allowed = name in {"self", "cls", "torch", *defined} or name.startswith(("torch.", "sys", "os"))
+            if not allowed and node.attr not in ("_replace", "_fields", "_asdict", "_make"):
+                yield f"{name}.{node.attr}"
+
+
+def test_private_names_stay_at_home():
+    found = {(m, name) for m, path in MODULES.items() for name in reaches(path)}
+    assert found == REACHES
+
+
+@pytest.mark.parametrize("folder", sorted({path.parent for path in MODULES.values()}), ids=lambda p: p.name)
+def test_folders_are_small(folder):
+    files = [path for path in folder.glob("*.py") if path.name != "__init__.py"]
+    assert len(files) <= LARGE_FOLDERS.get(folder.name, MOST_FILES)
+
+
+def test_files_are_small():
+    long = {str(p.relative_to(ROOT)) for p in MODULES.values() if len(p.read_text().splitlines()) > MOST_LINES}
+    assert long == LONG_FILES
