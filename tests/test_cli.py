@@ -12,9 +12,9 @@ import torch
 from nhl_fast.cli.arguments import main, size
 from nhl_fast.data import RetrievalData
 from nhl_fast.retrieval.codes import pack_codes
-from nhl_fast.training import run_folder
+from nhl_fast.training import lock
 from nhl_fast.training.config import TrainConfig
-from nhl_fast.training.run_folder import hold
+from nhl_fast.training.lock import hold
 from nhl_fast.training.trainer import Trainer, train
 
 TINY = ["--epochs", "2", "--hidden", "32", "--lengths", "5,12,20"]
@@ -219,7 +219,7 @@ def test_runs_that_only_python_can_resume(tmp_path, capsys):
 
 def test_no_other_process_writes_into_a_run_that_is_evaluated_or_trained(run, capsys, monkeypatch):
     with hold(run):
-        monkeypatch.setattr(run_folder, "_held", {})
+        monkeypatch.setattr(lock, "_held", {})
         for argv in (["evaluate", run], ["train", "--resume", run]):
             status, _, err = output(capsys, *argv)
             assert status == 1

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nhl_fast.core import backend as backends
-from nhl_fast.retrieval import ties as tie_rules
+from nhl_fast.retrieval import tie_groups
 from nhl_fast.retrieval.codes import pack_codes
 from nhl_fast.retrieval.hamming import _BODIES
 from nhl_fast.retrieval.metrics import evaluate_retrieval
@@ -122,7 +122,7 @@ def test_expected_average_precision_of_larger_groups(groups, cutoff, denominator
     # The walk over ranks agrees with enumeration (below), and reaches groups that cannot be enumerated.
     cutoff = min(cutoff, sum(items for items, _ in groups))
     expected = float(oracle.expected_average_precision(groups, cutoff, denominator))
-    ours = tie_rules.average_precision(histogram_of(groups), cutoff, "expected", denominator)
+    ours = tie_groups.average_precision(histogram_of(groups), cutoff, "expected", denominator)
     assert ours.tolist() == pytest.approx([expected], **CLOSE)
 
 
@@ -163,7 +163,7 @@ def test_expected_with_huge_groups():
     total = math.fsum(float((1 + (i - 1) * slope) / i) for i in range(1, cutoff + 1)) * t / n
     histogram = histogram_of([(0, 0), (n, t), (0, 0)])
     for denominator, divisor in (("relevant", t), ("min", cutoff)):
-        ours = tie_rules.average_precision(histogram, cutoff, "expected", denominator)
+        ours = tie_groups.average_precision(histogram, cutoff, "expected", denominator)
         assert ours.item() == pytest.approx(total / divisor, rel=1e-12)
     # Over the items retrieved: summed over the hypergeometric law in exact integers.
     ways = [math.comb(t, x) * math.comb(n - t, cutoff - x) for x in range(cutoff + 1)]
@@ -173,14 +173,14 @@ def test_expected_with_huge_groups():
     for x in range(1, cutoff + 1):
         rho = (x - 1) / (cutoff - 1)
         value += float(Fraction(ways[x], whole)) * (rho * cutoff + (1 - rho) * harmonic) / cutoff
-    ours = tie_rules.average_precision(histogram, cutoff, "expected", "retrieved")
+    ours = tie_groups.average_precision(histogram, cutoff, "expected", "retrieved")
     assert ours.item() == pytest.approx(value, rel=1e-11)
 
 
 @settings(deadline=None)
 @given(st.integers(0, 10**7), st.integers(0, 300))
 def test_harmonic_span(s, w):
-    ours = tie_rules.harmonic_span(*torch.tensor([[s], [w]], dtype=torch.float64)).item()
+    ours = tie_groups.harmonic_span(*torch.tensor([[s], [w]], dtype=torch.float64)).item()
     assert ours == pytest.approx(math.fsum(1 / (s + i) for i in range(1, w + 1)), rel=1e-13, abs=0)
 
 

@@ -16,8 +16,9 @@ import pytest
 from test_train import assert_same, blobs, config, weights
 
 from nhl_fast.core import files
-from nhl_fast.training import run_folder
-from nhl_fast.training.run_folder import CHECKPOINT, CONFIG, LOCK, LOG, WEIGHTS, RunInUseError, check_output, hold
+from nhl_fast.training import lock
+from nhl_fast.training.lock import RunInUseError, hold
+from nhl_fast.training.run_folder import CHECKPOINT, CONFIG, LOCK, LOG, WEIGHTS, check_output
 from nhl_fast.training.trainer import Trainer, train
 
 TESTS = os.path.dirname(__file__)
@@ -150,7 +151,7 @@ def test_only_temporary_files_of_dead_processes_are_removed(tmp_path):
 def test_what_a_killed_write_leaves_is_known_and_removed(tmp_path):
     code = """
         import time
-        from nhl_fast.files import atomic_write
+        from nhl_fast.core.files import atomic_write
         with atomic_write({path!r}) as handle:
             print("ready", flush=True)
             time.sleep(60)
@@ -170,7 +171,7 @@ TRAINS = """
     import sys, time
     sys.path.insert(0, {tests!r})
     from test_train import blobs, config
-    from nhl_fast.train import train
+    from nhl_fast.training.trainer import train
     def wait(record):
         print("ready", flush=True)
         time.sleep(60)
@@ -201,7 +202,7 @@ def test_two_runs_that_start_at_once(tmp_path):
         import sys
         sys.path.insert(0, {TESTS!r})
         from test_train import blobs, config
-        from nhl_fast.train import train
+        from nhl_fast.training.trainer import train
         sys.stdin.read(1)
         train(blobs(), config(epochs=3), {str(tmp_path / "run")!r}, progress=False)
     """
@@ -222,7 +223,7 @@ def test_two_runs_that_start_at_once(tmp_path):
 
 HOLDS = """
     import os, pathlib, time
-    from nhl_fast.run_folder import hold
+    from nhl_fast.training.lock import hold
     with hold(pathlib.Path({run!r})):
         if os.fork():
             print("ready", flush=True)
@@ -275,16 +276,16 @@ def test_a_lock_file_without_a_name_in_it(tmp_path, monkeypatch):
     """A second process may come before the first has written who it is."""
     with hold(tmp_path):
         (tmp_path / LOCK).write_text("")
-        monkeypatch.setattr(run_folder, "_held", {})
+        monkeypatch.setattr(lock, "_held", {})
         with pytest.raises(RunInUseError, match="another process"), hold(tmp_path):
             pass
 
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     def refuse(*_):
-        raise OSError(run_folder.errno.ENOLCK, "No locks available")
+        raise OSError(lock.errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(run_folder.fcntl, "flock", refuse)
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
     with pytest.warns(UserWarning, match="no locks"), hold(tmp_path):
         assert list(tmp_path.iterdir()) == []
 

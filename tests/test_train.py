@@ -13,7 +13,9 @@ from nhl_fast.data import RetrievalData
 from nhl_fast.losses import REGISTRY
 from nhl_fast.training.checkpoint import load_state, save_state
 from nhl_fast.training.config import TrainConfig
-from nhl_fast.training.trainer import CHECKPOINT, LOG, Trainer, load_model, train, weights_file
+from nhl_fast.training.run import load_model
+from nhl_fast.training.run_folder import CHECKPOINT, LOG, weights_file
+from nhl_fast.training.trainer import Trainer, train
 
 LENGTHS = (4, 12, 20)
 
@@ -95,7 +97,7 @@ KILLED = """
     import os, random, signal, sys, time
     sys.path.insert(0, {tests!r})
     from test_train import blobs, config
-    from nhl_fast.train import train
+    from nhl_fast.training.trainer import train
     import torch
     moments, killed = random.Random(0), 0
     for attempt in range(400):
@@ -144,7 +146,7 @@ FULL_DISK = """
     import resource, signal, sys
     sys.path.insert(0, {tests!r})
     from test_train import blobs, config
-    from nhl_fast.train import train
+    from nhl_fast.training.trainer import train
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     def fill(record):
         if record["epoch"] == 2:

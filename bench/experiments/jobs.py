@@ -16,7 +16,8 @@ from nhl_fast.retrieval.metrics import evaluate_retrieval
 from nhl_fast.training.checkpoint import load_weights
 from nhl_fast.training.config import TrainConfig
 from nhl_fast.training.model import encode_split
-from nhl_fast.training.trainer import Trainer, weights_file
+from nhl_fast.training.run_folder import weights_file
+from nhl_fast.training.trainer import Trainer
 
 from . import datasets, measures, weightings
 

@@ -21,21 +21,11 @@ from ..retrieval.hamming import search as hamming_search
 from ..retrieval.metrics import evaluate_retrieval
 from ..text.table import format_table
 from ..training import compare as comparing
+from ..training.arrays import load_array, save_array, save_csv
+from ..training.evaluate import Evaluation, best_per_length_map, evaluate_model, metric_rows, write_evaluation
+from ..training.lock import claim, hold
 from ..training.model import encode_split
-from ..training.run import (
-    Evaluation,
-    Run,
-    best_per_length_map,
-    evaluate_model,
-    label_text,
-    load_array,
-    metric_rows,
-    read_log,
-    save_array,
-    save_csv,
-    write_evaluation,
-    write_pictures,
-)
+from ..training.run import Run
 from ..training.run_folder import (
     CODES,
     COMPARISON,
@@ -44,10 +34,10 @@ from ..training.run_folder import (
     METRICS_TABLE,
     SPLIT,
     check_output,
-    claim,
-    hold,
     read_config,
+    read_log,
 )
+from ..training.run_pictures import label_text, write_pictures
 from ..training.trainer import Trainer
 
 

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..retrieval.metrics import evaluate_retrieval
 from ..retrieval.quality import code_quality
-from ..training.run import CURVE_POINTS, load_array
+from ..training.arrays import load_array
+from ..training.run_pictures import CURVE_POINTS
 from .files import naming
 from .groups import Method
 from .records import Record

@@ -13,7 +13,7 @@ from ..core import check
 from ..core.files import as_path
 from ..data import splits
 from ..training.config import TrainConfig
-from ..training.run import weights_sha256
+from ..training.evaluate import weights_sha256
 from ..training.run_folder import COMPARISON, CONFIG, METRICS, read_config
 from .files import naming, read_history, read_metrics, read_object, read_split, share
 

@@ -7,11 +7,10 @@ import torch
 
 from ..core import check
 from ..core.labels import check_labels
-from . import codes, ranking
-from . import ties as tie_rules
+from . import codes, ranking, tie_groups
 from .hamming import DEFAULT_CHUNK_BYTES, body_of, spans
 
-TIES = ("id", *tie_rules.RULES)
+TIES = ("id", *tie_groups.RULES)
 
 
 @check.memory
@@ -64,7 +63,7 @@ def evaluate_retrieval(
     n = len(db_codes)
     cutoff = n if topk is None else min(n, check.positive_int(topk, "topk"))
     check.one_of(ties, "ties", TIES)
-    check.one_of(denominator, "denominator", tie_rules.DENOMINATORS)
+    check.one_of(denominator, "denominator", tie_groups.DENOMINATORS)
     chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
 
     used = codes.num_bytes(lengths[-1])
@@ -121,7 +120,7 @@ def _tied_average_precision(
     widest = max(histogram.shape[1], min(cutoff, int(histogram[..., 1].max())))
     step = max(1, chunk_bytes // (160 * widest))
     parts = [
-        tie_rules.average_precision(histogram[span], cutoff, ties, denominator)
+        tie_groups.average_precision(histogram[span], cutoff, ties, denominator)
         for span in spans(len(histogram), step)
     ]
     return torch.cat(parts)
@@ -261,7 +260,7 @@ class RetrievalResult:
     def _density(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(hits, recall) by rank for one length: measured for ties="id", else worked out once and kept."""
         if length not in self._densities:
-            self._densities[length] = tie_rules.rank_density(self._histograms[length], self.ties)
+            self._densities[length] = tie_groups.rank_density(self._histograms[length], self.ties)
         return self._densities[length]
 
     def _ball(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -7,7 +7,6 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -24,8 +23,9 @@ from ..retrieval.metrics import evaluate_retrieval
 from .backbones import build_backbone
 from .checkpoint import load_state, load_weights, save_state, save_weights, write_lines
 from .config import TrainConfig
-from .model import HashModel, batches, encode_split
-from .run_folder import CHECKPOINT, CONFIG, LOG, SPLIT, WEIGHTS, claim, free_settings, read_config, weights_file
+from .lock import claim
+from .model import HashModel, batches, encode_split, resolve_device
+from .run_folder import CHECKPOINT, CONFIG, LOG, SPLIT, WEIGHTS, free_settings, read_config, weights_file
 
 
 @dataclass
@@ -50,19 +50,6 @@ class TrainResult:
 def epoch_seed(seed: int, epoch: int) -> int:
     """Seed of an epoch's order and dropout: every epoch stands alone, so that a resumed run repeats it."""
     return (seed * 1_000_003 + epoch * 7_919 + 1) % 2**63
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device `name`; a clear error where it is none, or is not on this machine."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device: expected a device such as 'cpu' or 'cuda', got {name!r}") from None
-    if device.type == "meta":
-        raise ValueError("device: 'meta' holds no numbers to train on")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"device: {name!r} was asked for, but PyTorch sees no CUDA device")
-    return device
 
 
 class Trainer:
@@ -428,25 +415,3 @@ def train(
 ) -> TrainResult:
     """Train a nested hash model: `Trainer(data, config, run_dir, **options).fit(resume)`."""
     return Trainer(data, TrainConfig() if config is None else config, run_dir, **options).fit(resume)
-
-
-def load_model(
-    run_dir, data: RetrievalData, *, length: int | None = None, backbone: nn.Module | None = None
-) -> HashModel:
-    """The trained model of a run folder, in evaluation mode.
-
-    Args:
-        run_dir: the folder.
-        data: the run's data (for the shape of the inputs).
-        length: with best-per-length runs, the length whose best weights to load; None for the shared ones.
-        backbone: the module, for runs with a custom backbone.
-    """
-    run_dir = Path(as_path(run_dir, "run_dir"))
-    config = TrainConfig.from_dict(read_config(run_dir)["config"])
-    if backbone is None:
-        if config.backbone == "custom":
-            raise ValueError("backbone: this run has a custom backbone; give the module")
-        backbone = build_backbone(config.backbone, data.input_shape, hidden=config.hidden, dropout=config.dropout)
-    model = HashModel(backbone, config.code_lengths)
-    load_weights(run_dir / weights_file(length), model)
-    return model.eval()
