@@ -15,11 +15,12 @@ from nhl_fast.retrieval import tie_groups
 from nhl_fast.retrieval.codes import pack_codes
 from nhl_fast.retrieval.hamming import _BODIES
 from nhl_fast.retrieval.metrics import evaluate_retrieval
+from nhl_fast.retrieval.ties import RULES, TieRule
 
 # These tests hold CPU tensors.
 BACKENDS = [name for name in _BODIES["evaluate_retrieval"] if name != "cuda" and backends.probe(name).available]
 every_backend = pytest.mark.parametrize("backend", BACKENDS)
-TIES = ("id", "expected", "best", "worst")
+TIES = tuple(RULES)
 DENOMINATORS = ("retrieved", "relevant", "min")
 CLOSE = {"rel": 1e-12, "abs": 1e-13}
 
@@ -104,6 +105,41 @@ def test_expected_average_precision_by_enumeration(backend, case, denominator, t
         assert ours == pytest.approx(expected_ap(data, b, cutoff, "expected", denominator), **CLOSE)
 
 
+def middle(s, t, c):
+    return s + (c - t).div(2, rounding_mode="floor"), t
+
+
+@every_backend
+@settings(max_examples=60, deadline=None)
+@given(problems(14), st.sampled_from(DENOMINATORS), st.none() | st.integers(1, 17))
+def test_a_new_rule_is_its_row(backend, case, denominator, topk):
+    """A rule that puts the relevant items into the middle of their group, against the same order written out."""
+    data, lengths = case
+    RULES["middle"] = TieRule("middle", "relevant items in the middle", middle)
+    try:
+        result = evaluate_retrieval(*data, lengths, topk, "middle", denominator=denominator, backend=backend)
+        curves = [result.pr_curve(b)[0] for b in lengths]
+    finally:
+        del RULES["middle"]
+    cutoff = len(data[1]) if topk is None else topk
+    for j, b in enumerate(lengths):
+        orders = [in_the_middle(*row) for row in zip(oracle.distances(*data[:2], b), oracle.relevance(*data[2:]))]
+        exact = [float(oracle.average_precision(order, cutoff=cutoff, denominator=denominator)) for order in orders]
+        assert result.average_precision[j].tolist() == pytest.approx(exact, **CLOSE)
+        precision = np.cumsum(orders, 1).mean(0) / np.arange(1, len(data[1]) + 1)
+        assert curves[j] == pytest.approx(precision, **CLOSE)
+
+
+def in_the_middle(distances, relevant):
+    """Relevance along the ranking whose tie groups have their relevant items in the middle."""
+    order = []
+    for distance in sorted(set(distances)):
+        group = [bool(r) for d, r in zip(distances, relevant) if d == distance]
+        before = (len(group) - sum(group)) // 2
+        order += [False] * before + [True] * sum(group) + [False] * (len(group) - sum(group) - before)
+    return order
+
+
 def histogram_of(groups):
     """(1, len(groups), 2) int32 histogram of groups (items, relevant)."""
     return torch.tensor([[(items - relevant, relevant) for items, relevant in groups]], dtype=torch.int32)
@@ -122,7 +158,7 @@ def test_expected_average_precision_of_larger_groups(groups, cutoff, denominator
     # The walk over ranks agrees with enumeration (below), and reaches groups that cannot be enumerated.
     cutoff = min(cutoff, sum(items for items, _ in groups))
     expected = float(oracle.expected_average_precision(groups, cutoff, denominator))
-    ours = tie_groups.average_precision(histogram_of(groups), cutoff, "expected", denominator)
+    ours = tie_groups.average_precision(histogram_of(groups), cutoff, RULES["expected"], denominator)
     assert ours.tolist() == pytest.approx([expected], **CLOSE)
 
 
@@ -163,7 +199,7 @@ def test_expected_with_huge_groups():
     total = math.fsum(float((1 + (i - 1) * slope) / i) for i in range(1, cutoff + 1)) * t / n
     histogram = histogram_of([(0, 0), (n, t), (0, 0)])
     for denominator, divisor in (("relevant", t), ("min", cutoff)):
-        ours = tie_groups.average_precision(histogram, cutoff, "expected", denominator)
+        ours = tie_groups.average_precision(histogram, cutoff, RULES["expected"], denominator)
         assert ours.item() == pytest.approx(total / divisor, rel=1e-12)
     # Over the items retrieved: summed over the hypergeometric law in exact integers.
     ways = [math.comb(t, x) * math.comb(n - t, cutoff - x) for x in range(cutoff + 1)]
@@ -173,7 +209,7 @@ def test_expected_with_huge_groups():
     for x in range(1, cutoff + 1):
         rho = (x - 1) / (cutoff - 1)
         value += float(Fraction(ways[x], whole)) * (rho * cutoff + (1 - rho) * harmonic) / cutoff
-    ours = tie_groups.average_precision(histogram, cutoff, "expected", "retrieved")
+    ours = tie_groups.average_precision(histogram, cutoff, RULES["expected"], "retrieved")
     assert ours.item() == pytest.approx(value, rel=1e-11)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from .. import __version__
 from ..core import names
 from ..core.files import as_path
+from ..retrieval.ties import RULES
 from ..training.config import TrainConfig
 from ..training.presets import PRESETS
 from ..training.run_folder import CONFIG, check_target
@@ -185,7 +186,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def evaluation(sub):
         sub.add_argument("--topk", type=int, help="mAP over the first K of the ranking (default: all of it)")
-        sub.add_argument("--ties", choices=names.TIES, default="id")
+        sub.add_argument("--ties", choices=tuple(RULES), default="id")
 
     sub = command(
         "train",

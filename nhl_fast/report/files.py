@@ -10,7 +10,7 @@ from pathlib import Path
 from ..core import check
 from ..core.files import read_json
 from ..data import splits
-from ..retrieval.metrics import TIES
+from ..retrieval.ties import RULES
 from ..training.run_folder import LOG, METRICS, SPLIT
 
 
@@ -40,7 +40,7 @@ def read_metrics(path: Path, longest: int) -> tuple[dict, dict, dict]:
             content["topk"] = check.positive_int(content["topk"], "topk")
             if content["topk"] >= content["num_database"]:  # the whole ranking
                 content["topk"] = None
-        check.one_of(content["ties"], "ties", TIES)
+        check.one_of(content["ties"], "ties", tuple(RULES))
         found: dict[str, dict[int, float]] = {}
         for row in content["lengths"]:
             bits = check.positive_int(row["bits"], "bits")

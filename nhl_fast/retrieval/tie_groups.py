@@ -1,17 +1,17 @@
 """Ranking metrics under ties, in closed form from a histogram over distances.
 
 Items at the same distance form a tie group: c items, t of them relevant, after s items with h relevant. A
-rule orders the group: "best" puts the relevant items first, "worst" last, "expected" averages over all c!
-orders (McSherry and Najork, "Computing information retrieval performance measures efficiently in the presence
-of tied scores", ECIR 2008; here extended to a cut at K inside a group). Each rule needs only sums of
-(alpha + beta i) / (s + i).
+`TieRule` says at which ranks its relevant items stand; an expected one averages over all orders (McSherry and
+Najork, "Computing information retrieval performance measures efficiently in the presence of tied scores", ECIR
+2008; here extended to a cut at K inside a group). Each rule needs only sums of (alpha + beta i) / (s + i).
 """
 
 from __future__ import annotations
 
 import torch
 
-RULES = ("expected", "best", "worst")
+from .ties import TieRule
+
 DENOMINATORS = ("retrieved", "relevant", "min")
 
 # Below this the harmonic numbers come from a table, above it from their asymptotic series.
@@ -56,13 +56,13 @@ def _uniform(s, h, t, c, w) -> torch.Tensor:
     return _ratio(t, c) * _ratio_sum(h + 1 - slope, slope, s, w)
 
 
-def average_precision(histogram: torch.Tensor, cutoff: int, ties: str, denominator: str) -> torch.Tensor:
+def average_precision(histogram: torch.Tensor, cutoff: int, rule: TieRule, denominator: str) -> torch.Tensor:
     """AP@K of each query under a tie rule.
 
     Args:
         histogram: (Q, b + 1, 2) int32, [q, d, 1] the relevant and [q, d, 0] the other items at distance d.
         cutoff: K, at least 1.
-        ties: "expected", "best" or "worst".
+        rule: one with `places`.
         denominator: "retrieved", the relevant items found in the first K; "relevant", all of them; "min", the
             smaller of K and all of them.
 
@@ -70,12 +70,12 @@ def average_precision(histogram: torch.Tensor, cutoff: int, ties: str, denominat
         (Q,) float64; 0 for a query whose denominator is 0.
     """
     s, h, t, c = _groups(histogram)
-    start, places = _relevant_places(s, t, c, ties)
+    start, places = rule.places(s, t, c)
     taken = torch.minimum((cutoff - start).clamp(min=0), places)
-    if ties == "expected":
-        sums = _uniform(s, h, t, c, taken)
+    if rule.expected:
+        sums = _uniform(start, h, t, places, taken)
         if denominator == "retrieved":
-            return _expected_over_retrieved(s, h, t, c, taken, sums)
+            return _expected_over_retrieved(start, h, t, places, taken, sums)
     else:
         sums = _ratio_sum(h, 1.0, start, taken)
     total = t.sum(1)
@@ -88,13 +88,6 @@ def _groups(histogram: torch.Tensor) -> tuple[torch.Tensor, ...]:
     t = histogram[..., 1].double()
     c = histogram.sum(-1).double()
     return c.cumsum(1) - c, t.cumsum(1) - t, t, c
-
-
-def _relevant_places(s, t, c, ties: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ranks start + 1 .. start + places are where a group's relevant items may be."""
-    if ties == "expected":
-        return s, c
-    return (s if ties == "best" else s + c - t), t
 
 
 def _expected_over_retrieved(s, h, t, c, taken, sums) -> torch.Tensor:
@@ -126,18 +119,19 @@ def _expected_over_retrieved(s, h, t, c, taken, sums) -> torch.Tensor:
     return result
 
 
-def rank_density(histogram: torch.Tensor, ties: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """How many queries have a relevant item at each rank by a tie rule (a mean number for "expected").
+def rank_density(histogram: torch.Tensor, rule: TieRule) -> tuple[torch.Tensor, torch.Tensor]:
+    """How many queries have a relevant item at each rank by a tie rule (a mean number for an expected one).
 
     Args:
         histogram: (Q, b + 1, 2) int32, as for `average_precision`; every query has the same n items.
+        rule: one with `places`.
 
     Returns:
         (hits, recall): (n,) float64, rank r in entry r - 1; in `recall` a query weighs 1 / (its relevant items).
     """
     n = int(histogram[0].sum())
     s, _, t, c = _groups(histogram)
-    start, places = _relevant_places(s, t, c, ties)
+    start, places = rule.places(s, t, c)
     density = _ratio(t, places)
     results = []
     for weight in (density, density * _ratio(torch.ones(()), t.sum(1, keepdim=True))):
