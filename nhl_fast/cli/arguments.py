@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
 from .. import __version__
 from ..core import names
@@ -14,7 +13,7 @@ from ..core.files import as_path
 from ..retrieval.ties import RULES
 from ..training.config import TrainConfig
 from ..training.presets import PRESETS
-from ..training.run_folder import CONFIG, check_target
+from ..training.run_folder import RunFolder, check_target
 from . import resume as resume
 from .errors import one_line, silence
 
@@ -353,7 +352,7 @@ def main(argv: list[str] | None = None) -> int:
         silence(sys.stdout)
         return 0
     except KeyboardInterrupt:
-        begun = args.command == "train" and (Path(args.out) / CONFIG).exists()
+        begun = args.command == "train" and RunFolder(args.out).config.exists()
         hint = f"; go on with: nhl-fast train --resume {args.out}" if begun else ""
         print(f"nhl-fast: interrupted{hint}", file=sys.stderr)
         return 130

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
@@ -14,7 +13,7 @@ from ..retrieval.metrics import RetrievalResult, evaluate_retrieval
 from .arrays import save_array, save_csv
 from .model import HashModel, encode_split
 from .run import Run, load_model
-from .run_folder import CODES, METRICS, METRICS_TABLE, weights_file
+from .run_folder import RunFolder
 
 PREFIX_BYTES = 1 << 27
 
@@ -81,15 +80,15 @@ def metric_rows(evaluation: Evaluation) -> list[dict]:
     ]
 
 
-def write_evaluation(path: Path, evaluation: Evaluation, data: RetrievalData) -> dict:
+def write_evaluation(folder: RunFolder, evaluation: Evaluation, data: RetrievalData) -> dict:
     """Packed codes, labels, metrics.json and metrics.csv into a run folder; the content of metrics.json."""
-    (path / CODES).mkdir(parents=True, exist_ok=True)
+    folder.all_codes.mkdir(parents=True, exist_ok=True)
     for name, codes, split in (
         ("query", evaluation.query_codes, data.query),
         ("database", evaluation.database_codes, data.database),
     ):
-        save_array(path / CODES / f"{name}.npy", codes)
-        save_array(path / CODES / f"{name}_labels.npy", split.labels)
+        save_array(folder.codes(name), codes)
+        save_array(folder.labels(name), split.labels)
     result, rows = evaluation.result, metric_rows(evaluation)
     metrics = {
         "data": data.name,
@@ -100,16 +99,16 @@ def write_evaluation(path: Path, evaluation: Evaluation, data: RetrievalData) ->
         "ties": result.ties,
         "lengths": rows,
         "prefix_map": {str(b): v for b, v in evaluation.prefix_map.items()},
-        "weights_sha256": weights_sha256(path),
+        "weights_sha256": weights_sha256(folder),
     }
-    write_json(path / METRICS, metrics)
-    save_csv(path / METRICS_TABLE, rows)
+    write_json(folder.metrics, metrics)
+    save_csv(folder.metrics_table, rows)
     return metrics
 
 
-def weights_sha256(path: Path) -> str | None:
+def weights_sha256(folder: RunFolder) -> str | None:
     """SHA-256 of a run folder's shared weights, None where they are gone: tells whether an evaluation is theirs."""
-    file = path / weights_file()
+    file = folder.weights()
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
@@ -117,7 +116,7 @@ def best_per_length_map(run: Run, *, topk: int | None = None, ties: str = "id") 
     """mAP of each length with its own best weights; one model, and one pass over the data, a length."""
     found = {}
     for b in run.code_lengths:
-        model = load_model(run.path, run.data, length=b)
+        model = load_model(run.folder.path, run.data, length=b)
         codes = encode_split(model, run.data.query), encode_split(model, run.data.database)
         labels = run.data.query.labels, run.data.database.labels
         scores = evaluate_retrieval(*codes, *labels, lengths=(b,), topk=topk, ties=ties)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..core.files import remove_stale
-from .run_folder import CODES, LOCK, PICTURES, check_target
+from .run_folder import RunFolder, check_target
 
 try:
     import fcntl
@@ -61,8 +61,9 @@ def hold(path: Path) -> Iterator[None]:
     try:
         if mine[1] == 1:
             mine[2] = _acquire(path)
-            for folder in (path, path / CODES, path / PICTURES):
-                remove_stale(folder)
+            folder = RunFolder(path)
+            for part in (path, folder.all_codes, folder.all_pictures):
+                remove_stale(part)
         yield
     finally:
         with _guard:
@@ -78,7 +79,7 @@ def _acquire(path: Path) -> int | None:
     if fcntl is None:
         warnings.warn(f"{path}: this system has no file locks; let no other process write there", stacklevel=4)
         return None
-    file = path / LOCK
+    file = RunFolder(path).lock
     while True:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -121,9 +122,10 @@ def _describe(descriptor: int) -> str:
 
 def _release(path: Path, descriptor: int) -> None:
     # Removed while it is locked: whoever opened it before sees that it is no longer the folder's.
+    file = RunFolder(path).lock
     with contextlib.suppress(OSError):
-        if os.path.samestat(os.fstat(descriptor), os.stat(path / LOCK)):
-            os.unlink(path / LOCK)
+        if os.path.samestat(os.fstat(descriptor), os.stat(file)):
+            os.unlink(file)
     os.close(descriptor)
 
 

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import nn
 
-from ..core.files import as_path
 from ..data import RetrievalData, load_dataset
 from .backbones import build_backbone
 from .checkpoint import load_weights
 from .config import TrainConfig
 from .model import HashModel, resolve_device
-from .run_folder import SPLIT, read_config, weights_file
+from .run_folder import RunFolder
 
 
 @dataclass
 class Run:
     """A run folder, opened: its settings, data and model."""
 
-    path: Path
+    folder: RunFolder
     config: dict
     data: RetrievalData
     model: HashModel
@@ -38,14 +36,14 @@ class Run:
             FileNotFoundError: no run there, or its data set's files are gone.
             ValueError: damaged files, or data that differs from what was trained on.
         """
-        path = as_path(path, "run")
-        stored = read_config(path)
+        folder = RunFolder(path)
+        stored = folder.read_config()
         spec = {**stored["data"], **(data_options or {})}
-        data = load_dataset(spec.pop("name"), split_file=path / SPLIT, **spec)
+        data = load_dataset(spec.pop("name"), split_file=folder.split, **spec)
         if data.run_fingerprint != stored["data_fingerprint"]:
-            raise ValueError(f"run: {path} was trained on other data than what its data set now holds")
-        model = load_model(path, data).to(resolve_device(device or "cpu"))
-        return cls(path, stored["config"], data, model)
+            raise ValueError(f"run: {folder.path} was trained on other data than what its data set now holds")
+        model = load_model(folder.path, data).to(resolve_device(device or "cpu"))
+        return cls(folder, stored["config"], data, model)
 
     @property
     def code_lengths(self) -> tuple[int, ...]:
@@ -63,12 +61,12 @@ def load_model(
         length: with best-per-length runs, the length whose best weights to load; None for the shared ones.
         backbone: the module, for runs with a custom backbone.
     """
-    run_dir = Path(as_path(run_dir, "run_dir"))
-    config = TrainConfig.from_dict(read_config(run_dir)["config"])
+    folder = RunFolder(run_dir, "run_dir")
+    config = TrainConfig.from_dict(folder.read_config()["config"])
     if backbone is None:
         if config.backbone == "custom":
             raise ValueError("backbone: this run has a custom backbone; give the module")
         backbone = build_backbone(config.backbone, data.input_shape, hidden=config.hidden, dropout=config.dropout)
     model = HashModel(backbone, config.code_lengths)
-    load_weights(run_dir / weights_file(length), model)
+    load_weights(folder.weights(length), model)
     return model.eval()

@@ -9,27 +9,26 @@ from ..data import RetrievalData
 from ..pictures import plots
 from ..retrieval.hamming import search
 from .evaluate import Evaluation
-from .run_folder import PICTURES
+from .run_folder import RunFolder
 
 CURVE_POINTS = 200
 
 
 def write_pictures(
-    path: Path, evaluation: Evaluation, data: RetrievalData, history: list[dict], lengths: tuple[int, ...]
+    folder: RunFolder, evaluation: Evaluation, data: RetrievalData, history: list[dict], lengths: tuple[int, ...]
 ) -> list[Path]:
     """mAP against bits (the trained `lengths` marked), precision and recall, training log, gallery of images."""
-    folder = path / PICTURES
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.all_pictures.mkdir(parents=True, exist_ok=True)
     result = evaluation.result
     written = []
     curve = evaluation.prefix_map or result.mean_average_precision
-    written.append(plots.plot_map_vs_bits({data.name: curve}, folder / "map_vs_bits.png", marked_lengths=lengths))
+    written.append(plots.plot_map_vs_bits({data.name: curve}, folder.picture("map_vs_bits"), marked_lengths=lengths))
     curves = {b: result.pr_curve(b, points=CURVE_POINTS) for b in result.lengths}
-    written.append(plots.plot_pr_curves(curves, folder / "precision_recall.png"))
+    written.append(plots.plot_pr_curves(curves, folder.picture("precision_recall")))
     if history:
-        written.append(plots.plot_history(history, folder / "training.png", code_lengths=lengths))
+        written.append(plots.plot_history(history, folder.picture("training"), code_lengths=lengths))
     if data.query.raw(0) is not None:
-        written.append(write_gallery(folder / "gallery.png", evaluation, data))
+        written.append(write_gallery(folder.picture("gallery"), evaluation, data))
     return written
 
 
