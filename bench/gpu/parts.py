@@ -1,4 +1,4 @@
-"""The parts of gpu_check.py: each `part(report, seconds, options)` returns what to print, or raises RuntimeError.
+"""The parts of check.py: each `part(report, seconds, options)` returns what to print, or raises RuntimeError.
 
 `Incomplete` is raised where the time was over first; the same command goes on from there.
 """
@@ -15,13 +15,13 @@ import time
 from functools import partial
 from pathlib import Path
 
-import gpu_jobs
 import torch
-from device import copy_gb_s
-from gpu_device import DEVICE, REHEARSAL, milliseconds
 
-HERE = Path(__file__).resolve().parent
-ROOT = HERE.parent
+from bench.common.timing import copy_gb_s
+from bench.gpu import jobs as worker_jobs
+from bench.gpu.device import DEVICE, REHEARSAL, milliseconds
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 class Incomplete(RuntimeError):
@@ -30,7 +30,7 @@ class Incomplete(RuntimeError):
 
 def environment(**variables) -> dict:
     """Of a subprocess: this checkout can be imported, and kernels are interpreted in a rehearsal alone."""
-    path = os.pathsep.join(filter(None, [str(ROOT), str(HERE), os.environ.get("PYTHONPATH")]))
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     found = {**os.environ, "PYTHONPATH": path, **variables}
     if not REHEARSAL:
         found.pop("TRITON_INTERPRET", None)
@@ -107,7 +107,7 @@ def warm(report, seconds: float, options) -> str:
     for name in losses_of(options):
         with open(report.log(f"warm_{name}"), "w") as file:
             processes[name] = subprocess.Popen(
-                [sys.executable, str(HERE / "gpu_steps.py"), "--warm", name], cwd=ROOT,
+                [sys.executable, "-m", "bench.step.device", "--warm", name], cwd=ROOT,
                 env=environment(TORCHINDUCTOR_COMPILE_THREADS="2"), stdout=file, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
@@ -129,16 +129,16 @@ def rates(report) -> str:
 
 
 def jobs(part: str, report, seconds: float, arguments: list[str]) -> None:
-    script = HERE / f"gpu_{part}.py"
-    command = [sys.executable, str(script), "--rates", rates(report), *arguments]
-    done = gpu_jobs.supervise(
+    module = {"steps": "bench.step.device", "kernels": "bench.kernels.device"}[part]
+    command = [sys.executable, "-m", module, "--rates", rates(report), *arguments]
+    done = worker_jobs.supervise(
         report.jobs(part), command, seconds, report.log(part), patience=150, environment=environment()
     )
-    if wrong := [row for row in gpu_jobs.rows(report.jobs(part)) if row.get("note", "").startswith("wrong")]:
+    if wrong := [row for row in worker_jobs.rows(report.jobs(part)) if row.get("note", "").startswith("wrong")]:
         cases = ", ".join(f"{r['case']} {r['n']} x {r['d']} {r.get('contender', '')}" for r in wrong)
         raise RuntimeError(f"wrong results, not timed: {cases}")
     if not done:
-        raise Incomplete(f"{len(gpu_jobs.finished(report.jobs(part)))} jobs done")
+        raise Incomplete(f"{len(worker_jobs.finished(report.jobs(part)))} jobs done")
 
 
 def steps(report, seconds: float, options) -> str:
@@ -183,7 +183,7 @@ def kernels(report, seconds: float, options) -> str:
 
 def pytest_command(paths: list[str]) -> list[str]:
     command = [sys.executable, "-m", "pytest", "-v", "-m", "not slow", "-p", "no:cacheprovider", "-o", "addopts="]
-    command += ["-p", "instant_failures", "--tb=short"]
+    command += ["-p", "bench.gpu.instant_failures", "--tb=short"]
     if importlib.util.find_spec("xdist") is not None:
         command += ["-n", str(min(8, os.cpu_count() or 1))]
     if importlib.util.find_spec("pytest_timeout") is not None:
@@ -206,13 +206,13 @@ def tests(name: str, paths: list[str], report, seconds: float, options) -> str:
 
 def hamming(report, seconds: float, options) -> str:
     if REHEARSAL:
-        return "not part of a rehearsal: bench_hamming.py has its own tests"
+        return "not part of a rehearsal: bench.search.hamming has its own tests"
     # The script starts no case that would not end in its time; a tenth is left for the one it is in.
-    command = [sys.executable, str(HERE / "bench_hamming.py"), "--device", "cuda", "--seconds", str(0.9 * seconds)]
-    code, output = run(report, "bench_hamming", command, seconds, OUT=str(report.out))
+    command = [sys.executable, "-m", "bench.search.hamming", "--device", "cuda", "--seconds", str(0.9 * seconds)]
+    code, output = run(report, "hamming", command, seconds, OUT=str(report.out))
     if code != 0:
         raise RuntimeError(
-            f"bench_hamming.py {'ran out of time' if code is None else f'failed ({code})'}:\n{tail(output)}"
+            f"bench.search.hamming {'ran out of time' if code is None else f'failed ({code})'}:\n{tail(output)}"
         )
     return tail(output, 60)
 

@@ -1,10 +1,10 @@
 // How fast a card counts bits: POPC, the binary tensor cores (AND, population count) and those for 8-bit integers, read off
-// the multiprocessors' own clocks. nvcc -O3 -std=c++17 -gencode=arch=compute_90,code=sm_90 -o rates bench/rates.cu
+// the multiprocessors' own clocks. nvcc -O3 -std=c++17 -gencode=arch=compute_90,code=sm_90 -o rates bench/gpu/rates.cu
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 
-#include "../csrc/cuda/mma.cuh"
+#include "../../csrc/cuda/mma.cuh"
 
 namespace {
 

@@ -6,8 +6,8 @@ architecture=$(python3 -c 'import torch; print("%d%d" % torch.cuda.get_device_ca
   exit 2
 }
 mkdir -p "$OUT"
-export OUT PYTHONUNBUFFERED=1 PYTHONPATH=$PWD:$PWD/bench TORCHINDUCTOR_COMPILE_THREADS=1
-pytest="python3 -m pytest -v -o addopts= -p no:cacheprovider -p instant_failures --tb=short"
+export OUT PYTHONUNBUFFERED=1 PYTHONPATH=$PWD TORCHINDUCTOR_COMPILE_THREADS=1
+pytest="python3 -m pytest -v -o addopts= -p no:cacheprovider -p bench.gpu.instant_failures --tb=short"
 at() { echo "== $1 at $SECONDS s"; }
 told() {
   echo "$1: $(grep -c PASSED "$OUT/$1.txt") passed"

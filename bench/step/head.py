@@ -1,6 +1,6 @@
 """The full head step (projection, losses, distillation, weights, all gradients) beside a literal baseline.
 
-    python bench/bench_head_step.py [--losses csq,dsh] [--write]
+    python -m bench.step.head [--losses csq,dsh] [--write]
 
 Both compute the same gradients, which is checked (1e-5 relative) before anything is timed. They take turns in
 blocks within one process; medians are reported.
@@ -12,9 +12,9 @@ import argparse
 
 import torch
 import torch.nn.functional as F
-from literal import LiteralStep
-from record import alternate, median_ms, write
 
+from bench.common.record import alternate, median_ms, write
+from bench.step.literal import LiteralStep
 from nhl_fast import NestedHashLayer, NestedObjective, losses
 from nhl_fast.text.table import format_table
 

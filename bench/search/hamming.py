@@ -1,11 +1,11 @@
 """Hamming search and evaluation beside what others offer.
 
-    python bench/bench_hamming.py [--quick] [--parts topk,evaluation,growth] [--threads 2]
-    python bench/bench_hamming.py --device cuda [--quick] [--seconds 600]
+    python -m bench.search.hamming [--quick] [--parts topk,evaluation,growth] [--threads 2]
+    python -m bench.search.hamming --device cuda [--quick] [--seconds 600]
 
 Results are verified equal before anything is timed, and medians are reported. On the CPU, ours and the peers take
 turns in one process with the same number of threads. Writes hamming_cpu or hamming_cuda .csv and .json to $OUT, or
-else to bench/results (not with --quick). For --device cuda see gpu_hamming.py.
+else to bench/results (not with --quick). For --device cuda see device.py.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import peers
 import torch
-from record import RESULTS, alternate, median_ms, write
 
 import nhl_fast as nhl
+from bench.common import peers
+from bench.common.record import RESULTS, alternate, median_ms, write
 from nhl_fast import native
 from nhl_fast.retrieval.hamming import radius_search, search
 from nhl_fast.retrieval.metrics import evaluate_retrieval
@@ -243,21 +243,21 @@ PARTS = {"topk": bench_topk, "evaluation": bench_evaluation, "growth": bench_gro
 
 
 def on_cuda(seconds: float, quick: bool) -> None:
-    """The measurements of gpu_hamming.py on the CUDA device, or the reason why there are none."""
+    """The measurements of device.py on the CUDA device, or the reason why there are none."""
     if not torch.cuda.is_available():
-        raise SystemExit("bench_hamming: --device cuda: PyTorch sees no CUDA device here")
+        raise SystemExit("hamming: --device cuda: PyTorch sees no CUDA device here")
     ready, detail = native.cuda_status()
     if not ready:
-        raise SystemExit(f"bench_hamming: --device cuda: {detail}")
-    import gpu_hamming
+        raise SystemExit(f"hamming: --device cuda: {detail}")
+    from bench.search import device
 
     folder = Path(os.environ.get("OUT") or RESULTS)
     save = (lambda rows: None) if quick else partial(write, "hamming_cuda", folder=folder)
-    sizes = gpu_hamming.Sizes(databases=((10**6, 128),), protocols=()) if quick else None
-    run = gpu_hamming.measure("cuda", "cuda", seconds, save, sizes)
+    sizes = device.Sizes(databases=((10**6, 128),), protocols=()) if quick else None
+    run = device.measure("cuda", "cuda", seconds, save, sizes)
     print(run.summary())
     if run.wrong:
-        raise SystemExit(f"bench_hamming: {len(run.wrong)} cases failed")
+        raise SystemExit(f"hamming: {len(run.wrong)} cases failed")
 
 
 def main() -> None:

@@ -21,13 +21,12 @@ import torch
 
 if not torch.cuda.is_available():
     os.environ["NHL_FAST_REHEARSAL"] = "1"
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-import gpu_kernels  # noqa: E402
-from gpu_device import DEVICE  # noqa: E402
-from gpu_parts import measured_rates  # noqa: E402
-from kernel_cases import CASES, wanted  # noqa: E402
-from record import environment  # noqa: E402
+from bench.common.record import environment
+from bench.gpu.device import DEVICE
+from bench.gpu.parts import measured_rates
+from bench.kernels import device
+from bench.kernels.cases import CASES, wanted
 
 NO_RESULT = "no results: the kernels were interpreted on a CPU, at tiny sizes"
 
@@ -71,7 +70,7 @@ def main() -> int:
             if time.monotonic() > ends:
                 missed += 1
                 continue
-            for row in gpu_kernels.kernel(name, n, d, dtype, rates):
+            for row in device.kernel(name, n, d, dtype, rates):
                 rows.append(row)
                 print(line(row), flush=True)
     if missed:

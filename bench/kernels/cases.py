@@ -9,10 +9,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
-import floors
 import torch
-from gpu_device import DEVICE, REHEARSAL
 
+from bench.gpu.device import DEVICE, REHEARSAL
+from bench.kernels import floors
 from nhl_fast.core.prefixes import expand, pad, segment_matrix, weighted_sum
 from nhl_fast.head.distillation import expanded_distillation_losses
 from nhl_fast.head.objective import per_length_gradients

@@ -8,12 +8,13 @@ import json
 import os
 from pathlib import Path
 
-import gpu_jobs
 import torch
-from gpu_device import REHEARSAL
-from record import environment
 
-ROOT = Path(__file__).resolve().parents[1]
+from bench.common.record import environment
+from bench.gpu import jobs
+from bench.gpu.device import REHEARSAL
+
+ROOT = Path(__file__).resolve().parents[2]
 JOBS = ("steps", "kernels")  # parts whose rows come from jobs
 
 
@@ -68,7 +69,7 @@ class Report:
         return self.state / f"{name}.log"
 
     def rows(self) -> list[dict]:
-        return self.own + [row for part in JOBS for row in gpu_jobs.rows(self.jobs(part))]
+        return self.own + [row for part in JOBS for row in jobs.rows(self.jobs(part))]
 
     def add(self, row: dict) -> None:
         self.own.append(row)

@@ -1,6 +1,6 @@
 """Everything that only a GPU can say, in one command and under ten minutes; run again, it goes on where it stopped.
 
-    python bench/gpu_check.py [--parts build,steps] [--budget 540] [--losses csq,dsh] [--out DIR] [--fresh]
+    python -m bench.gpu.check [--parts build,steps] [--budget 540] [--losses csq,dsh] [--out DIR] [--fresh]
 
 build          compiles the native libraries for this card (NHL_FAST_CUDA=1) in the checkout
 ceilings       this card's copy bandwidth and matrix rates
@@ -10,7 +10,7 @@ steps          per loss and size: our step (eager and a CUDA graph), the referen
                the literal procedure, with bytes and operations a second and peak memory
 tests_kernels  the kernels' tests, with the kernels really compiled
 kernels        every kernel beside its floor and PyTorch, and tile sizes of the pairs with the bank
-hamming        search and evaluation on the device beside PyTorch's, as bench_hamming.py --device cuda
+hamming        search and evaluation on the device beside PyTorch's, as bench.search.hamming --device cuda
 tests_rest     all other tests
 
 Results go to $OUT if it is set, else to --out or bench/results: gpu_check.json, gpu_check.csv and gpu_check.log,
@@ -28,21 +28,20 @@ import time
 import traceback
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
+import torch
 
-import torch  # noqa: E402
-from gpu_device import REHEARSAL  # noqa: E402
-from gpu_parts import PARTS, Incomplete  # noqa: E402
-from gpu_report import Report  # noqa: E402
+from bench.common.record import RESULTS
+from bench.gpu.device import REHEARSAL
+from bench.gpu.parts import PARTS, Incomplete
+from bench.gpu.report import Report
 
 # Shares of the time; what a part does not use goes to those after it.
 SHARES = {
     "build": 0.12, "ceilings": 0.02, "tests_device": 0.08, "warm": 0.12, "steps": 0.3, "tests_kernels": 0.13,
     "kernels": 0.08, "hamming": 0.14, "tests_rest": 0.01,
 }  # fmt: skip
-STATE = HERE.parent / "build" / ("gpu_rehearsal" if REHEARSAL else "gpu_check")
-OUT = STATE / "out" if REHEARSAL else HERE / "results"
+STATE = RESULTS.parents[1] / "build" / ("gpu_rehearsal" if REHEARSAL else "gpu_check")
+OUT = STATE / "out" if REHEARSAL else RESULTS
 
 
 def check(report: Report, names: list[str], options) -> bool:
@@ -89,7 +88,7 @@ def main(arguments=None) -> int:
         parser.error(f"--budget: expected a positive number of seconds, got {options.budget}")
     if not torch.cuda.is_available() and not REHEARSAL:
         print(
-            "gpu_check: PyTorch sees no CUDA device, and every number here needs one. On a CPU the kernels are "
+            "bench.gpu.check: PyTorch sees no CUDA device, and every number here needs one. On a CPU the kernels are "
             "tested by `pytest tests/triton` in Triton's interpreter; NHL_FAST_REHEARSAL=1 rehearses this script.",
             file=sys.stderr,
         )

@@ -1,4 +1,4 @@
-"""The device that the GPU checks run on, and what they do with it; timing is in device.py.
+"""The device that the GPU checks run on, and what they do with it; timing is in common/timing.py.
 
 In a rehearsal (NHL_FAST_REHEARSAL=1) it is the CPU, with the kernels in Triton's interpreter and tiny sizes: that
 shows that the checks themselves work, and its times mean nothing.
@@ -9,22 +9,23 @@ from __future__ import annotations
 import os
 from functools import partial
 
-REHEARSAL = os.environ.get("NHL_FAST_REHEARSAL") == "1"
-if REHEARSAL:
+if os.environ.get("NHL_FAST_REHEARSAL") == "1":
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is imported
 
-import device  # noqa: E402
-import torch  # noqa: E402
+import torch
 
+from bench.common import timing
+
+REHEARSAL = os.environ.get("NHL_FAST_REHEARSAL") == "1"
 DEVICE = "cpu" if REHEARSAL else "cuda"
 
 
-synchronize = partial(device.synchronize, DEVICE)
+synchronize = partial(timing.synchronize, DEVICE)
 
 
 def milliseconds(function, budget_s: float = 0.4) -> tuple[float, int]:
     """(median milliseconds, runs) of a function, warm."""
-    return device.milliseconds(function, 0 if REHEARSAL else budget_s, DEVICE)
+    return timing.milliseconds(function, 0 if REHEARSAL else budget_s, DEVICE)
 
 
 def alive() -> bool:

@@ -1,8 +1,8 @@
 """How long a whole step takes, as a CUDA graph, with other tile sizes of one kernel; one line a choice.
 
-    python bench/gpu_tiles.py                       # all
-    python bench/gpu_tiles.py --warm 3 --of 12      # compiles every twelfth choice, the third: several at once
-    python bench/gpu_tiles.py --only pairs
+    python -m bench.step.tiles                      # all
+    python -m bench.step.tiles --warm 3 --of 12     # compiles every twelfth choice, the third: several at once
+    python -m bench.step.tiles --only pairs
 
 Gradients are compared with the reference's before anything is timed. A choice that doesn't compile, or needs more
 shared memory than there is, is told as such.
@@ -13,23 +13,20 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import sys
 import time
 from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from unittest import mock
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+import torch
 
-import torch  # noqa: E402
-from gpu_device import captured, milliseconds, relative_error  # noqa: E402
-from gpu_steps import OURS, REFERENCE, Problem  # noqa: E402
+from bench.gpu.device import captured, milliseconds, relative_error
+from bench.step.device import OURS, REFERENCE, Problem
+from nhl_fast.steps import fused  # noqa: F401 (finds nhl_fast.kernels in a checkout)
 
-from nhl_fast.steps import fused  # noqa: E402, F401 (finds nhl_fast.kernels in a checkout)
-
-KERNELS = ("backward", "distillation", "dots", "pairwise", "projection", "softmax_center", "triplet")
-backward, distillation, dots, pairwise, projection, softmax_center, triplet = (
+KERNELS = ("backward", "distillation", "dots", "pairs", "projection", "softmax", "triplets")
+backward, distillation, dots, pairs, projection, softmax, triplets = (
     import_module(f"nhl_fast.kernels.{name}") for name in KERNELS
 )
 
@@ -121,17 +118,17 @@ def chosen_choices(module, function, like, tiles=LOSS):
 HALF = {"dtype": torch.bfloat16, "distill": 0.0}
 # (kernel, choices, loss, rows, features, options of the problem)
 SWEEPS = [
-    ("pairs", chosen_choices(pairwise, "config", pairwise.LARGE, PAIRS), "dhn", 64, 2048, {}),
-    ("pairs", chosen_choices(pairwise, "config", pairwise.LARGE, PAIRS), "dsh", 256, 2048, {}),
-    ("pairs", chosen_choices(pairwise, "config", pairwise.LARGE, PAIRS), "dch", 64, 2048, {}),
+    ("pairs", chosen_choices(pairs, "config", pairs.LARGE, PAIRS), "dhn", 64, 2048, {}),
+    ("pairs", chosen_choices(pairs, "config", pairs.LARGE, PAIRS), "dsh", 256, 2048, {}),
+    ("pairs", chosen_choices(pairs, "config", pairs.LARGE, PAIRS), "dch", 64, 2048, {}),
     ("project", project_choices, "csq", 32768, 2048, {"distill": 0.0}),
     ("project", project_choices, "csq", 32768, 2048, HALF),
     ("product", product_choices, "csq", 32768, 2048, {"distill": 0.0}),
     ("product", product_choices, "csq", 32768, 2048, HALF),
     ("backward", backward_choices, "csq", 32768, 2048, {"distill": 0.0}),
     ("backward", backward_choices, "csq", 32768, 2048, HALF),
-    ("softmax", loss_choices(softmax_center, "CONFIG", tiles=SOFTMAX), "shcir", 64, 2048, {}),
-    ("triplets", loss_choices(triplet, "CONFIG"), "dtsh", 64, 2048, {}),
+    ("softmax", loss_choices(softmax, "CONFIG", tiles=SOFTMAX), "shcir", 64, 2048, {}),
+    ("triplets", loss_choices(triplets, "CONFIG"), "dtsh", 64, 2048, {}),
     ("norms", chosen_choices(distillation, "norms_tile", distillation.NORMS), "csq", 64, 2048, {}),
     ("norms", chosen_choices(distillation, "norms_tile", distillation.NORMS), "csq", 256, 2048, {}),
     ("gradient", loss_choices(distillation, "GRADIENT"), "csq", 64, 2048, {}),

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # First minutes on a card (about 260 s): raw rates, the build, the tests that only a card can fail, first step times.
-cd "$(dirname "$0")/.." && source bench/gpu_common.sh || exit
+cd "$(dirname "$0")/../.." && source bench/gpu/common.sh || exit
 {
   at card
   card
   build_native &
   build=$!
   at rates
-  nvcc -O3 -std=c++17 -gencode="arch=compute_$architecture,code=sm_$architecture" -o "$OUT/rates" bench/rates.cu && "$OUT/rates"
+  nvcc -O3 -std=c++17 -gencode="arch=compute_$architecture,code=sm_$architecture" -o "$OUT/rates" bench/gpu/rates.cu && "$OUT/rates"
   for loss in csq dpn dsh dhn dbdh dtsh lcdsh dch mdsh shcir; do
-    timeout 140 python3 bench/gpu_steps.py --warm $loss --losses $loss >>"$OUT/warm.txt" 2>&1 &
+    timeout 140 python3 -m bench.step.device --warm $loss --losses $loss >>"$OUT/warm.txt" 2>&1 &
   done
   wait $build
   at built
@@ -24,6 +24,6 @@ cd "$(dirname "$0")/.." && source bench/gpu_common.sh || exit
     >"$OUT/triton.txt" 2>&1
   told triton
   at steps
-  timeout 85 python3 bench/gpu_check.py --parts ceilings,steps --budget 75
+  timeout 85 python3 -m bench.gpu.check --parts ceilings,steps --budget 75
   at end
 } 2>&1 | tee "$OUT/log.txt"

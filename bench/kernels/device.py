@@ -1,4 +1,4 @@
-"""Every kernel's time on the device beside its floor and plain PyTorch's time; see gpu_check.py, which runs this.
+"""Every kernel's time on the device beside its floor and plain PyTorch's time; bench.gpu.check runs this.
 
 One row a kernel and size: `ms` from replays of a CUDA graph, `bytes_ms` (its bytes over the measured copy rate) and
 `operations_ms` (its operations over the measured matrix rate), `of_floor` the larger of the two over `ms`, and `gap`,
@@ -11,16 +11,17 @@ import argparse
 import json
 import sys
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+import torch
 
-import torch  # noqa: E402
-from floors import GAPS  # noqa: E402
-from gpu_device import REHEARSAL, alive, captured, milliseconds, relative_error  # noqa: E402
-from gpu_jobs import work  # noqa: E402
-from kernel_cases import CASES, wanted  # noqa: E402
-from nhl_fast.kernels import pairs, tiles  # noqa: E402
+from bench.gpu.device import REHEARSAL, alive, captured, milliseconds, relative_error
+from bench.gpu.jobs import work
+from bench.kernels.cases import CASES, wanted
+from bench.kernels.floors import GAPS
+
+pairs, tiles = (import_module(f"nhl_fast.kernels.{name}") for name in ("pairs", "tiles"))  # cases found them
 
 # rows, columns, bits, width, warps of a program's tile
 TILES = (

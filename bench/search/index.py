@@ -1,6 +1,6 @@
 """An index of many codes: build, save, map, first search, and the memory beyond the codes.
 
-    python bench/bench_index.py [--n 1000000] [--bits 128] [--folder DIR] [--write]
+    python -m bench.search.index [--n 1000000] [--bits 128] [--folder DIR] [--write]
 
 Building and mapping each have a process of their own. Memory is the resident memory that the system reports for
 the process, less what it held before (with the library loaded and warm); "beyond the codes" also takes the bytes
@@ -22,8 +22,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-import record
 
+from bench.common import record
 from nhl_fast.index.nested_index import NestedIndex
 
 BLOCK = 1_000_000
@@ -167,7 +167,7 @@ def main() -> None:
     measured = {}
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for stage in STAGES:
-            command = [sys.executable, __file__, "--n", str(n), "--bits", str(bits)]
+            command = [sys.executable, "-m", "bench.search.index", "--n", str(n), "--bits", str(bits)]
             command += ["--folder", str(Path(folder) / "index"), "--stage", stage]
             measured |= json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
         measured["file"] = (Path(folder) / "index").stat().st_size

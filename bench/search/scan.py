@@ -1,4 +1,4 @@
-"""Top-k search on a CUDA device by each unit that can count bits there: `python bench/gpu_scan.py [--seconds 60]`.
+"""Top-k search on a CUDA device by each unit that can count bits there: `python -m bench.search.scan [--seconds 60]`.
 
 A case is timed only after its first queries agree with the CPU engine on distances and ids. Times are of whole calls,
 repeated between two events for at least 20 ms, and of the same calls replayed as a CUDA graph, which leaves out the
@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+from bench.common.record import RESULTS
 from nhl_fast import native
 
 # (bits, items, queries, k), the most wanted first.
@@ -62,9 +63,9 @@ def main() -> None:
     parser.add_argument("--units", type=lambda text: text.split(","), help="some of mma, imma and popc")
     args = parser.parse_args()
     if not native.cuda_status()[0]:
-        raise SystemExit(f"gpu_scan: {native.cuda_status()[1]}")
+        raise SystemExit(f"scan: {native.cuda_status()[1]}")
     ends = time.monotonic() + args.seconds
-    path = Path(os.environ.get("OUT") or Path(__file__).parent / "results") / "scan_cuda.csv"
+    path = Path(os.environ.get("OUT") or RESULTS) / "scan_cuda.csv"
     rows, wrong, codes = [], 0, {}
     for bits, n, num, k in CASES:
         if time.monotonic() > ends:
@@ -103,7 +104,7 @@ def main() -> None:
         writer.writeheader()
         writer.writerows({**row, "device": torch.cuda.get_device_name()} for row in rows)
     if wrong:
-        raise SystemExit(f"gpu_scan: {wrong} cases are wrong")
+        raise SystemExit(f"scan: {wrong} cases are wrong")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the compiler made of csrc/cuda: registers, spills, shared memory, and instructions a pair of the scans.
 
-`python bench/cuda_resources.py` needs nvcc and cuobjdump (on the PATH, or Triton's), no device. Instructions are
+`python -m bench.kernels.resources` needs nvcc and cuobjdump (on the PATH, or Triton's), no device. Instructions are
 those on the shortest way through the scan's loop that loads what the next turn needs and finds nothing: what a warp
 issues nearly always. The floor beside them is the counting alone: one BMMA for 128 pairs and 128 bits (or fewer), one
 IMMA for 128 pairs and 32 bits, one POPC for 32 pairs and 32 bits. Writes cuda_resources.csv to $OUT, or to
@@ -20,6 +20,7 @@ import tempfile
 from collections import deque
 from pathlib import Path
 
+from bench.common.record import RESULTS
 from nhl_fast.native import builder
 
 FIELDS = [
@@ -44,7 +45,7 @@ def find_cuobjdump() -> str:
         tool = Path(spec.origin).parent / "backends/nvidia/bin/cuobjdump"
         if tool.exists():
             return str(tool)
-    raise SystemExit("cuda_resources: cuobjdump was not found (it comes with the CUDA toolkit and with Triton)")
+    raise SystemExit("resources: cuobjdump was not found (it comes with the CUDA toolkit and with Triton)")
 
 
 def compile_one(source: Path, architecture: str, target: Path, flags: list[str]) -> str:
@@ -173,7 +174,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if builder.find_nvcc() is None:
-        raise SystemExit("cuda_resources: nvcc was not found (set CUDA_HOME)")
+        raise SystemExit("resources: nvcc was not found (set CUDA_HOME)")
     folder = builder.source_dir() / "cuda"
     rows = []
     for architecture in args.architectures:
@@ -184,7 +185,7 @@ def main() -> None:
             print("  ".join(f"{key}={value}" for key, value in row.items()))
     spilled = [f"{r['kernel']}<{r['template']}> on {r['architecture']}" for r in rows if r["stack_bytes"]]
     print(f"{len(rows)} kernels, values in memory: {', '.join(spilled) or 'none'}")
-    path = Path(os.environ.get("OUT") or Path(__file__).parent / "results") / "cuda_resources.csv"
+    path = Path(os.environ.get("OUT") or RESULTS) / "cuda_resources.csv"
     partial = path.with_suffix(".tmp")
     with open(partial, "w", newline="") as handle:
         writer = csv.DictWriter(handle, FIELDS, restval="")

@@ -1,4 +1,4 @@
-"""Hamming search and evaluation on a device, beside PyTorch's own operations there; see bench_hamming.py --device.
+"""Hamming search and evaluation on a device, beside PyTorch's own operations there; see hamming.py --device.
 
 Peers are a product of +-1 codes (half precision, so on tensor cores) with topk, and the same with a stable sort for
 average precision. Nothing is timed before its results are right: distances equal the peer's, every (distance, id)
@@ -11,12 +11,12 @@ import time
 from dataclasses import dataclass
 from functools import partial
 
-import floors
-import peers
 import torch
-from device import binary_products_per_s, copy_gb_s, free_bytes, milliseconds, popcounts_per_s
 
 import nhl_fast as nhl
+from bench.common import peers
+from bench.common.timing import binary_products_per_s, copy_gb_s, free_bytes, milliseconds, popcounts_per_s
+from bench.kernels import floors
 from nhl_fast.retrieval.hamming import search
 from nhl_fast.retrieval.metrics import evaluate_retrieval
 

@@ -17,7 +17,7 @@ import torch
 
 from nhl_fast.core.files import atomic_write
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(__file__).resolve().parents[1] / "results"
 
 
 def environment() -> dict:
@@ -43,7 +43,7 @@ def environment() -> dict:
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",
         "versions": versions,
-        "command": " ".join(["python", *sys.argv]),
+        "command": " ".join(["python", *sys.orig_argv[1:]]),
     }
     if torch.cuda.is_available():
         found["gpu"] = torch.cuda.get_device_name()

@@ -1,30 +1,27 @@
 """Microbenchmarks of the Triton kernels beside the plain PyTorch that does the same, one table a kernel.
 
-    pytest bench/bench_kernels.py --benchmark-enable [-k KERNEL] [--benchmark-json FILE]
+    python -m pytest bench/kernels/microbench.py --benchmark-enable [-k KERNEL] [--benchmark-json FILE]
 
 On a CUDA device at the sizes of use, synchronized after every call (so a small kernel's time is mostly its launch;
-gpu_check.py replays CUDA graphs instead). Without one in Triton's interpreter at a tiny size, which shows that the
+bench.gpu.check replays CUDA graphs instead). Without one in Triton's interpreter at a tiny size, which shows that the
 benchmark works and nothing else: its tables say so. Every result is checked before it is timed. The extra_info of a
 row holds the kernel's floor (see floors.py): the bytes it must move and the operations it must do, on a CUDA device
 also in milliseconds at its measured rates, and `gap`, the place for what stands between the two.
 """
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 if not torch.cuda.is_available():
     os.environ["NHL_FAST_REHEARSAL"] = "1"
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
-from floors import GAPS  # noqa: E402
-from gpu_device import DEVICE, relative_error, synchronize  # noqa: E402
-from gpu_kernels import against_floor  # noqa: E402
-from gpu_parts import measured_rates  # noqa: E402
-from kernel_cases import CASES, wanted  # noqa: E402
+from bench.gpu.device import DEVICE, relative_error, synchronize
+from bench.gpu.parts import measured_rates
+from bench.kernels.cases import CASES, wanted
+from bench.kernels.device import against_floor
+from bench.kernels.floors import GAPS
 
 GROUP = "{}" if DEVICE == "cuda" else "{} (interpreted on a CPU: no result)"
 

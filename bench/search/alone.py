@@ -1,6 +1,6 @@
 """Top-k, each library in a process of its own: two OpenMP pools in one process slow each other down.
 
-    python bench/bench_alone.py [--threads 2] [--bits 128,64,32] [--peers faiss,usearch] [--write]
+    python -m bench.search.alone [--threads 2] [--bits 128,64,32] [--peers faiss,usearch] [--write]
 
 The processes take turns, block by block, so that the noise of a shared machine falls on all of them; medians over
 all blocks, or one call where a call takes more than a second. A library whose distances differ from ours is not
@@ -29,7 +29,7 @@ def rows(n: int, bits: int, seed: int) -> np.ndarray:
 
 def make(name: str, database: np.ndarray, threads: int):
     if name != "nhl_fast":
-        import peers
+        from bench.common import peers
 
         return peers.SEARCHERS[name](database, threads)
     import torch
@@ -66,7 +66,17 @@ class Library:
     """A library in its own process."""
 
     def __init__(self, name: str, bits: int, threads: int):
-        command = [sys.executable, __file__, "--serve", name, "--bits", str(bits), "--threads", str(threads)]
+        command = [
+            sys.executable,
+            "-m",
+            "bench.search.alone",
+            "--serve",
+            name,
+            "--bits",
+            str(bits),
+            "--threads",
+            str(threads),
+        ]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if self.process.stdout.readline() != "ready\n":
             self.close()
@@ -128,7 +138,7 @@ def main() -> None:
         for library in libraries.values():
             library.close()
     if args.write:
-        from record import write
+        from bench.common.record import write
 
         write("hamming_alone", found, threads=args.threads)
 

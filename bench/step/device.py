@@ -1,4 +1,4 @@
-"""The head step on a CUDA device: ours, the reference and the literal procedure; see gpu_check.py, which runs this.
+"""The head step on a CUDA device: ours, the reference and the literal procedure; bench.gpu.check runs this.
 
 One row a loss, size and contender (two where a CUDA graph is captured as well). Every contender's gradients are
 compared with those of the eager reference before it is timed.
@@ -12,16 +12,14 @@ import sys
 from functools import partial
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+import torch
+import torch.nn.functional as F
 
-import floors  # noqa: E402
-import torch  # noqa: E402
-import torch.nn.functional as F  # noqa: E402
-from gpu_device import DEVICE, REHEARSAL, alive, captured, milliseconds, peak_mb, relative_error  # noqa: E402
-from gpu_jobs import work  # noqa: E402
-from literal import LiteralStep  # noqa: E402
-
-from nhl_fast import NestedHashLayer, NestedObjective, losses  # noqa: E402
+from bench.gpu.device import DEVICE, REHEARSAL, alive, captured, milliseconds, peak_mb, relative_error
+from bench.gpu.jobs import work
+from bench.kernels import floors
+from bench.step.literal import LiteralStep
+from nhl_fast import NestedHashLayer, NestedObjective, losses
 
 LENGTHS = (4, 8, 16) if REHEARSAL else (8, 16, 32, 64, 128)
 CLASSES, BANK = (5, 60) if REHEARSAL else (100, 13_000)

@@ -1,6 +1,6 @@
 """Throughput of the Hamming search, from bench/results/hamming_cpu.json, with the measured ceiling drawn in.
 
-    python bench/plot_hamming.py
+    python -m bench.search.plot
 
 The ceiling is a radius search that finds nothing: the distances, and one comparison each.
 """
@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import json
 
-from record import RESULTS
-
+from bench.common.record import RESULTS
 from nhl_fast.pictures.style import COLORS, picture
 
 PANELS = (

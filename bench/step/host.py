@@ -1,6 +1,6 @@
 """Host time of an eager training step: everything but the kernels, which are neither compiled nor launched.
 
-    python bench/host_step.py [--losses csq,dhn] [--steps 200]
+    python -m bench.step.host [--losses csq,dhn] [--steps 200]
 
 A stand-in takes the place of Triton's driver and compiler, so this runs without a GPU (with one, too): a step's
 launches are bound and specialised as always, then dropped, and tensors hold what memory held. On a card PyTorch's
@@ -13,17 +13,13 @@ from __future__ import annotations
 import argparse
 import contextlib
 import statistics
-import sys
 import time
-from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parents[1])]
-
-import torch  # noqa: E402
-import triton  # noqa: E402
-from triton.backends.compiler import GPUTarget  # noqa: E402
-from triton.runtime import driver  # noqa: E402
-from triton.runtime.jit import JITFunction  # noqa: E402
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
 LENGTHS, CLASSES = (8, 16, 32, 64, 128), 100
 

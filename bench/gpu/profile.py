@@ -1,22 +1,18 @@
 """Where the time of a step or a search goes: microseconds of every kernel of one call, from PyTorch's profiler.
 
-python bench/gpu_profile.py [--losses csq,dsh]
+python -m bench.gpu.profile [--losses csq,dsh]
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import defaultdict
 from functools import partial
-from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+import torch
 
-import torch  # noqa: E402
-from gpu_steps import OURS, Problem  # noqa: E402
-
-from nhl_fast import native  # noqa: E402
+from bench.step.device import OURS, Problem
+from nhl_fast import native
 
 CASES = [
     *((name, 64, 2048, {}) for name in ("csq", "dhn", "dch", "dtsh", "shcir")), ("csq", 256, 2048, {}),
