@@ -110,7 +110,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from nhl_fast import native
-native._PACKAGE = Path(sys.argv[2])
+from nhl_fast.native import library
+library._PACKAGE = Path(sys.argv[2])
 assert native.cpu_status()[0], native.cpu_status()
 import torch, test_compilers
 torch.save(test_compilers.everything(), sys.argv[3])

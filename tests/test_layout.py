@@ -107,7 +107,7 @@ UPWARDS = {
 IN_CIRCLES = {
     *("nhl_fast.head.layer", "nhl_fast.head.objective"),
     *(f"nhl_fast.losses.{name}" for name in ("bank_pairs", "base", "batch_pairs", "center", "softmax", "triplet")),
-    *("nhl_fast.native", "nhl_fast.native.calls", "nhl_fast.steps.native"),
+    "nhl_fast.steps.native",
     *(f"nhl_fast.steps.fused.{name}" for name in ("center", "pairs", "softmax", "step", "triplets")),
 }
 # Names of other objects or packages that begin with an underscore: (file, name).
