@@ -24,7 +24,7 @@ LEVELS = {path: symbol for path, symbol in LEVELS.items() if path.stem in ("scal
 
 def compiled(compiler, source, target):
     """Compile one file of csrc as it ships, with every warning an error."""
-    command = [*COMPILERS[compiler], *builder._CXX_FLAGS.split(), *BASELINE, "-Werror", builder._TARGET]
+    command = [*COMPILERS[compiler], *builder.CXX_FLAGS.split(), *BASELINE, "-Werror", builder.TARGET]
     command += ['-DNHL_FAST_SOURCE_HASH="tests"', "-isystem", str(Path(torch.__file__).parent / "include")]
     done = subprocess.run(
         [*command, "-c", str(ROOT / "csrc" / source), "-o", str(target)],

@@ -140,7 +140,7 @@ def resources(log: str) -> dict[tuple[str, str], tuple[int, int]]:
 def test_cuda_kernels_compile_without_spills(source, tmp_path, record_property):
     include = Path(torch.__file__).parent / "include"
     targets = [f"-gencode=arch=compute_{a},code=sm_{a}" for a in _build.CUDA_ARCHITECTURES.split()]
-    command = [_build.find_nvcc(), *_build._NVCC_FLAGS.split(), *targets, _build._TARGET, "-Xptxas", "-v"]
+    command = [_build.find_nvcc(), *_build.NVCC_FLAGS.split(), *targets, _build.TARGET, "-Xptxas", "-v"]
     command += ["--threads", "2", "-isystem", str(include), "-c", str(source), "-o", str(tmp_path / "out.o")]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
