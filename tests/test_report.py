@@ -17,7 +17,7 @@ import torch
 
 import nhl_fast as nhl
 from nhl_fast.cli.arguments import main
-from nhl_fast.core import backend
+from nhl_fast.core import extras
 from nhl_fast.report.codes import mean_curves, measure_codes
 from nhl_fast.report.groups import group
 from nhl_fast.report.records import load_records
@@ -122,8 +122,8 @@ def seeds_of(folder, *argv, seeds=(0,)):
 
 
 def hide_matplotlib(monkeypatch):
-    find = backend.importlib.util.find_spec
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda n, *a: None if n == "matplotlib" else find(n, *a))
+    find = extras.importlib.util.find_spec
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda n, *a: None if n == "matplotlib" else find(n, *a))
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import json
 import sys
 from pathlib import Path
 
-from .. import __version__
 from ..core import names
 from ..core.files import as_path
+from ..core.version import __version__
 from ..training.config import TrainConfig
 from ..training.presets import PRESETS
 from ..training.run_folder import CONFIG, check_target
