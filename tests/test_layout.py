@@ -95,19 +95,15 @@ def graph_of(edges) -> dict[str, set[str]]:
 
 # Imports that run up or sideways: (importing module, part imported).
 UPWARDS = {
-    ("nhl_fast.centers.make", "retrieval"),
-    ("nhl_fast.cli.arguments", ""),
     ("nhl_fast.core.backend", "native"),
-    ("nhl_fast.core.environment", ""),
     ("nhl_fast.head.layer", "steps"),
     ("nhl_fast.losses.base", "steps"),
-    ("nhl_fast.report.write", ""),
 }
 # Modules in circles.
 IN_CIRCLES = {
-    *("nhl_fast.head.layer", "nhl_fast.head.objective"),
+    "nhl_fast.head.layer",
     *(f"nhl_fast.losses.{name}" for name in ("bank_pairs", "base", "batch_pairs", "center", "softmax", "triplet")),
-    *("nhl_fast.native", "nhl_fast.native.calls", "nhl_fast.steps.native"),
+    "nhl_fast.steps.native",
     *(f"nhl_fast.steps.fused.{name}" for name in ("center", "pairs", "softmax", "step", "triplets")),
 }
 # Names of other objects or packages that begin with an underscore: (file, name).
@@ -116,7 +112,6 @@ REACHES = {
     *(("nhl_fast.head.graphs", f"graphed.{name}") for name in ("_newest", "_packed", "_scale")),
     ("nhl_fast.head.graphs", "objective._refuses"),
     ("nhl_fast.head.objective", "self.loss._segments"),
-    *(("nhl_fast.native.cache", f"builder.{name}") for name in ("_CXX_FLAGS", "_NVCC_FLAGS", "_TARGET")),
     ("nhl_fast.retrieval.codes", "rows._version"),
     ("nhl_fast.steps.fused.center", "loss._centers"),
     ("nhl_fast.steps.fused.center", "loss._tie_centers"),

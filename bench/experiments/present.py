@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from bench.record import RESULTS, environment
+from bench.common.record import RESULTS, environment
 from nhl_fast.core.files import atomic_write, write_json
 from nhl_fast.paper_table import methods_table
 from nhl_fast.text.table import format_table

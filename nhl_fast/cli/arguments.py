@@ -7,9 +7,9 @@ import dataclasses
 import json
 import sys
 
-from .. import __version__
 from ..core import names
 from ..core.files import as_path
+from ..core.version import __version__
 from ..retrieval.ties import RULES
 from ..training.config import TrainConfig
 from ..training.presets import PRESETS

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 
 from ..core import check, fork
-from ..core.backend import NAMES, require
-from ..retrieval.codes import as_tensor, check_length, check_packed, num_bytes
+from ..core.arrays import as_tensor
+from ..core.backend import NAMES
+from ..core.extras import require
+from ..retrieval.codes import check_length, check_packed, num_bytes
 from . import file
 from . import ids as index_ids
 from . import segments as index_segments

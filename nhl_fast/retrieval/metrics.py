@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from ..core import check
+from ..core.arrays import as_tensor
 from ..core.labels import check_labels
 from . import codes, ranking, tie_groups
 from .hamming import DEFAULT_CHUNK_BYTES, body_of, spans
@@ -91,9 +92,9 @@ def _non_empty(rows: torch.Tensor, name: str) -> torch.Tensor:
 
 def _check_label_pair(q_labels, db_labels, num_queries: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Both label sets, checked against the row counts and against each other's classes."""
-    q_labels = check_labels(codes.as_tensor(q_labels, "q_labels"), num_queries, name="q_labels")
+    q_labels = check_labels(as_tensor(q_labels, "q_labels"), num_queries, name="q_labels")
     classes = q_labels.shape[1] if q_labels.ndim == 2 else None
-    db_labels = check_labels(codes.as_tensor(db_labels, "db_labels"), n, classes, name="db_labels")
+    db_labels = check_labels(as_tensor(db_labels, "db_labels"), n, classes, name="db_labels")
     if q_labels.ndim == 1 and db_labels.ndim == 2:
         q_labels = check_labels(q_labels, num_queries, db_labels.shape[1], name="q_labels")
     return check.present(q_labels, "q_labels"), check.present(db_labels, "db_labels")
