@@ -18,6 +18,7 @@ from nhl_fast.training.checkpoint import load_state, save_state
 from nhl_fast.training.config import TrainConfig
 from nhl_fast.training.run import load_model
 from nhl_fast.training.run_folder import RunFolder
+from nhl_fast.training.state import TrainState
 from nhl_fast.training.trainer import Trainer, train
 
 LENGTHS = (4, 12, 20)
@@ -286,7 +287,7 @@ def test_a_kill_between_checkpoint_and_weights(tmp_path, monkeypatch):
     """The checkpoint alone brings the weights back."""
     data, path = blobs(), tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_keep_weights", lambda self, length: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(TrainState, "_keep_weights", lambda self, length: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(data, config(epochs=1), path, progress=False)
     assert not RunFolder(path).weights().exists()
