@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 from nhl_fast.cli.arguments import main
-from nhl_fast.core import backend
+from nhl_fast.core import extras
 from nhl_fast.report.groups import group
 from nhl_fast.report.records import load_records
 
@@ -107,8 +107,8 @@ def seeds_of(folder, *argv, seeds=(0,)):
 
 
 def hide_matplotlib(monkeypatch):
-    find = backend.importlib.util.find_spec
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda n, *a: None if n == "matplotlib" else find(n, *a))
+    find = extras.importlib.util.find_spec
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda n, *a: None if n == "matplotlib" else find(n, *a))
 
 
 def metrics(path):
