@@ -16,6 +16,7 @@ from nhl_fast.data import RetrievalData
 from nhl_fast.losses import REGISTRY
 from nhl_fast.training.checkpoint import load_state, save_state
 from nhl_fast.training.config import TrainConfig
+from nhl_fast.training.model import HashModel
 from nhl_fast.training.run import load_model
 from nhl_fast.training.run_folder import RunFolder
 from nhl_fast.training.state import TrainState
@@ -304,6 +305,13 @@ class TestBadInput:
     def test_a_folder_that_holds_a_run(self, tmp_path):
         with pytest.raises(FileExistsError, match="resume"):
             run_with(tmp_path)()
+
+    def test_a_model_that_diverged(self):
+        model = HashModel(torch.nn.Identity(), LENGTHS, in_features=3)
+        with torch.no_grad():
+            model.layer.hash_layer.weight.fill_(torch.nan)
+        with pytest.raises(ValueError, match=r"^model: no codes .*training diverged: x: .* NaN"):
+            model.encode_batch(torch.ones(2, 3))
 
     def test_other_settings(self, tmp_path):
         with pytest.raises(ValueError, match=r"lr 0.001 -> 0.5"):
