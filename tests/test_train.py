@@ -310,7 +310,7 @@ class TestBadInput:
         model = HashModel(torch.nn.Identity(), LENGTHS, in_features=3)
         with torch.no_grad():
             model.layer.hash_layer.weight.fill_(torch.nan)
-        with pytest.raises(ValueError, match=r"^model: no codes .*training diverged: x: .* NaN"):
+        with pytest.raises(ValueError, match=r"^model: its outputs have no codes .*training diverged: x: .* NaN"):
             model.encode_batch(torch.ones(2, 3))
 
     def test_other_settings(self, tmp_path):
