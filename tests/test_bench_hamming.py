@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.common import peers, record
+from bench.common import data, peers, record
 from bench.kernels import floors
 from bench.search import device
 from nhl_fast import native
@@ -156,6 +156,16 @@ def test_ties_given_in_another_order_are_noticed():
     for ids, what in (([0, 2, 1, 3], "not in the order"), ([0, 1, 2, 4], "ids differ from the reference's")):
         with pytest.raises(device.WrongResult, match=what):
             device.check_search(queries, database, 4, (right[0], torch.tensor([ids])), None)
+
+
+def test_protocols_have_labels_as_wide_as_they_say():
+    codes, labels = data.protocol(200, 3000, 80, 2.9, 32)
+    assert [tuple(c.shape) for c in codes] == [(200, 4), (3000, 4)]
+    assert [tuple(label.shape) for label in labels] == [(200, 80), (3000, 80)]
+    assert 1.5 < labels[1].float().sum(1).mean() <= 3.1  # the most common classes are held back
+    (_, ids) = data.protocol(20, 300, 7, None, 16)[1]
+    assert ids.shape == (300,)
+    assert sorted(set(ids.tolist())) == list(range(7))
 
 
 def test_floors():

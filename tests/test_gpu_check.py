@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.common import losses
 from bench.gpu import check, jobs, parts
 from bench.gpu import report as reports
 from bench.kernels import floors
 from bench.step import device as steps
-from nhl_fast import losses
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +30,7 @@ def test_no_device(capsys, tmp_path):
     [
         (["--parts", "build,fly"], "unknown fly"),
         (["--losses", "csq,cross-entropy"], "unknown cross-entropy"),
+        (["--parts", ""], "expected some of build"),
         (["--budget", "-1"], "positive number of seconds"),
         (["--budget", "long"], "invalid float"),
     ],
@@ -85,7 +86,7 @@ def test_jobs_go_on_after_a_failure_a_lost_device_a_crash_and_a_hang(tmp_path):
     script, path, log = tmp_path / "worker.py", tmp_path / "rows.jsonl", tmp_path / "log"
     script.write_text(WORKER.format(folder=str(tmp_path)))
     command = [sys.executable, str(script)]
-    assert jobs.supervise(path, command, 60, log, patience=2.5, environment=parts.environment()) is True
+    assert jobs.supervise(path, command, 60, log, patience=2.5, environment=parts.variables()) is True
     notes = {row["case"]: row.get("note") for row in jobs.rows(path)}
     assert notes == {
         "first": None, "bad": "ValueError: boom", "crash": "the process ended with code 9",
@@ -94,7 +95,7 @@ def test_jobs_go_on_after_a_failure_a_lost_device_a_crash_and_a_hang(tmp_path):
     # Once more after the lost device, the crash and the hang; every job ran once.
     assert log.read_text().count("worker") == 4
     assert [r["case"] for r in jobs.rows(path)].count("first") == 1
-    assert jobs.supervise(path, command, 20, log, environment=parts.environment()) is True
+    assert jobs.supervise(path, command, 20, log, environment=parts.variables()) is True
     assert len(jobs.rows(path)) == 8
 
 
@@ -127,7 +128,7 @@ def test_a_worker_that_cannot_begin_is_told(tmp_path):
 
 
 def options(**given):
-    return types.SimpleNamespace(budget=20, losses="", **given)
+    return types.SimpleNamespace(budget=20, losses=["csq"], **given)
 
 
 def test_parts_that_are_done_are_not_run_again(tmp_path, monkeypatch, capsys):
@@ -188,10 +189,10 @@ def test_other_sources_are_not_gone_on_with(tmp_path, monkeypatch):
 
 
 def test_the_steps_cover_what_was_asked():
-    wanted = steps.wanted(None)
+    wanted = steps.plan(None)
     full = {(name, n, d, contender) for name, n, d, contender, options in wanted if not options}
     for n, d in ((64, 2048), (256, 2048), (4096, 768), (32768, 2048)):
-        for name in losses.REGISTRY:
+        for name in losses.NAMES:
             if name == "dtsh" and n > 256:
                 continue
             contenders = [steps.OURS, steps.REFERENCE, steps.COMPILED]
@@ -200,8 +201,6 @@ def test_the_steps_cover_what_was_asked():
     keys = list(steps.jobs(None, {}))
     assert len(keys) == len(set(keys)) == len(wanted)
     assert steps.BANK == 13_000
-    with pytest.raises(ValueError, match="unknown triplet"):
-        steps.wanted(["csq", "triplet"])
 
 
 def test_summary_compares_like_with_like():
@@ -222,14 +221,19 @@ def test_summary_compares_like_with_like():
 
 def test_floors_of_a_step_hold_its_parts():
     lengths = (8, 16, 32, 64, 128)
-    for name in losses.REGISTRY:
-        bank = 13_000 if name in floors.WITH_BANK else 0
+    for name in losses.CASES:
+        terms = losses.terms(losses.make(name, 100, lengths, 13_000))
+        assert floors.gap_of(terms)
         for n, d in ((64, 2048), (32768, 768)):
-            moved, operations = floors.step(name, n, d, lengths, bank=bank)
-            own = floors.loss(name, n, lengths, bank)[1]
+            moved, operations = floors.step(terms, n, d, lengths)
+            own = floors.loss(terms, n, lengths)[1]
             assert operations > own + floors.distillation(n, lengths)[1] + 6 * n * d * 128
             assert moved >= 8 * n * d
-            assert floors.step(name, n, d, lengths, bank=bank, distill=False)[1] < operations
+            assert floors.step(terms, n, d, lengths, distill=False)[1] < operations
+    # The bank and the centres are read once; the pairs of all lengths are one product over the longest.
+    both = floors.loss([("softmax", 0), ("pairs", 50)], 4, (2, 4), 3)
+    assert both == (4 * 4 * 10 + 4 * 3 * 6 + 4 * 50 * 4, 288 + 4000)
+    assert floors.loss([("pairs", 0)], 4, (2, 4)) == (160, 2 * 4 * 4 * 10)
     assert floors.projection(2, 3, 5) == (4 * (6 + 15 + 10), 60)
     assert floors.weights(4, 100, (2, 4), gram=True)[1] == 2 * 16 * 6 + 2 * 4 * 6
 

@@ -21,7 +21,6 @@ NHL_FAST_REHEARSAL=1 goes through all of it on a CPU at tiny sizes, and measures
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import time
@@ -30,6 +29,8 @@ from pathlib import Path
 
 import torch
 
+from bench.common import arguments
+from bench.common.losses import NAMES
 from bench.common.record import RESULTS
 from bench.gpu.device import REHEARSAL
 from bench.gpu.parts import PARTS, Incomplete
@@ -70,20 +71,17 @@ def check(report: Report, names: list[str], options) -> bool:
     return all(report.parts.get(name, {}).get("state") == "done" for name in names)
 
 
-def main(arguments=None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+def main(argv=None) -> int:
+    parser = arguments.parser("bench.gpu.check", __doc__)
+    parser.add_argument("--parts", type=arguments.some_of(PARTS), default=[*PARTS], help=f"of {', '.join(PARTS)}")
     parser.add_argument("--budget", type=float, default=540, help="seconds in all")
-    parser.add_argument("--losses", default="", help="for the part steps; all ten if empty")
+    parser.add_argument(
+        "--losses", type=arguments.some_of(NAMES), default=[*NAMES], help="for the parts warm and steps"
+    )
     parser.add_argument("--out", type=Path, default=OUT, help="where results go unless $OUT is set")
     parser.add_argument("--state", type=Path, default=STATE, help="the folder of what is gone on with")
     parser.add_argument("--fresh", action="store_true", help="forget what was done before")
-    options = parser.parse_args(arguments)
-    from nhl_fast.losses import REGISTRY
-
-    for name, given, known in (("--parts", options.parts, PARTS), ("--losses", options.losses, REGISTRY)):
-        if unknown := sorted(set(filter(None, given.split(","))) - set(known)):
-            parser.error(f"{name}: unknown {', '.join(unknown)}; it takes {', '.join(known)}")
+    options = parser.parse_args(argv)
     if options.budget <= 0:
         parser.error(f"--budget: expected a positive number of seconds, got {options.budget}")
     if not torch.cuda.is_available() and not REHEARSAL:
@@ -94,7 +92,7 @@ def main(arguments=None) -> int:
         )
         return 2
     report = Report(options.state, Path(os.environ["OUT"]) if os.environ.get("OUT") else options.out, options.fresh)
-    names = [name for name in PARTS if name in options.parts.split(",")]
+    names = [name for name in PARTS if name in options.parts]
     done = check(report, names, options)
     print(f"results: {report.out / 'gpu_check.json'}")
     if not done:

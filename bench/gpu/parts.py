@@ -13,35 +13,33 @@ import subprocess
 import sys
 import time
 from functools import partial
-from pathlib import Path
 
 import torch
 
-from bench.common.timing import copy_gb_s
+from bench.common.ceilings import measured_rates
+from bench.common.record import ROOT
 from bench.gpu import jobs as worker_jobs
-from bench.gpu.device import DEVICE, REHEARSAL, milliseconds
-
-ROOT = Path(__file__).resolve().parents[2]
+from bench.gpu.device import DEVICE, REHEARSAL
 
 
 class Incomplete(RuntimeError):
     """The time was over before the part was."""
 
 
-def environment(**variables) -> dict:
+def variables(**own) -> dict:
     """Of a subprocess: this checkout can be imported, and kernels are interpreted in a rehearsal alone."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    found = {**os.environ, "PYTHONPATH": path, **variables}
+    found = {**os.environ, "PYTHONPATH": path, **own}
     if not REHEARSAL:
         found.pop("TRITON_INTERPRET", None)
     return found
 
 
-def run(report, name: str, command: list[str], seconds: float, **variables) -> tuple[int | None, str]:
+def run(report, name: str, command: list[str], seconds: float, **own) -> tuple[int | None, str]:
     """(exit code or None where time ran out, output) of a subprocess in the checkout; its output is in its log."""
     with open(report.log(name), "w") as file:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment(**variables), stdout=file, stderr=subprocess.STDOUT,
+            command, cwd=ROOT, env=variables(**own), stdout=file, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
         try:
@@ -72,43 +70,23 @@ def build(report, seconds: float, options) -> str:
     return tail(run(report, "backends", [sys.executable, "-m", "nhl_fast.native"], 60)[1], 6)
 
 
-def measured_rates():
-    """(name, rate, case, milliseconds, runs) of what the card can do at most: bytes copied, large matrix products."""
-    elements, n = (1 << 16, 64) if REHEARSAL else (1 << 28, 8192)
-    rate, ms, runs = copy_gb_s(DEVICE, elements)
-    yield "copy_gb_s", rate, "copy, bytes read and written", ms, runs
-    before = torch.backends.cuda.matmul.fp32_precision
-    for name, dtype in (("fp32", torch.float32), ("tf32", torch.float32), ("bf16", torch.bfloat16)):
-        a, b = (torch.randn(n, n, device=DEVICE).to(dtype) for _ in range(2))
-        torch.backends.cuda.matmul.fp32_precision = "tf32" if name == "tf32" else "ieee"
-        ms, runs = milliseconds(partial(torch.matmul, a, b))
-        torch.backends.cuda.matmul.fp32_precision = before
-        yield f"matmul_{name}_tflop_s", round(2 * n**3 / ms / 1e9, 3), f"matrix product {name}, {n}", ms, runs
-
-
 def ceilings(report, seconds: float, options) -> str:
-    for name, rate, case, ms, runs in measured_rates():
+    for name, rate, case, ms, runs in measured_rates(DEVICE, REHEARSAL):
         report.head[name] = rate
         unit = "gb_s" if name == "copy_gb_s" else "tflop_s"
         report.add({"part": "ceilings", "case": case, "ms": ms, "runs": runs, unit: rate})
     return ""
 
 
-def losses_of(options) -> list[str]:
-    from nhl_fast.losses import REGISTRY
-
-    return options.losses.split(",") if options.losses else [*REGISTRY]
-
-
 def warm(report, seconds: float, options) -> str:
     """Compile what the steps need, a process a loss, so that their time is not spent on it."""
     ends = time.monotonic() + seconds
     processes = {}
-    for name in losses_of(options):
+    for name in options.losses:
         with open(report.log(f"warm_{name}"), "w") as file:
             processes[name] = subprocess.Popen(
                 [sys.executable, "-m", "bench.step.device", "--warm", name], cwd=ROOT,
-                env=environment(TORCHINDUCTOR_COMPILE_THREADS="2"), stdout=file, stderr=subprocess.STDOUT,
+                env=variables(TORCHINDUCTOR_COMPILE_THREADS="2"), stdout=file, stderr=subprocess.STDOUT,
                 start_new_session=True,
             )  # fmt: skip
     missed = []
@@ -124,15 +102,15 @@ def warm(report, seconds: float, options) -> str:
     return "\n".join(notes + ([f"cut short: {', '.join(missed)}"] if missed else []))
 
 
-def rates(report) -> str:
+def measured(report) -> str:
     return json.dumps({key: value for key, value in report.head.items() if key.endswith(("gb_s", "tflop_s"))})
 
 
 def jobs(part: str, report, seconds: float, arguments: list[str]) -> None:
     module = {"steps": "bench.step.device", "kernels": "bench.kernels.device"}[part]
-    command = [sys.executable, "-m", module, "--rates", rates(report), *arguments]
+    command = [sys.executable, "-m", module, "--rates", measured(report), *arguments]
     done = worker_jobs.supervise(
-        report.jobs(part), command, seconds, report.log(part), patience=150, environment=environment()
+        report.jobs(part), command, seconds, report.log(part), patience=150, environment=variables()
     )
     if wrong := [row for row in worker_jobs.rows(report.jobs(part)) if row.get("note", "").startswith("wrong")]:
         cases = ", ".join(f"{r['case']} {r['n']} x {r['d']} {r.get('contender', '')}" for r in wrong)
@@ -143,7 +121,7 @@ def jobs(part: str, report, seconds: float, arguments: list[str]) -> None:
 
 def steps(report, seconds: float, options) -> str:
     try:
-        jobs("steps", report, seconds, ["--losses", options.losses] if options.losses else [])
+        jobs("steps", report, seconds, ["--losses", ",".join(options.losses)])
     except Incomplete as error:
         raise Incomplete(f"{error}\n{summary(report.rows())}") from None
     return summary(report.rows())

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import torch
 
-from bench.common.record import environment
+from bench.common.record import ROOT, environment
 from bench.gpu import jobs
 from bench.gpu.device import REHEARSAL
 
-ROOT = Path(__file__).resolve().parents[2]
 JOBS = ("steps", "kernels")  # parts whose rows come from jobs
 
 

@@ -13,9 +13,10 @@ from functools import partial
 
 import torch
 
-import nhl_fast as nhl
 from bench.common import peers
-from bench.common.timing import binary_products_per_s, copy_gb_s, free_bytes, milliseconds, popcounts_per_s
+from bench.common.ceilings import binary_products_per_s, copy_gb_s, free_bytes, popcounts_per_s
+from bench.common.data import LENGTHS, PROTOCOLS, protocol, random_rows
+from bench.common.timing import milliseconds
 from bench.kernels import floors
 from nhl_fast.retrieval.hamming import search
 from nhl_fast.retrieval.metrics import evaluate_retrieval
@@ -31,13 +32,8 @@ class Sizes:
     ks: tuple = (10, 100, 1000)
     peer_ks: tuple = (100,)  # where a peer is compared with and timed: it takes most of the time
     peer_pairs: float = 1e10
-    # name: queries, items, classes, mean labels a row (None: one id), K (None: the whole ranking)
-    protocols: tuple = (
-        ("cifar10", 1000, 54_000, 10, None, None),
-        ("imagenet100", 5000, 128_503, 100, None, 1000),
-        ("coco", 5000, 117_218, 80, 2.9, 5000),
-    )
-    lengths: tuple = (8, 16, 32, 64, 128)
+    protocols: tuple = tuple((name, *settings) for name, settings in PROTOCOLS.items())
+    lengths: tuple = LENGTHS
     copied: int = 1 << 28  # float32 numbers, for the copy rate
     chunk_bytes: int = 1 << 31
 
@@ -65,7 +61,7 @@ class Measurement:
         print("  ".join(f"{key}={value}" for key, value in row.items() if value not in (None, "")), flush=True)
         self.save(self.rows)
 
-    def timed(self, base: dict, functions: dict, pairs: int, moved: int, counts: int) -> None:
+    def compare(self, base: dict, functions: dict, pairs: int, moved: int, counts: int) -> None:
         """A row for each function, "nhl_fast" first; `moved` bytes and `counts` population counts are the floors."""
         hbm = moved / self.copy / 1e6
         ours = None
@@ -122,11 +118,6 @@ class Measurement:
         return "\n".join(lines)
 
 
-def random_rows(n: int, bits: int, seed: int, device: str) -> torch.Tensor:
-    generator = torch.Generator(device).manual_seed(seed)
-    return torch.randint(0, 256, (n, bits // 8), dtype=torch.uint8, device=device, generator=generator)
-
-
 def distances_of_pairs(queries: torch.Tensor, database: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """(Q, k) int32 distances of every query to the items in its row of `ids`."""
     ones = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.int32, device=ids.device)
@@ -181,32 +172,13 @@ def search_case(run: Measurement, base: dict, queries, database, k: int, peer, m
     found = functions["nhl_fast"]()
     check_search(queries, database, k, found, None if peer is None else peer(queries, k))
     del found
-    run.timed(base, functions, len(queries) * len(database), moved, counts)
-
-
-def protocol(name, queries, n, classes, per_row, device: str, bits: int):
-    """(query codes, item codes), (their labels): items of a class share bits, so that rankings are neither random
-    nor perfect."""
-    generator = torch.Generator(device).manual_seed(0)
-    centers = torch.randn(classes, bits, device=device, generator=generator)
-    labels, codes = [], []
-    for rows in (queries, n):
-        if per_row is None:
-            label = torch.randint(0, classes, (rows,), device=device, generator=generator)
-            multi_hot = torch.nn.functional.one_hot(label, classes)
-        else:
-            label = torch.rand(rows, classes, device=device, generator=generator) < per_row / classes
-            multi_hot = label
-        noise = torch.randn(rows, bits, device=device, generator=generator)
-        labels.append(label)
-        codes.append(nhl.pack_codes(multi_hot.float() @ centers + 2 * noise))
-    return codes, labels
+    run.compare(base, functions, len(queries) * len(database), moved, counts)
 
 
 def measure_evaluation(run: Measurement, name, queries, n, classes, per_row, topk) -> None:
     """Average precision at all lengths in one call, as in the field's protocols."""
     lengths = run.sizes.lengths
-    codes, labels = protocol(name, queries, n, classes, per_row, run.device, lengths[-1])
+    codes, labels = protocol(queries, n, classes, per_row, lengths[-1], run.device)
     functions = {
         "nhl_fast": partial(evaluate_retrieval, *codes, *labels, lengths=lengths, topk=topk, backend=run.backend),
         "torch product, stable sort": partial(
@@ -218,7 +190,7 @@ def measure_evaluation(run: Measurement, name, queries, n, classes, per_row, top
         raise WrongResult(f"{name}: average precision differs from the stable sort's")
     base = {"part": "evaluation", "case": name, "n": n, "bits": lengths[-1], "queries": queries, "k": topk or n}
     moved, counts = floors.evaluation(queries, n, lengths)
-    run.timed(base, functions, queries * n * len(lengths), moved, counts)
+    run.compare(base, functions, queries * n * len(lengths), moved, counts)
 
 
 def measure(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 
+from bench.common import arguments
 from bench.common.record import RESULTS
 from nhl_fast.pictures.style import COLORS, picture
 
@@ -34,6 +35,7 @@ def tick(x: int) -> str:
 
 
 def main() -> None:
+    arguments.parser("bench.search.plot", __doc__).parse_args()
     document = json.loads((RESULTS / "hamming_cpu.json").read_text())
     rows, environment = document["rows"], document["environment"]
     # Shorter random codes do lie within radius 0 of a query.
