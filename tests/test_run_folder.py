@@ -150,7 +150,7 @@ def test_only_temporary_files_of_dead_processes_are_removed(tmp_path):
 def test_what_a_killed_write_leaves_is_known_and_removed(tmp_path):
     code = """
         import time
-        from nhl_fast.files import atomic_write
+        from nhl_fast.core.files import atomic_write
         with atomic_write({path!r}) as handle:
             print("ready", flush=True)
             time.sleep(60)
@@ -170,7 +170,7 @@ TRAINS = """
     import sys, time
     sys.path.insert(0, {tests!r})
     from test_train import blobs, config
-    from nhl_fast.train import train
+    from nhl_fast.training.trainer import train
     def wait(record):
         print("ready", flush=True)
         time.sleep(60)
@@ -201,7 +201,7 @@ def test_two_runs_that_start_at_once(tmp_path):
         import sys
         sys.path.insert(0, {TESTS!r})
         from test_train import blobs, config
-        from nhl_fast.train import train
+        from nhl_fast.training.trainer import train
         sys.stdin.read(1)
         train(blobs(), config(epochs=3), {str(tmp_path / "run")!r}, progress=False)
     """
@@ -222,7 +222,7 @@ def test_two_runs_that_start_at_once(tmp_path):
 
 HOLDS = """
     import os, pathlib, time
-    from nhl_fast.run_folder import hold
+    from nhl_fast.training.run_folder import hold
     with hold(pathlib.Path({run!r})):
         if os.fork():
             print("ready", flush=True)

@@ -95,7 +95,7 @@ KILLED = """
     import os, random, signal, sys, time
     sys.path.insert(0, {tests!r})
     from test_train import blobs, config
-    from nhl_fast.train import train
+    from nhl_fast.training.trainer import train
     import torch
     moments, killed = random.Random(0), 0
     for attempt in range(400):
@@ -144,7 +144,7 @@ FULL_DISK = """
     import resource, signal, sys
     sys.path.insert(0, {tests!r})
     from test_train import blobs, config
-    from nhl_fast.train import train
+    from nhl_fast.training.trainer import train
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     def fill(record):
         if record["epoch"] == 2:

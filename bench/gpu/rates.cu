@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "../../csrc/cuda/mma.cuh"
+#include "../../csrc/hamming/cuda/mma.cuh"
 
 namespace {
 

@@ -1,4 +1,4 @@
-"""What the compiler made of csrc/cuda: registers, spills, shared memory, and instructions a pair of the scans.
+"""What the compiler made of csrc/hamming/cuda: registers, spills, shared memory, and instructions a pair of the scans.
 
 `python -m bench.kernels.resources` needs nvcc and cuobjdump (on the PATH, or Triton's), no device. Instructions are
 those on the shortest way through the scan's loop that loads what the next turn needs and finds nothing: what a warp
@@ -175,7 +175,7 @@ def main() -> None:
     args = parser.parse_args()
     if builder.find_nvcc() is None:
         raise SystemExit("resources: nvcc was not found (set CUDA_HOME)")
-    folder = builder.source_dir() / "cuda"
+    folder = builder.source_dir() / "hamming" / "cuda"
     rows = []
     for architecture in args.architectures:
         for name in args.files:

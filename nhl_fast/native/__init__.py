@@ -6,10 +6,10 @@ says what is there. The operators are `torch.ops.nhl_fast.*`: pack, distances, h
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import warnings
-from functools import cache
 from pathlib import Path
 
 import torch
@@ -47,7 +47,7 @@ def load(kind: str) -> str:
         return _load(kind)
 
 
-@cache
+@functools.cache
 def _load(kind: str) -> str:
     if kind == "cuda" and (missing := _load("cpp")):
         return missing
@@ -122,7 +122,7 @@ def is_built(kind: str) -> bool:
         return False
 
 
-@cache
+@functools.cache
 def cpu_status() -> tuple[bool, str]:
     """Whether the C++ library serves, and with which instructions, or why not."""
     reason = load("cpp")
@@ -134,7 +134,7 @@ def cpu_status() -> tuple[bool, str]:
         return False, str(error).splitlines()[0]
 
 
-@cache
+@functools.cache
 def cuda_status() -> tuple[bool, str]:
     """Whether the CUDA library serves, and on what, or why not."""
     if not torch.cuda.is_available():
@@ -292,7 +292,7 @@ def label_words(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     return (bits.view(len(labels), -1, 8) * place).sum(-1, dtype=torch.uint8).view(torch.int64)
 
 
-@cache
+@functools.cache
 def _register_fakes() -> None:
     """Shapes and dtypes for tracing (torch.compile, opcheck)."""
     fake = torch.library.register_fake

@@ -1,4 +1,4 @@
-"""The head's training step on the CPU, from the native operators `torch.ops.nhl_fast.step_*` (csrc/train/).
+"""The head's training step on the CPU, from the native operators `torch.ops.nhl_fast.step_*` (csrc/step/).
 
 Imported only where the backend found the library. Everything is computed in float32; nothing depends on
 the number of threads.

@@ -1,4 +1,4 @@
-// The CUDA side of the operators of ../ops.cpp: tensors to raw pointers, on PyTorch's current stream.
+// The CUDA side of the operators of hamming.cpp: tensors to raw pointers, on PyTorch's current stream.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -13,7 +13,7 @@
 #include <tuple>
 #include <vector>
 
-#include "device.cuh"
+#include "../hamming/cuda/device.cuh"
 
 // Weak: a PyTorch built without CUDA can then load this library, and say so, instead of failing on a symbol.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);

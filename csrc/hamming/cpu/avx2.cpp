@@ -1,6 +1,6 @@
 // AVX2 bodies: nibble look-up population count (2 vpshufb, 1 clock each on 1 to 2 ports) over bytes, widened to
 // 32-bit lanes once a code (vpmaddubsw, vpmaddwd: 5 clocks latency, 1 a clock).
-#include "../target.h"
+#include "../../common/target.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)

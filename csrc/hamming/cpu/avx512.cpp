@@ -1,5 +1,5 @@
 // AVX-512 bodies on VPOPCNTDQ: vpopcntd has latency 3 on Ice Lake (1 a clock) and 2 on Zen 4 and 5 (2 a clock).
-#include "../target.h"
+#include "../../common/target.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)

@@ -1,5 +1,5 @@
 // AVX2 and FMA: 16 registers of 8 lanes; 12 hold sums.
-#include "../target.h"
+#include "../common/target.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)

@@ -1,6 +1,6 @@
 // Sign + pack. x > 0 is decided on the bits of x: as an integer, x lies in 1 .. infinity. That is the same
 // answer in every rounding mode, denormals included.
-#include "common.h"
+#include "plan.h"
 
 namespace nhl {
 namespace {

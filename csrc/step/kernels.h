@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#include "../hamming.h"
+#include "../hamming/hamming.h"
 
 namespace nhl::train {
 

@@ -1,5 +1,5 @@
 // How a batch meets a bank: in blocks of batch rows, each walking pieces of the bank.
-#include "pair_sums.h"
+#include "pairs.h"
 
 namespace nhl::train {
 

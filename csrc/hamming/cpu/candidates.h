@@ -1,7 +1,7 @@
 // What a search keeps while it scans, and how that becomes its result.
 #pragma once
 
-#include "common.h"
+#include "plan.h"
 
 namespace nhl {
 

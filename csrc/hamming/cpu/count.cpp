@@ -1,5 +1,5 @@
 // Distances, relevance marks and histograms: one pass over the items, all lengths at once.
-#include "common.h"
+#include "plan.h"
 
 namespace nhl {
 namespace {

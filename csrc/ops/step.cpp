@@ -12,8 +12,8 @@
 #include <tuple>
 #include <vector>
 
-#include "executor.h"
-#include "train/train.h"
+#include "tensors.h"
+#include "../step/step.h"
 
 namespace nhl::train {
 namespace {

@@ -2,7 +2,7 @@
 // Also what runs on other architectures, where the compiler turns these loops into its own vector counts.
 #include <type_traits>
 
-#include "../target.h"
+#include "../../common/target.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)

@@ -8,8 +8,8 @@
 #include <limits>
 #include <new>
 
-#include "../cpu/common.h"
-#include "train.h"
+#include "../hamming/cpu/plan.h"
+#include "step.h"
 
 namespace nhl::train {
 

@@ -8,7 +8,7 @@
 #include <limits>
 
 #include "sanitize.h"
-#include "train/train.h"
+#include "step/step.h"
 
 namespace {
 

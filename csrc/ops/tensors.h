@@ -8,7 +8,7 @@
 #include <new>
 #include <vector>
 
-#include "hamming.h"
+#include "../hamming/hamming.h"
 
 namespace nhl {
 

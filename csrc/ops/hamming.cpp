@@ -10,7 +10,7 @@
 #include <tuple>
 #include <vector>
 
-#include "executor.h"
+#include "tensors.h"
 
 namespace nhl {
 namespace {

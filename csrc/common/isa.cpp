@@ -3,7 +3,7 @@
 #include <stdexcept>
 #include <string>
 
-#include "kernels.h"
+#include "../hamming/cpu/kernels.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>

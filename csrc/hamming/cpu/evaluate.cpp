@@ -3,7 +3,7 @@
 // The rank of an item is the number of items at smaller distances plus its turn among those at its own. Items
 // come in row order, so a counter a distance gives every item its turn; once all are counted, the turns of the
 // relevant ones are enough for all ranks.
-#include "common.h"
+#include "plan.h"
 
 namespace nhl {
 namespace {

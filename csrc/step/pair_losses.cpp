@@ -1,7 +1,7 @@
 // The losses of pairs: what each makes of the sums over a bank, or over the batch itself.
 #include <cmath>
 
-#include "pair_sums.h"
+#include "pairs.h"
 
 namespace nhl::train {
 namespace {

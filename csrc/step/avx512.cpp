@@ -1,5 +1,5 @@
 // AVX-512: 32 registers of 16 lanes; 24 hold sums.
-#include "../target.h"
+#include "../common/target.h"
 #include "kernels.h"
 
 #if defined(__x86_64__)
