@@ -1,4 +1,4 @@
-"""What the compiler made of csrc/hamming/cuda: registers, spills, shared memory, and instructions a pair of the scans.
+"""What the compiler made of csrc/hamming/cuda: registers, spills, shared memory, instructions a pair of the scans.
 
 `python -m bench.kernels.resources` needs nvcc and cuobjdump (on the PATH, or Triton's), no device. Instructions are
 those on the shortest way through the scan's loop that loads what the next turn needs and finds nothing: what a warp
