@@ -14,9 +14,9 @@ import torch
 from bench.common import data, losses
 from bench.gpu.device import DEVICE, REHEARSAL
 from bench.kernels import floors
+from nhl_fast.core.known_gradient import per_length_gradients
 from nhl_fast.core.prefixes import expand, pad, segment_matrix, weighted_sum
 from nhl_fast.head.distillation import expanded_distillation_losses
-from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.head.weighting import dominance_dots, dominance_weights
 from nhl_fast.retrieval.codes import pack_codes
 from nhl_fast.steps.fused import center, distillation, pairs, projection, softmax, triplets, weighting  # noqa: F401

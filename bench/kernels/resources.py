@@ -50,7 +50,7 @@ def find_cuobjdump() -> str:
 
 def compile_one(source: Path, architecture: str, target: Path, flags: list[str]) -> str:
     """The object file; returns what ptxas says of it."""
-    command = [builder.find_nvcc(), *builder._NVCC_FLAGS.split(), *flags, "-Xptxas", "-v", "-c", str(source)]
+    command = [builder.find_nvcc(), *builder.NVCC_FLAGS.split(), *flags, "-Xptxas", "-v", "-c", str(source)]
     command += [f"-gencode=arch=compute_{architecture},code=sm_{architecture}", "-o", str(target)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stderr
 

@@ -24,14 +24,14 @@ MINIMUM_TORCH = (2, 10)
 LIBRARIES = {"cpp": "_cpp.abi3.so", "cuda": "_cuda.abi3.so"}
 CUDA_ARCHITECTURES = "80 90 100"
 
-_CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unused-parameter"
-_NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --expt-relaxed-constexpr"
+CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unused-parameter"
+NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --expt-relaxed-constexpr"
 # What goes into each library, headers and all; "*.cpp" and "*.cu" of these are compiled.
 _FILES = {
     "cpp": ("common/*", "hamming/*", "hamming/cpu/*", "step/*", "ops/*.h", "ops/*.cpp"),
     "cuda": ("common/*.h", "hamming/*", "hamming/cuda/*", "ops/*.h", "ops/*.cu"),
 }
-_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
 
 class BuildError(RuntimeError):
@@ -164,11 +164,11 @@ def commands(kind: str, torch: Torch, folder: Path, targets: list[str] | None = 
         if (torch.path / "lib/libtorch_cuda.so").is_file():
             names.append("torch_cuda")  # PyTorch's current stream; without it, the library loads and says so
         libraries = ["-Xlinker", "--no-as-needed", f"-L{torch.path / 'lib'}", *(f"-l{name}" for name in names)]
-        return [nvcc, *_NVCC_FLAGS.split(), *generate, _TARGET, stamp, *include], [nvcc, "-shared"], libraries
+        return [nvcc, *NVCC_FLAGS.split(), *generate, TARGET, stamp, *include], [nvcc, "-shared"], libraries
     cxx = shlex.split(find_compiler())
     # torch is loaded first, so its libraries are found by name; no path of this machine goes in.
     libraries = [f"-L{torch.path / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
-    return [*cxx, *_CXX_FLAGS.split(), _TARGET, stamp, f"-I{torch.path / 'include'}"], [*cxx, "-shared"], libraries
+    return [*cxx, *CXX_FLAGS.split(), TARGET, stamp, f"-I{torch.path / 'include'}"], [*cxx, "-shared"], libraries
 
 
 def build(
