@@ -1,4 +1,4 @@
-"""Every kernel's time on the device beside its floor and plain PyTorch's time; bench.gpu.check runs this.
+"""Every kernel's time on the device beside its floor and plain PyTorch's time; bench.gpu runs this.
 
 One row a kernel and size: `ms` from replays of a CUDA graph, `bytes_ms` (its bytes over the measured copy rate) and
 `operations_ms` (its operations over the measured matrix rate), `of_floor` the larger of the two over `ms`, and `gap`,

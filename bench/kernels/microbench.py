@@ -3,7 +3,7 @@
     python -m pytest bench/kernels/microbench.py --benchmark-enable [-k KERNEL] [--benchmark-json FILE]
 
 On a CUDA device at the sizes of use, synchronized after every call (so a small kernel's time is mostly its launch;
-bench.gpu.check replays CUDA graphs instead). Without one in Triton's interpreter at a tiny size, which shows that the
+bench.gpu replays CUDA graphs instead). Without one in Triton's interpreter at a tiny size, which shows that the
 benchmark works and nothing else: its tables say so. Every result is checked before it is timed. The extra_info of a
 row holds the kernel's floor (see floors.py): the bytes it must move and the operations it must do, on a CUDA device
 also in milliseconds at its measured rates, and `gap`, the place for what stands between the two.

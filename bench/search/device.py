@@ -32,6 +32,7 @@ class Sizes:
     ks: tuple = (10, 100, 1000)
     peer_ks: tuple = (100,)  # where a peer is compared with and timed: it takes most of the time
     peer_pairs: float = 1e10
+    table_pairs: float = 2e9  # the slowest peer, which counts bits by a table
     protocols: tuple = tuple((name, *settings) for name, settings in PROTOCOLS.items())
     lengths: tuple = LENGTHS
     copied: int = 1 << 28  # float32 numbers, for the copy rate
@@ -128,12 +129,13 @@ def distances_of_pairs(queries: torch.Tensor, database: torch.Tensor, ids: torch
     return torch.cat(parts)
 
 
-def check_search(queries, database, k, found, peer) -> None:
-    """Raises WrongResult unless `found` is the top k; `peer` are another implementation's distances, or None."""
+def check_search(queries, database, k, found, others: dict[str, torch.Tensor]) -> None:
+    """Raises WrongResult unless `found` is the top k; `others` are others' distances, by their names."""
     distances, ids = found
     what = f"{len(queries)} queries, {len(database)} items, {8 * database.shape[1]} bits, k {k}"
-    if peer is not None and not torch.equal(distances, peer):
-        raise WrongResult(f"{what}: distances differ from the product's")
+    for name, peer in others.items():
+        if not torch.equal(distances, peer):
+            raise WrongResult(f"{what}: distances differ from those of {name}")
     if not torch.equal(distances_of_pairs(queries, database, ids), distances):
         raise WrongResult(f"{what}: a distance is not that of its id")
     keys = distances.long() * len(database) + ids
@@ -149,28 +151,44 @@ def measure_search(run: Measurement, n: int, bits: int) -> None:
     if time.monotonic() > run.ends:
         run.missed.append(f"search n {n}, {bits} bits")
         return
-    database, peer = random_rows(n, bits, 0, run.device), None
-    # The expanded codes, one chunk of products with its topk, and what is searched with.
-    needed = n * bits * run.dtype.itemsize + 3 * run.sizes.chunk_bytes
-    if needed <= free_bytes(run.device):
-        peer = peers.device_searcher(database, run.dtype, run.sizes.chunk_bytes)
+    database = random_rows(n, bits, 0, run.device)
+    others = searchers(run, database)
     for num_queries in run.sizes.queries:
         queries = random_rows(num_queries, bits, 1, run.device)
         for k in (k for k in run.sizes.ks if k <= n):
             base = {"part": "search", "n": n, "bits": bits, "queries": num_queries, "k": k}
             moved, counts = floors.search(num_queries, n, bits, k)
             case = f"search n {n}, {bits} bits, nq {num_queries}, k {k}"
-            few = k in run.sizes.peer_ks and num_queries * n <= run.sizes.peer_pairs
-            other = peer if few else None
-            run.case(case, partial(search_case, run, base, queries, database, k, other, moved, counts), counts)
+            few = {
+                name: searcher
+                for name, (searcher, most) in others.items()
+                if k in run.sizes.peer_ks and num_queries * n <= most
+            }
+            run.case(case, partial(search_case, run, base, queries, database, k, few, moved, counts), counts)
 
 
-def search_case(run: Measurement, base: dict, queries, database, k: int, peer, moved: int, counts: int) -> None:
+def searchers(run: Measurement, database: torch.Tensor) -> dict:
+    """{name: (searcher, most pairs that it is tried on)} of what others offer on the device."""
+    n, sizes = len(database), run.sizes
+    found = {"torch xor, table, topk": (peers.table_searcher(database, sizes.chunk_bytes), sizes.table_pairs)}
+    # The expanded codes, one chunk of products with its topk, and what is searched with.
+    needed = 8 * n * database.shape[1] * run.dtype.itemsize + 3 * sizes.chunk_bytes
+    if needed <= free_bytes(run.device):
+        product = peers.device_searcher(database, run.dtype, sizes.chunk_bytes)
+        found = {"torch product, topk": (product, sizes.peer_pairs), **found}
+    if run.device == "cuda":
+        try:
+            found["faiss GpuIndexBinaryFlat"] = (peers.faiss_device_searcher(database), sizes.peer_pairs)
+        except (ImportError, RuntimeError) as error:  # faiss raises the latter for its own failures
+            run.add({"part": "search", "n": n, "note": f"faiss is left out: {str(error)[:200]}"})
+    return found
+
+
+def search_case(run: Measurement, base: dict, queries, database, k: int, others: dict, moved, counts: int) -> None:
     functions = {"nhl_fast": partial(search, queries, database, k, backend=run.backend)}
-    if peer is not None:
-        functions["torch product, topk"] = partial(peer, queries, k)
+    functions |= {name: partial(searcher, queries, k) for name, searcher in others.items()}
     found = functions["nhl_fast"]()
-    check_search(queries, database, k, found, None if peer is None else peer(queries, k))
+    check_search(queries, database, k, found, {name: searcher(queries, k) for name, searcher in others.items()})
     del found
     run.compare(base, functions, len(queries) * len(database), moved, counts)
 

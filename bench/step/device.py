@@ -1,4 +1,4 @@
-"""The head step on a CUDA device: ours, the reference and the literal procedure; bench.gpu.check runs this.
+"""The head step on a CUDA device: ours, the reference and the literal procedure; bench.gpu runs this.
 
 One row a loss, size and contender (two where a CUDA graph is captured as well). Every contender's gradients are
 compared with those of the eager reference before it is timed.
@@ -160,7 +160,7 @@ def times(function, problem, rates) -> dict:
 
 
 def plan(names):
-    """(name, n, d, contender, options), the most wanted first."""
+    """(name, n, d, contender, options), the most wanted first; torch.compile, which takes long, after all else."""
     names = list(names or losses.NAMES)
     bodies = {name: [body for body, _ in losses.terms(losses.make(name, 5, LENGTHS, 10))] for name in names}
     centers = [name for name in names if bodies[name] == ["center"]]
@@ -170,7 +170,6 @@ def plan(names):
         for shape in reversed(rest):
             found += [(name, *shape, c, options) for name in centers for c in (OURS, REFERENCE)]
     found += [(name, *SHAPES[-1], c, {"distill": 0.0, "tf32": True}) for name in centers for c in (OURS, REFERENCE)]
-    found += [(name, *first, COMPILED, {}) for name in names]
     for shape in rest:
         for name in names:
             # All triplets of a batch this large, and a Python loop over its rows, are beyond any budget here.
@@ -178,12 +177,9 @@ def plan(names):
             contenders = () if large and "triplets" in bodies[name] else (OURS, REFERENCE, LITERAL)
             contenders = [c for c in contenders if not (large and name in LOOPS and c == LITERAL)]
             found += [(name, *shape, c, {}) for c in contenders]
-    found += [
-        (name, *shape, COMPILED, {})
-        for shape in rest
-        for name in names
-        if shape[0] <= SMALL or "triplets" not in bodies[name]
-    ]
+    for shape in SHAPES:
+        some = [name for name in names if shape[0] <= SMALL or "triplets" not in bodies[name]]
+        found += [(name, *shape, COMPILED, {}) for name in some]
     return found
 
 
