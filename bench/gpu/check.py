@@ -123,7 +123,8 @@ def main(argv=None) -> int:
             file=sys.stderr,
         )
         return 2
-    report = Report(options.state, Path(os.environ["OUT"]) if os.environ.get("OUT") else options.out, options.fresh)
+    out = Path(os.environ.get("OUT") or options.out)
+    report = Report(options.state.resolve(), out.resolve(), options.fresh)
     done = check(report, plan, options)
     print(f"results: {report.out / 'gpu_check.md'}")
     if not done:

@@ -34,7 +34,7 @@ class Part(NamedTuple):
         begin: starts processes that go on beside other parts; None: it has none.
         measures: it times something, so no process of another part may use the device meanwhile.
         host: what `begin` starts leaves the device alone.
-        again: it runs in every call, done before or not.
+        again: it runs in every call, done before or not: what it makes may not be there any more.
     """
 
     run: Callable
@@ -245,9 +245,11 @@ if REHEARSAL:
     KERNEL_TESTS = {"tests_kernels": (2, ["tests/triton/test_weighting.py", "-k", "opcheck"])}
 else:
     DEVICE_TESTS = {"tests_device": (8, ["tests/test_native_cuda.py", "-k", "device or refused"])}
-    # The whole step first; what ahead-of-time compilation says needs no card.
+    # What ahead-of-time compilation says needs no card.
+    others = [f"--ignore=tests/triton/test_{name}.py" for name in ("aot", "step")]
     KERNEL_TESTS = {
-        "tests_kernels": (8, ["tests/triton/test_step.py", "tests/triton", "--ignore=tests/triton/test_aot.py"]),
+        "tests_steps": (4, ["tests/triton/test_step.py"]),
+        "tests_kernels": (6, ["tests/triton", *others]),
         "tests_graphs": (2, ["tests/test_graphs.py"]),
     }
     OTHER_TESTS = {"tests_rest": (8, ["tests", "--ignore=tests/triton"])}
@@ -256,14 +258,14 @@ PARTS = {
     "rates": Part(rates, measures=True),
     "ceilings": Part(ceilings, measures=True),
     "tests_device": Part(partial(suites, DEVICE_TESTS)),
-    "warm": Part(partial(warm, begin_warm), begin_warm),
+    "warm": Part(partial(warm, begin_warm), begin_warm, again=True),
     "tests_kernels": Part(partial(suites, KERNEL_TESTS)),
     "steps": Part(steps, measures=True),
     "scan": Part(scan, measures=True),
     "hamming": Part(hamming, measures=True),
     "kernels": Part(kernels, measures=True),
     "profile": Part(profile, measures=True),
-    "warm_tiles": Part(partial(warm, begin_warm_tiles), begin_warm_tiles),
+    "warm_tiles": Part(partial(warm, begin_warm_tiles), begin_warm_tiles, again=True),
     "tiles": Part(tiles, measures=True),
     "tests_rest": Part(partial(suites, OTHER_TESTS)),
 }
