@@ -211,7 +211,7 @@ def test_peers_only_where_they_are_wanted():
     assert len([r for r in run.rows if r.get("contender") == "nhl_fast"]) == 6
 
 
-def test_rows_are_written(tmp_path):
+def test_rows_are_written(tmp_path, monkeypatch):
     record.write("hamming_cuda", [{"a": 1}, {"a": 2, "b": "x"}], tmp_path / "new", popcounts=7)
     document = json.loads((tmp_path / "new/hamming_cuda.json").read_text())
     assert document["rows"] == [{"a": 1}, {"a": 2, "b": "x"}]
@@ -219,6 +219,9 @@ def test_rows_are_written(tmp_path):
     assert document["environment"]["versions"]["torch"] == torch.__version__
     with open(tmp_path / "new/hamming_cuda.csv", newline="") as handle:
         assert list(csv.DictReader(handle)) == [{"a": "1", "b": ""}, {"a": "2", "b": "x"}]
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    record.write("head_step", [{"a": 1}])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["head_step.csv", "head_step.json"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

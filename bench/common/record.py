@@ -41,8 +41,8 @@ def markdown(head: list[str], rows: list[list]) -> str:
 
 
 def write(name: str, rows: list[dict], folder: Path | None = None, **extra) -> None:
-    """NAME.json (with the environment) and NAME.csv in `folder` (bench/results). Rows may differ in their keys."""
-    folder = RESULTS if folder is None else folder
+    """NAME.json (with the environment) and NAME.csv in `folder` ($OUT, or bench/results). Rows' keys may differ."""
+    folder = out_folder() if folder is None else folder
     folder.mkdir(parents=True, exist_ok=True)
     document = {"environment": environment(), **extra, "rows": rows}
     with atomic_write(folder / f"{name}.json", "w") as handle:

@@ -18,7 +18,7 @@ import torch
 
 from bench.common import arguments, peers
 from bench.common.data import LENGTHS, PROTOCOLS, protocol, random_rows
-from bench.common.record import out_folder, write
+from bench.common.record import write
 from bench.common.timing import alternate, median_ms, timed
 from nhl_fast import native
 from nhl_fast.retrieval.hamming import radius_search, search
@@ -216,8 +216,7 @@ def on_cuda(seconds: float, quick: bool) -> None:
         raise SystemExit(f"hamming: --device cuda: {detail}")
     from bench.search import device
 
-    folder = out_folder()
-    save = (lambda rows: None) if quick else partial(write, "hamming_cuda", folder=folder)
+    save = (lambda rows: None) if quick else partial(write, "hamming_cuda")
     sizes = device.Sizes(databases=((10**6, 128),), protocols=()) if quick else None
     run = device.measure("cuda", "cuda", seconds, save, sizes)
     print(run.summary())
@@ -244,8 +243,7 @@ def main() -> None:
     if speedups:
         print(f"beside faiss: {min(speedups)} to {max(speedups)}, median {statistics.median(speedups):.1f}")
     if not args.quick:
-        folder = out_folder()
-        write("hamming_cpu", rows, folder, instructions=torch.ops.nhl_fast.cpu_isa())
+        write("hamming_cpu", rows, instructions=torch.ops.nhl_fast.cpu_isa())
 
 
 if __name__ == "__main__":
