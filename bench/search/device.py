@@ -32,7 +32,7 @@ class Sizes:
     ks: tuple = (10, 100, 1000)
     peer_ks: tuple = (100,)  # where a peer is compared with and timed: it takes most of the time
     peer_pairs: float = 1e10
-    table_pairs: float = 2e9  # the slowest peer, which counts bits by a table
+    table_pairs: float = 1e9  # the slowest peer, which counts bits by a table
     protocols: tuple = tuple((name, *settings) for name, settings in PROTOCOLS.items())
     lengths: tuple = LENGTHS
     copied: int = 1 << 28  # float32 numbers, for the copy rate
