@@ -10,7 +10,7 @@ from ..core.arrays import as_tensor
 from ..core.labels import check_labels
 from . import codes, ranking
 from . import ties as tie_rules
-from .hamming import DEFAULT_CHUNK_BYTES, body_of, spans
+from .hamming import DEFAULT_CHUNK_BYTES, spans
 
 TIES = ("id", *tie_rules.RULES)
 
@@ -69,7 +69,7 @@ def evaluate_retrieval(
     chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
 
     used = codes.num_bytes(lengths[-1])
-    histograms, sums = body_of("evaluate_retrieval", backend, q_codes.device, lengths[-1])(
+    histograms, sums = ranking.COLLECT(
         q_codes[:, :used],
         db_codes[:, :used],
         q_labels.to(q_codes.device),
@@ -77,6 +77,7 @@ def evaluate_retrieval(
         lengths,
         cutoff if ties == "id" else None,
         chunk_bytes,
+        backend=backend,
     )
     if ties == "id":
         average_precision = _ranked_average_precision(histograms[0], sums, cutoff, denominator)
