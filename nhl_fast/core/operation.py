@@ -15,6 +15,7 @@ from . import backend as backends
 from .backend import check_backend
 from .first_use import load
 
+SERVES, ABSENT = "serves", "has no implementation"
 OPERATIONS: dict[str, Operation] = {}
 
 
@@ -127,15 +128,15 @@ class Operation:
 
     def _reason(self, name: str, device: torch.device | None, args: tuple) -> str:
         if name == "reference":
-            return "serves"
+            return SERVES
         found = self._compiled.get(name)
         if found is None:
-            return "has no implementation"
+            return ABSENT
         if not backends.available(name):
             return backends.probe(name).detail
         if args and self.strict and found.on != device.type:
             return f"serves {found.on} tensors, these are on {device}"
-        return (found.refuses(*args) if args else None) or "serves"
+        return (found.refuses(*args) if args else None) or SERVES
 
 
 def table() -> dict[str, dict[str, str]]:

@@ -101,14 +101,14 @@ class NestedLoss(nn.Module):
         """Labels as ids or multi-hot rows, or a clear error; subclasses narrow it."""
         return check_labels(labels, num_rows, self.num_classes)
 
+    @property
+    def segments(self) -> torch.Tensor:
+        """(sum of the lengths, m) of 0 and 1: which columns of expanded outputs are each length's."""
+        return self._segments
+
     def expanded(self, v: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The m values for expanded outputs `v` (N, sum of the lengths)."""
         raise NotImplementedError
-
-    @property
-    def segments(self) -> torch.Tensor:
-        """(sum of the lengths, m) of ones and zeros: which columns of expanded outputs belong to which length."""
-        return self._segments
 
     def segment_sums(self, columns: torch.Tensor) -> torch.Tensor:
         """(..., sum of the lengths) -> (..., m): sums over the columns of each length."""
