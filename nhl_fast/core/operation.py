@@ -90,8 +90,9 @@ class Operation:
         """
         load(self.name)
         if isinstance(backend, str) and backend == "auto":
+            kind = device.type
             for found in self._compiled.values():
-                here = found.on == device.type and (found.traced or not torch.compiler.is_compiling())
+                here = found.on == kind and (found.traced or not torch.compiler.is_compiling())
                 if here and backends.available(found.backend) and found.leaves(*args) is None:
                     return found
             return self._reference

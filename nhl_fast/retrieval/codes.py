@@ -85,10 +85,8 @@ def _not_packed(x: torch.Tensor) -> str | None:
     return None if x.dtype in _FLOATS else f"x is {x.dtype}, the engine packs floating-point numbers"
 
 
-@PACK.serves("cpp", on="cpu", refuses=_not_packed, traced=False)
-@PACK.serves("cuda", on="cuda", refuses=_not_packed, traced=False)
-def _pack_native(x: torch.Tensor) -> torch.Tensor:
-    return native.pack(x)
+for _backend, _device in (("cpp", "cpu"), ("cuda", "cuda")):  # a compiler fuses the plain definition
+    PACK.serves(_backend, on=_device, refuses=_not_packed, traced=False)(native.pack)
 
 
 def _refuse_probabilities(x: torch.Tensor) -> None:

@@ -8,7 +8,7 @@ database items, so that the extra memory is bounded by `chunk_bytes` whatever th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -296,33 +296,30 @@ SEARCH = Operation("search", _search_reference, strict=True)
 RADIUS = Operation("radius_search", _radius_reference, strict=True)
 
 
-def too_long(rows: torch.Tensor, length: int) -> str | None:
-    """Why the native engine of these rows' device cannot serve codes of `length` bits, or None."""
-    most = native.MAX_BITS[{"cpu": "cpp", "cuda": "cuda"}[rows.device.type]]
-    return None if length <= most else f"codes of {length} bits, the engine takes at most {most}"
+def too_long(engine: str, place: int) -> Callable[..., str | None]:
+    """`refuses` of a native engine: codes beyond its bits. The length, or the lengths, are argument `place`."""
+    most = native.MAX_BITS[engine]
+
+    def refuses(*args) -> str | None:
+        length = args[place] if isinstance(args[place], int) else args[place][-1]
+        return None if length <= most else f"codes of {length} bits, the engine takes at most {most}"
+
+    return refuses
 
 
-def _long_prefixes(queries, database, lengths, chunk_bytes) -> str | None:
-    return too_long(queries, lengths[-1])
-
-
-def _long_codes(queries, database, bound, length, allow, chunk_bytes) -> str | None:
-    return too_long(queries, length)
-
-
-@DISTANCES.serves("cpp", on="cpu", refuses=_long_prefixes)
-@DISTANCES.serves("cuda", on="cuda", refuses=_long_prefixes)
+@DISTANCES.serves("cuda", on="cuda", refuses=too_long("cuda", 2))
+@DISTANCES.serves("cpp", on="cpu", refuses=too_long("cpp", 2))
 def _distances_native(queries, database, lengths, chunk_bytes) -> torch.Tensor:
     return native.distances(queries, database, lengths)
 
 
-@SEARCH.serves("cpp", on="cpu", refuses=_long_codes)
-@SEARCH.serves("cuda", on="cuda", refuses=_long_codes)
+@SEARCH.serves("cuda", on="cuda", refuses=too_long("cuda", 3))
+@SEARCH.serves("cpp", on="cpu", refuses=too_long("cpp", 3))
 def _search_native(queries, database, k, length, allow, chunk_bytes) -> tuple[torch.Tensor, torch.Tensor]:
     return native.topk(queries, database, k, length, allow)
 
 
-@RADIUS.serves("cpp", on="cpu", refuses=_long_codes)
-@RADIUS.serves("cuda", on="cuda", refuses=_long_codes)
+@RADIUS.serves("cuda", on="cuda", refuses=too_long("cuda", 3))
+@RADIUS.serves("cpp", on="cpu", refuses=too_long("cpp", 3))
 def _radius_native(queries, database, radius, length, allow, chunk_bytes):
     return native.radius(queries, database, radius, length, allow)

@@ -162,12 +162,8 @@ def stable_order(keys: torch.Tensor) -> torch.Tensor:
 COLLECT = Operation("evaluate_retrieval", collect, strict=True)
 
 
-def _long_prefixes(queries, database, query_labels, database_labels, lengths, cutoff, chunk_bytes) -> str | None:
-    return too_long(queries, lengths[-1])
-
-
-@COLLECT.serves("cpp", on="cpu", refuses=_long_prefixes)
-@COLLECT.serves("cuda", on="cuda", refuses=_long_prefixes)
+@COLLECT.serves("cuda", on="cuda", refuses=too_long("cuda", 4))
+@COLLECT.serves("cpp", on="cpu", refuses=too_long("cpp", 4))
 def _collect_native(queries, database, query_labels, database_labels, lengths, cutoff, chunk_bytes):
     labels = (query_labels, database_labels)
     if not cutoff:
