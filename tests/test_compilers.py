@@ -73,7 +73,7 @@ def test_a_warning_is_an_error(compiler, tmp_path):
 def test_a_shared_function_inside_a_level_is_noticed(tmp_path):
     source = tmp_path / "level.cpp"
     source.write_text(
-        f'#include "{ROOT}/csrc/target.h"\nNHL_TARGET("avx2")\n'
+        f'#include "{ROOT}/csrc/common/target.h"\nNHL_TARGET("avx2")\n'
         "inline __attribute__((noinline)) int shared(int x) { return x * x; }\n"
         "int level(int x) { return shared(x); }\n"
         "NHL_TARGET_END\n"

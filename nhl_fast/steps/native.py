@@ -1,4 +1,4 @@
-"""The head's training step on the CPU, from the native operators `torch.ops.nhl_fast.step_*` (csrc/train/).
+"""The head's training step on the CPU, from the native operators `torch.ops.nhl_fast.step_*` (csrc/step/).
 
 The library itself is loaded at the first call. Everything is computed in float32; nothing depends on the number of
 threads.
