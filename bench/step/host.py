@@ -81,17 +81,17 @@ def stubbed():
         compiled.append((self.fn.__name__, key))
         return kernel
 
-    before = JITFunction._do_compile, backend._PROBES["triton"], step.interpreted, step.check_on_host
+    before = JITFunction._do_compile, backend._probes["triton"], step.interpreted, step.check_on_host
     active, driver._active = driver._active, Driver()
     JITFunction._do_compile = compile_nothing
-    backend._PROBES["triton"] = lambda: backend.Backend("triton", True, "nothing is launched")
+    backend._probes["triton"] = lambda: (True, "nothing is launched")
     step.interpreted, step.check_on_host = (lambda: True), (lambda tensor: False)
     backend.probe.cache_clear()
     try:
         yield compiled
     finally:
         driver._active = active
-        JITFunction._do_compile, backend._PROBES["triton"], step.interpreted, step.check_on_host = before
+        JITFunction._do_compile, backend._probes["triton"], step.interpreted, step.check_on_host = before
         backend.probe.cache_clear()
 
 
