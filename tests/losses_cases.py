@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 
+from nhl_fast.core.names import CENTER_LOSSES
 from nhl_fast.core.prefixes import expand, split
 from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.losses import NestedLoss, build
@@ -155,13 +156,22 @@ def naive_by_length(loss, u, labels):
     return by_length(*naive(loss, u, labels), loss.code_lengths)
 
 
+def of_backend(loss, u, labels, backend, index=None):
+    """Values and each length's own gradient, by name, from calls that name a backend."""
+    x = u.clone().requires_grad_()
+    values, lengths = loss(x, labels, index, backend=backend), loss.code_lengths
+    gradients = [torch.autograd.grad(value, x, retain_graph=True)[0] for value in values]
+    assert not any(gradient[:, b:].any() for gradient, b in zip(gradients, lengths))
+    return by_length(values.detach(), torch.cat([g[:, :b] for g, b in zip(gradients, lengths)], dim=1), lengths)
+
+
 # ------------------------------------------------------------------------------------------------ the golden arrays
 
 
 def golden_loss(golden, case, dtype=torch.float32, device="cpu"):
     """The case's loss with the centres and the bank of tests/golden."""
     options = {}
-    if f"centers_{LENGTHS[0]}" in golden and case.name in ("csq", "dpn", "mdsh", "shcir"):
+    if case.name in CENTER_LOSSES:
         options["centers"] = [torch.from_numpy(golden[f"centers_{b}"]) for b in LENGTHS]
     loss = make_loss(
         case._replace(options={**options, **case.options}),
@@ -184,7 +194,7 @@ def golden_gradient(golden, name, b, loss, u):
     Its theta is 1e-8 and rounds to 0 in float32, where the golden gradient, taken through max(theta, 0) - |theta|,
     has slope 1 in place of sigmoid(0) = 1/2.
     """
-    want = torch.from_numpy(golden[f"{name}_grad_{b}"]).to(u)
+    want = torch.from_numpy(golden[f"{name}_grad_{b}"]).to(u, copy=True)
     if (golden["name"], name, b) == ("multi12", "dbdh", 128):
         (row, column), u = (31, 56), u.detach()
         stored = loss.bank.u[column].clamp(-1, 1)
