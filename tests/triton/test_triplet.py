@@ -38,14 +38,6 @@ def test_golden(golden, device):
     check_golden(golden, "dtsh", make(LENGTHS, labels.shape[1]).to(device), u, labels, LENGTHS)
 
 
-@pytest.mark.parametrize(
-    "options", [{"clamp": False}, {"margin": 0.5, "quantization": 0.0}, {"reference_bits": 16, "clamp": False}]
-)
-def test_options(options, device):
-    u, labels = 4 * torch.randn(20, 24, device=device), torch.arange(20, device=device) % 3
-    check(make((8, 24), **options).to(device), u, labels)
-
-
 def test_the_clamp_kills_the_gradient_of_the_worst_triplets(device):
     u = torch.tensor([[20.0, 0], [-20, 0.5], [20, 1]], device=device)
     labels = torch.tensor([0, 0, 1], device=device)
