@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 import torch
 
+from nhl_fast.core.known_gradient import per_length_gradients
 from nhl_fast.core.names import CENTER_LOSSES
 from nhl_fast.core.prefixes import expand, split
-from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.losses import NestedLoss, build
 
 LENGTHS = (8, 16, 32, 64, 128)

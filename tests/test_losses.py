@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from losses_cases import LENGTHS, PLAIN, golden_gradient, golden_loss, make_loss, naive, reference
 
+from nhl_fast.core.known_gradient import per_length_gradients
 from nhl_fast.core.prefixes import expand, segment_matrix, split
 from nhl_fast.head.distillation import distillation_losses, expanded_distillation_losses
-from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.losses import PerLength, build
 from nhl_fast.losses.softmax import softmax_likelihood
 
