@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from against import check, check_golden, fused, reference
+from against import check, check_golden, fused
 from launches import launches
+from losses_cases import reference
 
 from nhl_fast.losses import build
 from nhl_fast.steps.fused.softmax import fused_mdsh, softmax_center
