@@ -106,7 +106,7 @@ UPWARDS = {
 # Modules in circles.
 IN_CIRCLES = {
     *("nhl_fast.head.layer", "nhl_fast.head.objective"),
-    *(f"nhl_fast.losses.{name}" for name in ("bank_pairs", "base", "batch_pairs", "center", "softmax", "triplet")),
+    *(f"nhl_fast.losses.{name}" for name in ("base", "center", "pairs", "softmax", "triplet")),
     *("nhl_fast.native", "nhl_fast.native.calls", "nhl_fast.steps.native"),
     *(f"nhl_fast.steps.fused.{name}" for name in ("center", "pairs", "softmax", "step", "triplets")),
 }

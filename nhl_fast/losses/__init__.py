@@ -6,10 +6,9 @@ import inspect
 
 from ..core import check
 from .bank import Bank
-from .bank_pairs import DBDH, DHN, DSH
 from .base import NestedLoss
-from .batch_pairs import DCH, LCDSH
 from .center import CSQ, DPN
+from .pairs import DBDH, DCH, DHN, DSH, LCDSH
 from .per_length import PerLength
 from .softmax import MDSH, SHCIR
 from .triplet import DTSH

@@ -15,10 +15,9 @@ from ..core.labels import to_multi_hot
 from ..core.precision import no_autocast
 from ..core.prefixes import expand
 from ..head.layer import refuses_layer
-from ..losses.bank_pairs import DBDH, DHN, DSH
 from ..losses.base import NestedLoss
-from ..losses.batch_pairs import DCH, LCDSH
 from ..losses.center import CSQ, DPN
+from ..losses.pairs import DBDH, DCH, DHN, DSH, LCDSH
 from ..losses.softmax import MDSH, SHCIR
 from ..losses.triplet import DTSH
 from ..native.calls import ops

@@ -11,8 +11,7 @@ from nhl_fast.kernels import pairs as kernels
 
 from ...core.labels import to_multi_hot
 from ...losses.bank import refuse_ranks
-from ...losses.bank_pairs import DBDH, DHN, DSH
-from ...losses.batch_pairs import DCH, LCDSH
+from ...losses.pairs import DBDH, DCH, DHN, DSH, LCDSH
 from .operators import direct, operator
 from .registry import check_form, fuses, outputs, prepare_labels
 
