@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -11,6 +13,7 @@ from ..core.labels import similarity
 from ..core.prefixes import expand, split
 from .bank import Bank, BankMixin
 from .base import NestedLoss, bit_signs, log_cosh
+from .form import Form, Penalty
 
 
 @torch.no_grad()
@@ -76,6 +79,11 @@ class BankPairLoss(BankMixin, NestedLoss):
         """(m,) penalties on the outputs."""
         raise NotImplementedError
 
+    @property
+    def weighing(self) -> str:
+        """How a form weighs the pairs."""
+        return "halves" if self.balance else "no"
+
     def attach(self, v, known) -> torch.Tensor:
         """(m,) values of (value, gradient) pairs, one a length, as a function of `v`."""
         values, grads = zip(*known)
@@ -131,6 +139,10 @@ class DSH(BankPairLoss):
     def penalty(self, v):
         return self.alpha * self.segment_means((v.abs() - 1).abs())
 
+    def forms(self):
+        penalty = Penalty("absolute", self.alpha)
+        return (Form("pairs", "contrastive", (self.margin,), penalty, weigh=self.weighing, bank=self.bank),)
+
 
 class DHN(BankPairLoss):
     """Deep hashing network: the likelihood of pairwise similarities, against the bank.
@@ -183,6 +195,14 @@ class DHN(BankPairLoss):
     def penalty(self, v):
         return self.alpha * self.segment_means(log_cosh(v.abs() - 1))
 
+    def forms(self):
+        return (self.form(Penalty("log_cosh", self.alpha)),)
+
+    def form(self, penalty: Penalty, clamp: float = math.inf) -> Form:
+        """That of the likelihood of the pairs with a penalty."""
+        bits = self.reference_bits or 0.0
+        return Form("pairs", "likelihood", (), penalty, bits, clamp, weigh=self.weighing, bank=self.bank)
+
 
 class DBDH(DHN):
     """Deep balanced discrete hashing: DHN's likelihood on clamped outputs, with a balance term.
@@ -229,6 +249,9 @@ class DBDH(DHN):
     def penalty(self, v):
         row_means = self.segment_sums(v) / self._bits.to(v.dtype)
         return self.alpha * row_means.square().mean(0)
+
+    def forms(self):
+        return (self.form(Penalty("balance", self.alpha), clamp=1.0 if self.clamp else math.inf),)
 
 
 class LCDSH(NestedLoss):
@@ -282,6 +305,10 @@ class LCDSH(NestedLoss):
         slope = (slope if free is None else slope * free) / theta[0].numel()
         # theta is symmetric, and so is its slope: dL/du_i = sum_j (slope_ij + slope_ji) u_j / 2.
         return values, torch.cat([a @ u for a, u in zip(slope, parts)], dim=1)
+
+    def forms(self):
+        constants = (self.eta, 50.0 if self.clamp else math.inf)
+        return (Form("pairs", "locality", constants, reference_bits=self.reference_bits or 0.0),)
 
 
 class DCH(NestedLoss):
@@ -339,3 +366,7 @@ class DCH(NestedLoss):
         if self.max_cosine is None:
             return (half * (1 - cosine)).clamp(min=1e-6)
         return half * (1 - cosine.clamp(max=self.max_cosine))
+
+    def forms(self):
+        cap = math.inf if self.max_cosine is None else self.max_cosine
+        return (Form("pairs", "cauchy", (self.gamma, cap), Penalty("cauchy", self.quantization), weigh="rarity"),)

@@ -8,9 +8,11 @@ import triton
 from ...core import check
 from ...head.layer import refuses_layer
 from ...losses.base import NestedLoss
-from . import center, distillation, pairs, projection, softmax, triplets, weighting  # noqa: F401
+from . import bodies, distillation, projection, weighting
+from .center import project_center
 from .operators import direct
-from .registry import EXTRAS, FUSED
+from .prepare import checked_by_kernels
+from .prepare import prepare as prepare_rows
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_BITS, MAX_LENGTHS = 1024, 16
@@ -49,11 +51,11 @@ def refuses_projection(layer, features: torch.Tensor) -> str | None:
 
 def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
     """Why a loss of these outputs cannot be served, or None."""
-    if type(loss) not in FUSED:
+    forms = loss.forms()
+    if not forms:
         return f"{type(loss).__name__} has no fused form"
     why = refuses_lengths(loss.code_lengths) or refuses_tensor(u, "the outputs' tensor")
-    refuses = EXTRAS[type(loss)].refuses
-    return why or (refuses(loss, u.shape[0], labels) if refuses else None)
+    return why or next(filter(None, map(bodies.refuses, forms)), None)
 
 
 def check_on_host(tensor: torch.Tensor) -> bool:
@@ -62,13 +64,12 @@ def check_on_host(tensor: torch.Tensor) -> bool:
 
 
 def prepare(loss: NestedLoss, u, labels, index):
-    """The labels as the loss's fused form takes them; a bank takes the rows in."""
-    replacement = EXTRAS[type(loss)].prepare
-    if replacement is None:
+    """The labels as the bodies take them; a bank takes the rows in."""
+    if not checked_by_kernels(loss):
         return loss.prepare(u, labels, index)[1]
     if check_on_host(u):
         loss.check_labels(labels, u.shape[0])
-    return replacement(loss, u, labels, index)
+    return prepare_rows(loss, u, labels, index)
 
 
 def loss_values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
@@ -76,7 +77,8 @@ def loss_values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tenso
     loss.check_outputs(u)
     labels = prepare(loss, u.detach().float(), labels, index)
     with torch.no_grad():
-        values, deltas = FUSED[type(loss)](loss, u.detach().float().contiguous(), labels)
+        u_alone = u.detach().float().contiguous()
+        values, deltas = bodies.values_and_deltas(loss.forms(), u_alone, labels, list(loss.code_lengths))
     values = values if values.ndim == 2 else values[None]
     return weighting.with_gradient(u, values, deltas, list(loss.code_lengths))
 
@@ -111,32 +113,24 @@ def step(objective, features: torch.Tensor, labels, index, scaled: bool = False)
 def outputs_and_loss(objective, features, labels, index, recorded: bool, scaled: bool = False):
     """(u, feature Gram matrix or empty, values, deltas); `recorded`: a bank takes the rows in."""
     layer, loss = objective.layer, objective.loss
-    weight, bias, lengths = layer.hash_layer.weight.detach(), layer.hash_layer.bias.detach(), layer.code_lengths
+    weight, bias, lengths = layer.hash_layer.weight.detach(), layer.hash_layer.bias.detach(), list(layer.code_lengths)
     gram = objective.weighting == "dominance" and weighting.dots_kernels.uses_gram(*features.shape, lengths)
     finite = objective.check_finite and not scaled and features.is_cuda
-    together = FUSED[type(loss)] is center.fused
-    if together:
+    first, *others = loss.forms()
+    if first.body == "center" and getattr(loss, "bank", None) is None and checked_by_kernels(loss):
         like = features.new_empty(features.shape[0], lengths[-1], dtype=torch.float32)
         with torch.set_grad_enabled(recorded):
             labels = prepare(loss, like, labels, index)
-        u, matrix, values, deltas = direct(center.project_pointwise)(
-            features,
-            weight,
-            bias,
-            labels,
-            *center.tensors(loss),
-            list(lengths),
-            *center.options(loss),
-            gram,
-            finite,
-        )
+        # In the projection's own launch.
+        problem = bodies.center_problem(first, lengths)
+        u, matrix, values, deltas = direct(project_center)(features, weight, bias, labels, *problem, gram, finite)
         check_outputs(objective, u)
-        return u, matrix, values, deltas
+        return u, matrix, *bodies.add(values, deltas, others, u, labels, lengths)
     u, matrix = direct(projection.project)(features, weight, bias, gram, finite)
     check_outputs(objective, u)
     with torch.set_grad_enabled(recorded):
         labels = prepare(loss, u, labels, index)
-    return u, matrix, *FUSED[type(loss)](loss, u, labels)
+    return u, matrix, *bodies.values_and_deltas(loss.forms(), u, labels, lengths)
 
 
 def check_outputs(objective, u) -> None:
