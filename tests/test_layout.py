@@ -106,9 +106,9 @@ UPWARDS = {
 # Modules in circles.
 IN_CIRCLES = {
     *("nhl_fast.head.layer", "nhl_fast.head.objective"),
-    *(f"nhl_fast.losses.{name}" for name in ("base", "center", "pairs", "softmax", "triplet")),
+    *("nhl_fast.losses.base", "nhl_fast.losses.center"),
     *("nhl_fast.native", "nhl_fast.native.calls", "nhl_fast.steps.native"),
-    *(f"nhl_fast.steps.fused.{name}" for name in ("center", "pairs", "softmax", "step", "triplets")),
+    *("nhl_fast.steps.fused.prepare", "nhl_fast.steps.fused.step"),
 }
 # Names of other objects or packages that begin with an underscore: (file, name).
 REACHES = {
@@ -120,12 +120,7 @@ REACHES = {
     ("nhl_fast.index.nested_index", "out._state"),
     *(("nhl_fast.native.cache", f"builder.{name}") for name in ("_CXX_FLAGS", "_NVCC_FLAGS", "_TARGET")),
     ("nhl_fast.retrieval.codes", "rows._version"),
-    ("nhl_fast.steps.fused.center", "loss._centers"),
-    ("nhl_fast.steps.fused.center", "loss._tie_centers"),
-    ("nhl_fast.steps.fused.softmax", "loss._centers"),
     ("nhl_fast.steps.fused.step", "objective._fixed_weights"),
-    ("nhl_fast.steps.native", "loss._centers"),
-    ("nhl_fast.steps.native", "loss._segments"),
     ("nhl_fast.steps.native", "objective._fixed_weights"),
 }
 # Folders with more files, files with more lines.

@@ -8,7 +8,7 @@ import json
 import sys
 from pathlib import Path
 
-from .. import __version__
+from .. import __version__, losses
 from ..core import names
 from ..core.files import as_path
 from ..training.config import TrainConfig
@@ -126,7 +126,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         choices=tuple(PRESETS),
         help="'paper': those of arXiv 2412.08922; 'tuned': the best found for each loss, see docs/experiments.md",
     )
-    group.add_argument("--loss", choices=names.LOSSES)
+    group.add_argument("--loss", choices=losses.NAMES)
     group.add_argument("--loss-option", dest="loss_options", type=option, action="append", metavar="NAME=VALUE")
     group.add_argument("--centers", choices=names.CENTERS, help="hash centres")
     group.add_argument(

@@ -25,6 +25,7 @@ class NestedLoss(nn.Module):
         code_lengths: the m code lengths in bits, strictly increasing.
     """
 
+    momentum_bank = False  # True: its bank is meant for the outputs of a momentum encoder, where there is one
     single_label = False  # True: rows of labels with one class each, as ids or one-hot
 
     def __init_subclass__(cls, **options):

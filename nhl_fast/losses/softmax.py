@@ -123,6 +123,8 @@ class MDSH(BankMixin, CenterSoftmaxLoss):
     Source: "MDSH", the momentum variant used in the experiments of arXiv 2412.08922.
     """
 
+    momentum_bank = True
+
     def __init__(
         self,
         num_classes,

@@ -5,10 +5,9 @@ import copy
 import torch
 from numeric import Expected
 
-import nhl_fast.steps.fused.step  # noqa: F401  (all fused forms register themselves)
 from nhl_fast.core.prefixes import expand, split
 from nhl_fast.head.objective import per_length_gradients
-from nhl_fast.steps.fused.registry import FUSED
+from nhl_fast.steps.fused.bodies import values_and_deltas
 
 
 def reference(loss, u, labels, dtype):
@@ -19,7 +18,7 @@ def reference(loss, u, labels, dtype):
 
 
 def fused(loss, u, labels):
-    values, deltas = FUSED[type(loss)](loss, u, labels)
+    values, deltas = values_and_deltas(loss.forms(), u, labels, list(loss.code_lengths))
     assert values.dtype == deltas.dtype == torch.float32
     return (values.sum(0) if values.ndim == 2 else values), deltas
 

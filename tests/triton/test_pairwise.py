@@ -1,5 +1,7 @@
 """Fused pairwise losses against the reference: DSH, DHN, DBDH, LCDSH, DCH, and MDSH's pair term."""
 
+import math
+
 import pytest
 import torch
 from against import check, check_golden, fused, reference
@@ -9,7 +11,7 @@ from nhl_fast.kernels import similarity, tiles
 
 from nhl_fast.core.labels import similarity as reference_similarity
 from nhl_fast.losses import build
-from nhl_fast.steps.fused import pairs
+from nhl_fast.steps.fused import pairs, prepare
 
 BANK = ("dsh", "dhn", "dbdh")
 BATCH = ("lcdsh", "dch")
@@ -133,7 +135,7 @@ def test_golden(golden, name, device, monkeypatch):
             torch.arange(len(bank), device=device), bank, torch.from_numpy(golden["bank_labels"]).to(device)
         )
         loss.train()
-        labels = pairs.prepare(loss, u, labels, torch.from_numpy(golden["index"]).to(device))
+        labels = prepare.prepare(loss, u, labels, torch.from_numpy(golden["index"]).to(device))
 
     def exception(b, g):
         # One pair's theta is 1e-8, where the golden gradient has a kink (see tests/test_losses.py).
@@ -185,7 +187,7 @@ def test_rows_never_written_do_not_count(name, device):
     found = []
     for m in (50, 4):
         loss = make(name, (8, 16), device, m=m, unwritten=m).train()
-        found.append(fused(loss, u, pairs.prepare(loss, u, labels, torch.arange(4, device=device))))
+        found.append(fused(loss, u, prepare.prepare(loss, u, labels, torch.arange(4, device=device))))
     torch.testing.assert_close(*found)
 
 
@@ -200,7 +202,7 @@ class TestStoringRows:
             torch.manual_seed(1)
             loss = make("dsh", (8, 70), device, multi=bank_multi).train()
             if fast:
-                pairs.prepare(loss, u, labels, index)
+                prepare.prepare(loss, u, labels, index)
             else:
                 loss.prepare(u, labels, index)
             banks.append(loss.bank)
@@ -212,16 +214,16 @@ class TestStoringRows:
         u, labels = torch.randn(4, 16, device=device), torch.tensor([0, 1, 2, 0], device=device)
         for index, message in ((None, "index"), (torch.arange(3), "index"), (torch.arange(4.0), "index")):
             with pytest.raises((ValueError, TypeError), match=message):
-                pairs.prepare(loss, u, labels, None if index is None else index.to(device))
+                prepare.prepare(loss, u, labels, None if index is None else index.to(device))
         if device.type == "cpu":
             with pytest.raises(ValueError, match="from 0 to 3"):
-                pairs.prepare(loss, u, labels, torch.arange(4) + 1)
+                prepare.prepare(loss, u, labels, torch.arange(4) + 1)
 
     def test_opcheck(self, device):
         bank = (torch.zeros(6, 8, device=device), torch.zeros(6, dtype=torch.long, device=device))
         written, index = torch.zeros(6, dtype=torch.bool, device=device), torch.tensor([4, 1], device=device)
         torch.library.opcheck(
-            pairs.store_rows, (*bank, written, index, torch.randn(2, 8, device=device), index % 3, 3)
+            prepare.store_rows, (*bank, written, index, torch.randn(2, 8, device=device), index % 3, 3)
         )
 
 
@@ -267,50 +269,54 @@ def test_count_of_similar_pairs_with_a_bank(rows, multi, device):
     assert similarity.count_pairs(left, right, torch.zeros_like(written), words).sum() == 0
 
 
+OPTIONS = ("absolute", 0.1, "no", "pairs", math.inf)  # penalty, weight, weigh, over, clamp
+
+
 def arguments(device, add=False):
     u, others = torch.randn(5, 24, device=device), torch.randn(9, 24, device=device)
     labels, other_labels = torch.arange(5, device=device) % 3, torch.arange(9, device=device) % 3
     written = torch.arange(9, device=device) != 4
-    given = (u, others, labels, other_labels, written, [8, 24], "dsh", 2.0, 0.0, 0.1)
+    given = (u, others, labels, other_labels, written, [8, 24], "contrastive", [2.0], *OPTIONS)
     return (torch.zeros(2, device=device), torch.zeros(5, 32, device=device), *given) if add else given
 
 
 def test_opcheck(device):
-    torch.library.opcheck(pairs.pairwise, arguments(device))
-    torch.library.opcheck(pairs.add_pairwise, arguments(device, add=True))
-    *given, _, c0, c1, penalty = arguments(device)
-    torch.library.opcheck(pairs.pairwise, (*given, "dhn", c0, c1, penalty, 16.0, True))
+    torch.library.opcheck(pairs.pairs, arguments(device))
+    torch.library.opcheck(pairs.add_pairs, arguments(device, add=True))
+    given = (*arguments(device)[:6], "likelihood", [], "log_cosh", 0.1, "halves", "pairs", math.inf, 16.0)
+    torch.library.opcheck(pairs.pairs, given)
 
 
 @pytest.mark.parametrize(
-    ("kind", "reference", "balance", "message"),
+    ("function", "penalty", "reference", "message"),
     [
-        ("dhn", -1.0, False, "at least 0"),
-        ("dhn", float("nan"), False, "at least 0"),
-        ("dhn", float("inf"), False, "finite"),
-        ("dsh", 16.0, False, "reference: dsh takes none"),
-        ("lcdsh", 0.0, True, "not of lcdsh"),
+        ("likelihood", "log_cosh", -1.0, "at least 0"),
+        ("likelihood", "log_cosh", float("nan"), "at least 0"),
+        ("likelihood", "log_cosh", float("inf"), "finite"),
+        ("contrastive", "absolute", 16.0, "no 'contrastive' with these options"),
+        ("contrastive", "balance", 0.0, "no 'contrastive' with these options"),
+        ("dsh", "absolute", 0.0, "function: expected one of 'contrastive'.* got 'dsh'"),
     ],
 )
-def test_bad_options_are_refused(kind, reference, balance, message, device):
-    *given, _, c0, c1, penalty = arguments(device)
+def test_bad_options_are_refused(function, penalty, reference, message, device):
+    given = (*arguments(device)[:6], function, [2.0], penalty, *OPTIONS[1:], reference)
     with pytest.raises(ValueError, match=message):
-        pairs.pairwise(*given, kind, c0, c1, penalty, reference, balance)
+        pairs.pairs(*given)
 
 
 def test_adding_equals_computing(device):
     values, deltas, *given = arguments(device, add=True)
     values += 3
     deltas -= 2
-    pairs.add_pairwise(values, deltas, *given)
-    expected = pairs.pairwise(*given)
+    pairs.add_pairs(values, deltas, *given)
+    expected = pairs.pairs(*given)
     torch.testing.assert_close(values, expected[0] + 3)
     torch.testing.assert_close(deltas, expected[1] - 2)
 
 
 def test_runs_are_identical(device):
     given = arguments(device)
-    for first, second in zip(pairs.pairwise(*given), pairs.pairwise(*given)):
+    for first, second in zip(pairs.pairs(*given), pairs.pairs(*given)):
         assert torch.equal(first, second)
 
 
@@ -318,7 +324,7 @@ def test_a_non_contiguous_input(device):
     u, *rest = arguments(device)
     wide = torch.stack([u, u], dim=2)[:, :, 0]
     assert not wide.is_contiguous()
-    for first, second in zip(pairs.pairwise(wide, *rest), pairs.pairwise(u, *rest)):
+    for first, second in zip(pairs.pairs(wide, *rest), pairs.pairs(u, *rest)):
         assert torch.equal(first, second)
 
 
@@ -339,7 +345,9 @@ def test_more_lengths_than_the_kernels_take_are_refused(device):
     u = torch.randn(2, 1025, device=device)
     labels = torch.zeros(2, dtype=torch.long, device=device)
     with pytest.raises(ValueError, match="1024 bits"):
-        pairs.pairwise(u, u, labels, labels, None, [8, 1025], "dhn", 0.0, 0.0, 0.1)
+        pairs.pairs(
+            u, u, labels, labels, labels == 0, [8, 1025], "likelihood", [], "log_cosh", 0.1, "no", "pairs", math.inf
+        )
 
 
 class TestJobs:

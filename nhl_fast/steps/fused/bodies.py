@@ -74,8 +74,8 @@ def refuses(form: Form) -> str | None:
     if form.body == "softmax" and form.reference_bits > softmax_kernels.MAX_REFERENCE:
         return f"reference_bits is {form.reference_bits}, the kernels take at most {softmax_kernels.MAX_REFERENCE}"
     if form.body == "pairs" and form.function in all_pairs.FUNCTIONS:
-        penalty = (form.penalty or NO_PENALTY).kind
-        if all_pairs.kind_of(form.function, penalty, form.bank is None, form.clamp, form.over, form.weigh) is None:
+        given = form.function, (form.penalty or NO_PENALTY).kind, form.bank is None, form.clamp, form.over, form.weigh
+        if all_pairs.kind_of(*given, form.reference_bits) is None:
             return f"the kernels have no {form.function!r} with these options"
     return None
 

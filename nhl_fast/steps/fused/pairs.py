@@ -31,8 +31,10 @@ KINDS = {
 PENALTIES = {"contrastive": "absolute", "likelihood": "log_cosh", "cauchy": "cauchy"}  # what a weight of 0 may be
 
 
-def kind_of(function: str, penalty: str, batch: bool, clamp: float, over: str, weigh: str) -> tuple[str, bool] | None:
+def kind_of(function, penalty, batch: bool, clamp, over, weigh, reference) -> tuple[str, bool] | None:
     """The kernels' name of a loss, and its `balance`; None where they have none."""
+    if reference and function not in ("likelihood", "locality"):
+        return None
     penalty = PENALTIES.get(function, penalty) if penalty == "none" else penalty
     kind, weighed = KINDS.get((function, penalty, batch, clamp, over), (None, {}))
     return (kind, weighed[weigh]) if weigh in weighed else None
@@ -43,7 +45,7 @@ def _launch(
     penalty_weight, weigh, over, clamp, reference=0.0,
 ):  # fmt: skip
     check.one_of(function, "function", FUNCTIONS)
-    found = kind_of(function, penalty, written is None, clamp, over, weigh)
+    found = kind_of(function, penalty, written is None, clamp, over, weigh, reference)
     if found is None:
         raise ValueError(f"function: the kernels have no {function!r} with these options")
     (kind, balance), (c0, c1) = found, (*constants, 0.0, 0.0)[:2]
