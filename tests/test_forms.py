@@ -1,14 +1,11 @@
 """Forms: what a loss tells the compiled steps. Served is what a class itself says, and the sum of it."""
 
-import dataclasses
-import math
-
 import pytest
 import torch
 from native_cases import AVAILABLE, DETAIL
 
 from nhl_fast.core.prefixes import split
-from nhl_fast.losses import CSQ, DCH, DTSH, REGISTRY, SHCIR, Bank, NestedLoss, PerLength, build
+from nhl_fast.losses import CSQ, DCH, DTSH, REGISTRY, SHCIR, NestedLoss, PerLength, build
 from nhl_fast.losses.form import PENALTIES, Form, Penalty
 
 LENGTHS = (5, 12, 48)
@@ -162,14 +159,6 @@ def test_a_function_that_there_is_not(form, known, backend):
 def test_wrong_forms(change, message):
     with pytest.raises(ValueError, match=message):
         Form(**{"body": "pairs", "function": "cauchy", **change})
-
-
-def test_a_form_cannot_be_changed():
-    form = make("dsh").forms()[0]
-    assert isinstance(form.bank, Bank)
-    assert math.isinf(form.clamp)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        form.clamp = 1.0
 
 
 def test_forms_follow_the_loss():

@@ -36,7 +36,7 @@ class Penalty(NamedTuple):
 NO_PENALTY = Penalty("none", 0.0)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)  # not frozen: a step makes several, and those take ten times as long to make
 class Form:
     """One term of a loss, for a compiled body. See docs/add-a-loss.md.
 

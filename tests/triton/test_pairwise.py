@@ -135,7 +135,7 @@ def test_golden(golden, name, device, monkeypatch):
             torch.arange(len(bank), device=device), bank, torch.from_numpy(golden["bank_labels"]).to(device)
         )
         loss.train()
-        labels = prepare.prepare(loss, u, labels, torch.from_numpy(golden["index"]).to(device))
+        labels = prepare.store(loss, u, labels, torch.from_numpy(golden["index"]).to(device))
 
     def exception(b, g):
         # One pair's theta is 1e-8, where the golden gradient has a kink (see tests/test_losses.py).
@@ -187,7 +187,7 @@ def test_rows_never_written_do_not_count(name, device):
     found = []
     for m in (50, 4):
         loss = make(name, (8, 16), device, m=m, unwritten=m).train()
-        found.append(fused(loss, u, prepare.prepare(loss, u, labels, torch.arange(4, device=device))))
+        found.append(fused(loss, u, prepare.store(loss, u, labels, torch.arange(4, device=device))))
     torch.testing.assert_close(*found)
 
 
@@ -202,7 +202,7 @@ class TestStoringRows:
             torch.manual_seed(1)
             loss = make("dsh", (8, 70), device, multi=bank_multi).train()
             if fast:
-                prepare.prepare(loss, u, labels, index)
+                prepare.store(loss, u, labels, index)
             else:
                 loss.prepare(u, labels, index)
             banks.append(loss.bank)
@@ -214,10 +214,10 @@ class TestStoringRows:
         u, labels = torch.randn(4, 16, device=device), torch.tensor([0, 1, 2, 0], device=device)
         for index, message in ((None, "index"), (torch.arange(3), "index"), (torch.arange(4.0), "index")):
             with pytest.raises((ValueError, TypeError), match=message):
-                prepare.prepare(loss, u, labels, None if index is None else index.to(device))
+                prepare.store(loss, u, labels, None if index is None else index.to(device))
         if device.type == "cpu":
             with pytest.raises(ValueError, match="from 0 to 3"):
-                prepare.prepare(loss, u, labels, torch.arange(4) + 1)
+                prepare.store(loss, u, labels, torch.arange(4) + 1)
 
     def test_opcheck(self, device):
         bank = (torch.zeros(6, 8, device=device), torch.zeros(6, dtype=torch.long, device=device))

@@ -82,12 +82,14 @@ def refuses(form: Form) -> str | None:
 
 def values_and_deltas(forms, u, labels, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """(values, deltas) of the sum of the forms."""
-    first, *others = forms
-    return add(*BODIES[first.body](first, u, labels, lengths), others, u, labels, lengths)
+    values, deltas = BODIES[forms[0].body](forms[0], u, labels, lengths)
+    if len(forms) > 1:
+        add(values, deltas, forms[1:], u, labels, lengths)
+    return values, deltas
 
 
-def add(values, deltas, forms, u, labels, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """(values, deltas) with those of more forms added, in place."""
+def add(values, deltas, forms, u, labels, lengths: list[int]) -> None:
+    """Add those of more forms to values and deltas, in place."""
     for form in forms:
         if form.body == "pairs":
             direct(all_pairs.add_pairs)(values, deltas, *pair_problem(form, u, labels, lengths))
@@ -95,4 +97,3 @@ def add(values, deltas, forms, u, labels, lengths: list[int]) -> tuple[torch.Ten
             more, slopes = BODIES[form.body](form, u, labels, lengths)
             (values if values.ndim == 1 else values[0]).add_(more if more.ndim == 1 else more.sum(0))
             deltas.add_(slopes)
-    return values, deltas

@@ -23,7 +23,7 @@ def center(
     constants: list[float],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(partial sums (P, m), deltas (N, T)) of a function of u (N, L); centers (C, T) and ties (T,) of +-1."""
-    check.one_of(function, "function", tuple(kernels.LOSSES))
+    check.one_of(function, "function", kernels.LOSSES)
     u = u.contiguous()
     values, deltas = outputs(u, code_lengths, kernels.num_programs(*u.shape))
     with torch.cuda.device_of(u):
@@ -51,7 +51,7 @@ def project_center(
     finite: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`project` (without a gradient) and `center` in one launch: (u, gram, partial sums, deltas)."""
-    check.one_of(function, "function", tuple(kernels.LOSSES))
+    check.one_of(function, "function", kernels.LOSSES)
     u, matrix, values, deltas = _together(features, weight, code_lengths, gram)
     loss = {
         "labels": labels, "centers": centers.contiguous(), "ties": ties, "values": values, "deltas": deltas,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -31,6 +32,7 @@ KINDS = {
 PENALTIES = {"contrastive": "absolute", "likelihood": "log_cosh", "cauchy": "cauchy"}  # what a weight of 0 may be
 
 
+@functools.cache
 def kind_of(function, penalty, batch: bool, clamp, over, weigh, reference) -> tuple[str, bool] | None:
     """The kernels' name of a loss, and its `balance`; None where they have none."""
     if reference and function not in ("likelihood", "locality"):

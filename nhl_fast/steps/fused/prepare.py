@@ -36,22 +36,28 @@ def _(bank_u, bank_labels, written, index, u, labels, num_classes):
     return None
 
 
-def checked_by_kernels(loss: NestedLoss) -> bool:
+def checked_by_kernels(loss: NestedLoss, forms) -> bool:
     """Whether the kernels check what the loss's own `prepare` checks (each check in PyTorch costs several launches).
 
     On a CUDA device what is looked up by id asserts its range; pairs and triplets only compare ids, where one out of
     range is a class of its own (`nhl_fast.kernels.similarity`).
     """
-    kind, bank = type(loss), getattr(loss, "bank", None)
-    usual = kind.prepare is NestedLoss.prepare or kind.prepare is BankMixin.prepare
+    kind = type(loss)
+    if kind.prepare is BankMixin.prepare:
+        usual = loss.bank is None or loss.bank.u.dtype == torch.float32
+    else:
+        usual = kind.prepare is NestedLoss.prepare
     if not usual or kind.check_labels is not NestedLoss.check_labels:
         return False
-    if bank is not None and bank.u.dtype != torch.float32:
-        return False
-    return not loss.single_label or any(form.one_hot for form in loss.forms())
+    return not kind.single_label or any(form.one_hot for form in forms)
 
 
-def prepare(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
+def reads_labels_alone(loss: NestedLoss, forms) -> bool:
+    """Whether `prepare` looks at no outputs, so that it may come before them."""
+    return type(loss).prepare is NestedLoss.prepare and checked_by_kernels(loss, forms)
+
+
+def store(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
     """`loss.prepare` where `checked_by_kernels`: checked labels; a bank is written by one launch."""
     labels = check_form(loss, u, labels)
     if not loss.takes_rows():

@@ -11,8 +11,7 @@ from ...losses.base import NestedLoss
 from . import bodies, distillation, projection, weighting
 from .center import project_center
 from .operators import direct
-from .prepare import checked_by_kernels
-from .prepare import prepare as prepare_rows
+from .prepare import checked_by_kernels, reads_labels_alone, store
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_BITS, MAX_LENGTHS = 1024, 16
@@ -55,7 +54,9 @@ def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
     if not forms:
         return f"{type(loss).__name__} has no fused form"
     why = refuses_lengths(loss.code_lengths) or refuses_tensor(u, "the outputs' tensor")
-    return why or next(filter(None, map(bodies.refuses, forms)), None)
+    for form in forms:
+        why = why or bodies.refuses(form)
+    return why
 
 
 def check_on_host(tensor: torch.Tensor) -> bool:
@@ -63,24 +64,25 @@ def check_on_host(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def prepare(loss: NestedLoss, u, labels, index):
-    """The labels as the bodies take them; a bank takes the rows in."""
-    if not checked_by_kernels(loss):
-        return loss.prepare(u, labels, index)[1]
+def prepare(loss: NestedLoss, forms, u, labels, index):
+    """Forms and labels as the bodies take them; a bank takes the rows in."""
+    if not checked_by_kernels(loss, forms):
+        labels = loss.prepare(u, labels, index)[1]
+        return loss.forms(), labels
     if check_on_host(u):
         loss.check_labels(labels, u.shape[0])
-    return prepare_rows(loss, u, labels, index)
+    return forms, store(loss, u, labels, index)
 
 
 def loss_values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
     """(m,) values of a loss as functions of u (N, L)."""
     loss.check_outputs(u)
-    labels = prepare(loss, u.detach().float(), labels, index)
+    plain, lengths = u.detach().float().contiguous(), list(loss.code_lengths)
+    forms, labels = prepare(loss, loss.forms(), plain, labels, index)
     with torch.no_grad():
-        u_alone = u.detach().float().contiguous()
-        values, deltas = bodies.values_and_deltas(loss.forms(), u_alone, labels, list(loss.code_lengths))
+        values, deltas = bodies.values_and_deltas(forms, plain, labels, lengths)
     values = values if values.ndim == 2 else values[None]
-    return weighting.with_gradient(u, values, deltas, list(loss.code_lengths))
+    return weighting.with_gradient(u, values, deltas, lengths)
 
 
 def step(objective, features: torch.Tensor, labels, index, scaled: bool = False):
@@ -116,21 +118,22 @@ def outputs_and_loss(objective, features, labels, index, recorded: bool, scaled:
     weight, bias, lengths = layer.hash_layer.weight.detach(), layer.hash_layer.bias.detach(), list(layer.code_lengths)
     gram = objective.weighting == "dominance" and weighting.dots_kernels.uses_gram(*features.shape, lengths)
     finite = objective.check_finite and not scaled and features.is_cuda
-    first, *others = loss.forms()
-    if first.body == "center" and getattr(loss, "bank", None) is None and checked_by_kernels(loss):
+    forms = loss.forms()
+    if forms[0].body == "center" and reads_labels_alone(loss, forms):
         like = features.new_empty(features.shape[0], lengths[-1], dtype=torch.float32)
         with torch.set_grad_enabled(recorded):
-            labels = prepare(loss, like, labels, index)
+            _, labels = prepare(loss, forms, like, labels, index)
         # In the projection's own launch.
-        problem = bodies.center_problem(first, lengths)
+        problem = bodies.center_problem(forms[0], lengths)
         u, matrix, values, deltas = direct(project_center)(features, weight, bias, labels, *problem, gram, finite)
         check_outputs(objective, u)
-        return u, matrix, *bodies.add(values, deltas, others, u, labels, lengths)
+        bodies.add(values, deltas, forms[1:], u, labels, lengths)
+        return u, matrix, values, deltas
     u, matrix = direct(projection.project)(features, weight, bias, gram, finite)
     check_outputs(objective, u)
     with torch.set_grad_enabled(recorded):
-        labels = prepare(loss, u, labels, index)
-    return u, matrix, *bodies.values_and_deltas(loss.forms(), u, labels, lengths)
+        forms, labels = prepare(loss, forms, u, labels, index)
+    return u, matrix, *bodies.values_and_deltas(forms, u, labels, lengths)
 
 
 def check_outputs(objective, u) -> None:
