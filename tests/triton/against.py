@@ -5,8 +5,8 @@ import copy
 import torch
 from numeric import Expected
 
+from nhl_fast.core.known_gradient import per_length_gradients
 from nhl_fast.core.prefixes import expand, split
-from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.steps.fused.bodies import values_and_deltas
 
 

@@ -9,8 +9,8 @@ from against import by_length, fused
 from launches import launches
 from numeric import Expected
 
+from nhl_fast.core.known_gradient import per_length_gradients
 from nhl_fast.core.prefixes import expand, split
-from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.losses import CSQ, DPN
 from nhl_fast.steps.fused import bodies
 from nhl_fast.steps.fused.center import center, project_center
