@@ -12,7 +12,7 @@ import torch
 from compilers import BASELINE, COMPILERS
 from native_cases import AVAILABLE, DETAIL, levels, make_rows
 from numeric import expected
-from test_native_step import make, run
+from step_cases import make, run
 
 from nhl_fast.native import builder
 

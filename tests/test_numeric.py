@@ -6,7 +6,7 @@ import types
 import pytest
 import torch
 from numeric import MARGIN, Expected, Rounded, expected
-from test_native_step import make, run
+from step_cases import make, run
 
 from nhl_fast.head import objective as objectives
 from nhl_fast.losses import REGISTRY

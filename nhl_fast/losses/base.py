@@ -9,7 +9,7 @@ from ..core import check
 from ..core.backend import NAMES, pick
 from ..core.labels import check_labels, to_multi_hot
 from ..core.precision import no_autocast
-from ..core.prefixes import expand, segment_matrix
+from ..core.prefixes import expand, segment_matrix, split
 from .bank import Bank
 from .form import Form
 
@@ -17,8 +17,9 @@ from .form import Form
 class NestedLoss(nn.Module):
     """A loss with one value a code length.
 
-    Subclasses define `expanded(v, labels)`: the m values for expanded outputs v (see `nhl_fast.core.prefixes`); and
-    `forms()`, where the compiled steps can serve them.
+    Subclasses define `naive(u, labels, k)`, one length's value, plainly. That is enough to train; where it takes too
+    much memory or loses digits, they override `expanded`, which gives all lengths' values. `forms()` says what the
+    compiled steps must know to serve them. See docs/add-a-loss.md.
 
     Args:
         num_classes: number of classes C.
@@ -137,8 +138,12 @@ class NestedLoss(nn.Module):
         return self._segments
 
     def expanded(self, v: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The m values for expanded outputs `v` (N, sum of the lengths)."""
-        raise NotImplementedError
+        """The m values for expanded outputs `v` (N, sum of the lengths), see `nhl_fast.core.prefixes`."""
+        return torch.stack([self.naive(u, labels, k) for k, u in enumerate(split(v, self.code_lengths))])
+
+    def naive(self, u: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
+        """The 0-d value of the k-th length (from 0) for its outputs `u` (N, b_k), as published; by autograd alone."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither naive nor expanded")
 
     def segment_sums(self, columns: torch.Tensor) -> torch.Tensor:
         """(..., sum of the lengths) -> (..., m): sums over the columns of each length."""
@@ -191,10 +196,15 @@ def quantization_penalty(values: torch.Tensor) -> torch.Tensor:
     return (values.abs() - 1).square()
 
 
+def softplus(x: torch.Tensor) -> torch.Tensor:
+    """log(1 + exp x), in float64, too: PyTorch's default takes x for it beyond 20, which is 2e-9 off."""
+    return torch.nn.functional.softplus(x, threshold=40)
+
+
 def log_cosh(x: torch.Tensor) -> torch.Tensor:
     """log cosh x without overflow."""
     magnitude = x.abs()
-    return magnitude + torch.nn.functional.softplus(-2 * magnitude) - 0.6931471805599453
+    return magnitude + softplus(-2 * magnitude) - 0.6931471805599453
 
 
 def bit_signs(u: torch.Tensor) -> torch.Tensor:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from ..centers.make import named_centers, tie_centers
 from ..core import check
 from ..core.labels import to_multi_hot
 from ..core.prefixes import expand, split
-from .base import NestedLoss, no_autocast, quantization_penalty
+from . import naive
+from .base import NestedLoss, no_autocast, quantization_penalty, softplus
 from .form import Form
 
 
@@ -85,6 +85,10 @@ class CenterLoss(NestedLoss):
         """Expanded centre of each row, see `row_centers`."""
         return row_centers(labels, self._centers.to(like.dtype), self._tie_centers.to(like.dtype))
 
+    def target(self, labels: torch.Tensor, like: torch.Tensor, k: int) -> torch.Tensor:
+        """(N, b_k): the columns of `targets` that belong to the k-th length (from 0)."""
+        return row_centers(labels, self.centers[k].to(like.dtype), self.tie_centers[k].to(like.dtype))
+
 
 class CSQ(CenterLoss):
     """Central similarity quantization: binary cross-entropy of tanh(u) with the class's hash centre.
@@ -113,8 +117,11 @@ class CSQ(CenterLoss):
         super().__init__(num_classes, code_lengths, centers, seed=seed)
         self.quantization = check.number(quantization, "quantization")
 
-    def expanded(self, v, labels):
-        entropy = F.softplus(-2 * v * self.targets(labels, v))
+    def naive(self, u, labels, k):
+        return naive.csq(u, self.target(labels, u, k), quantization=self.quantization)
+
+    def expanded(self, v, labels):  # keeps digits: (tanh u + 1) / 2 rounds to 0 and 1, where it has no gradient
+        entropy = softplus(-2 * v * self.targets(labels, v))
         return self.segment_means(entropy + self.quantization * quantization_penalty(v.tanh()))
 
     def forms(self):
@@ -151,11 +158,8 @@ class DPN(CenterLoss):
         super().__init__(num_classes, code_lengths, centers, seed=seed)
         self.margin, self.ternary = check.number(margin, "margin"), check.flag(ternary, "ternary")
 
-    def expanded(self, v, labels):
-        if self.ternary:
-            rounded = torch.where(v.abs() > self.margin, v.sign(), torch.zeros_like(v))
-            v = v + (rounded - v).detach()
-        return self.segment_means(F.relu(self.margin - v * self.targets(labels, v)))
+    def naive(self, u, labels, k):
+        return naive.dpn(u, self.target(labels, u, k), margin=self.margin, ternary=self.ternary)
 
     def forms(self):
         function = "dpn_ternary" if self.ternary else "dpn"

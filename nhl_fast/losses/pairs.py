@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 
 from ..core import check
 from ..core.known_gradient import chunk_rows, known_gradient
 from ..core.labels import similarity
 from ..core.prefixes import expand, split
+from . import naive
 from .bank import Bank, BankMixin
-from .base import NestedLoss, bit_signs, log_cosh
+from .base import NestedLoss, bit_signs, log_cosh, softplus
 from .form import Form, Penalty
 
 
@@ -55,7 +55,7 @@ class BankPairLoss(BankMixin, NestedLoss):
         self.bank = Bank(num_train, self.num_classes, self.code_lengths)
         self.balance = check.flag(balance, "balance")
 
-    def expanded(self, v, labels):
+    def expanded(self, v, labels):  # saves memory: no matrix of pairs with the bank is kept for backward
         others, written, count = self.bank_terms(v.dtype)
         similar = self.bank.similarity(labels)
         shares = self.pair_weights(similar, written) if self.balance else None
@@ -119,6 +119,10 @@ class DSH(BankPairLoss):
         super().__init__(num_classes, code_lengths, num_train=num_train, balance=balance)
         self.margin, self.alpha = check.number(margin, "margin"), check.number(alpha, "alpha")
 
+    def naive(self, u, labels, k):
+        options = {"margin": self.margin, "alpha": self.alpha, "balance": self.balance}
+        return naive.dsh(u, *self.stored(u, labels), **options)
+
     def pair_sums(self, v, others, similar, written, shares):
         known = []
         for u, b in zip(split(v.detach(), self.code_lengths), self.code_lengths):
@@ -173,9 +177,13 @@ class DHN(BankPairLoss):
         self.alpha = check.number(alpha, "alpha")
         self.reference_bits = check.optional_positive(reference_bits, "reference_bits")
 
+    def naive(self, u, labels, k):
+        options = {"alpha": self.alpha, "reference_bits": self.reference_bits, "balance": self.balance}
+        return naive.dhn(u, *self.stored(u, labels), **options)
+
     def pair_sums(self, v, others, similar, written, shares):
         def pair(theta, tile):
-            loss, slope = F.softplus(theta), theta.sigmoid()
+            loss, slope = softplus(theta), theta.sigmoid()
             if shares is None:
                 return loss, slope
             weights = torch.where(similar[:, tile], *shares)
@@ -240,6 +248,10 @@ class DBDH(DHN):
         )
         self.clamp = check.flag(clamp, "clamp")
 
+    def naive(self, u, labels, k):
+        options = {"alpha": self.alpha, "reference_bits": self.reference_bits, "balance": self.balance}
+        return naive.dbdh(u, *self.stored(u, labels), clamp=self.clamp, **options)
+
     def expanded(self, v, labels):
         return super().expanded(v.clamp(-1, 1) if self.clamp else v, labels)
 
@@ -283,7 +295,11 @@ class LCDSH(NestedLoss):
         self.reference_bits = check.optional_positive(reference_bits, "reference_bits")
         self.eta, self.clamp = check.number(eta, "eta"), check.flag(clamp, "clamp")
 
-    def expanded(self, v, labels):
+    def naive(self, u, labels, k):
+        options = {"eta": self.eta, "clamp": self.clamp, "reference_bits": self.reference_bits}
+        return naive.lcdsh(u, similarity(labels, labels), **options)
+
+    def expanded(self, v, labels):  # saves memory: no N x N matrix is kept for backward
         signs = 2 * similarity(labels, labels).to(v.dtype) - 1
         signs_of = split(self.as_bits(bit_signs(v.detach()), self.reference_bits), self.code_lengths)
         v = self.as_bits(v, self.reference_bits)
@@ -300,7 +316,7 @@ class LCDSH(NestedLoss):
         margin = -signs * theta
         probability = theta.sigmoid()
         gap = probability - coded.sigmoid()
-        values = (F.softplus(margin) + self.eta * gap.square()).mean((1, 2))
+        values = (softplus(margin) + self.eta * gap.square()).mean((1, 2))
         slope = 2 * self.eta * gap * probability * (1 - probability) - signs * margin.sigmoid()
         slope = (slope if free is None else slope * free) / theta[0].numel()
         # theta is symmetric, and so is its slope: dL/du_i = sum_j (slope_ij + slope_ji) u_j / 2.
@@ -343,13 +359,17 @@ class DCH(NestedLoss):
             raise ValueError(f"max_cosine: expected a number between 0 and 1, or None, got {max_cosine}")
         self.max_cosine = max_cosine
 
-    def expanded(self, v, labels):
+    def naive(self, u, labels, k):
+        options = {"gamma": self.gamma, "quantization": self.quantization, "max_cosine": self.max_cosine}
+        return naive.dch(u, similarity(labels, labels), **options)
+
+    def expanded(self, v, labels):  # keeps digits: the logarithms of a similar pair that is close cancel
         similar = similarity(labels, labels)
-        number, positives = similar.numel(), similar.sum()
+        number, positives = similar.numel(), similar.sum().to(v.dtype)  # a quotient of integers is float32
         negatives = number - positives
         one_sided = (positives == 0) | (negatives == 0)
         weights = torch.where(similar, number / positives.clamp(min=1), number / negatives.clamp(min=1))
-        weights = torch.where(one_sided, torch.ones_like(weights), weights).to(v.dtype)
+        weights = torch.where(one_sided, torch.ones_like(weights), weights)
         unit = self.unit_rows(v)
         distance = self.distance(torch.stack([r @ r.T for r in split(unit, self.code_lengths)]))
         # S log(d / gamma) + log(1 + gamma / d) = log(1 + d / gamma) - (1 - S) log(d / gamma)
