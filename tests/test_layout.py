@@ -93,29 +93,6 @@ def graph_of(edges) -> dict[str, set[str]]:
     return graph
 
 
-# Imports that run up or sideways: (importing module, part imported).
-UPWARDS = {
-    ("nhl_fast.core.backend", "native"),
-    ("nhl_fast.head.layer", "steps"),
-    ("nhl_fast.losses.base", "steps"),
-}
-# Modules in circles.
-IN_CIRCLES = {
-    "nhl_fast.head.layer",
-    *("nhl_fast.losses.base", "nhl_fast.losses.center"),
-    "nhl_fast.steps.native",
-    *("nhl_fast.steps.fused.prepare", "nhl_fast.steps.fused.step"),
-}
-# Names of other objects or packages that begin with an underscore: (file, name).
-REACHES = {
-    *(("nhl_fast.head.graphs", f"graphed.{name}") for name in ("_backward", "_forward", "_gradients")),
-    *(("nhl_fast.head.graphs", f"graphed.{name}") for name in ("_newest", "_packed", "_scale")),
-    ("nhl_fast.head.graphs", "objective._refuses"),
-    ("nhl_fast.head.objective", "self.loss._segments"),
-    ("nhl_fast.retrieval.codes", "rows._version"),
-    ("nhl_fast.steps.fused.step", "objective._fixed_weights"),
-    ("nhl_fast.steps.native", "objective._fixed_weights"),
-}
 # Folders with more files, files with more lines.
 LARGE_FOLDERS = {"kernels": 18}
 LONG_FILES: set[str] = set()
@@ -129,13 +106,13 @@ def test_every_part_has_a_floor():
 def test_imports_run_down():
     crossing = [(module, part(target)) for module, target, _ in EDGES if part(module) in FLOOR]
     up = {(m, to) for m, to in crossing if part(m) != to and FLOOR.get(to, 99) >= FLOOR[part(m)]}
-    assert up == UPWARDS
+    assert up == set()
 
 
 def test_no_circles():
     # The root loads its names lazily; what a type checker reads there is no import.
     edges = [edge for edge in EDGES if edge[0] != "nhl_fast"]
-    assert {module for circle in circles(graph_of(edges)) for module in circle} == IN_CIRCLES
+    assert circles(graph_of(edges)) == []
 
 
 def test_circles_are_found():
@@ -180,13 +157,14 @@ def reaches(tree: ast.AST):
                 continue
             name = owner.id if isinstance(owner, ast.Name) else ast.unparse(owner)
             allowed = name in {"self", "cls", "torch", *defined} or name.startswith(("torch.", "sys", "os"))
-            if not allowed and node.attr not in ("_replace", "_fields", "_asdict", "_make"):
+            # A NamedTuple's methods, and a tensor's count of writes, which has no other name.
+            if not allowed and node.attr not in ("_replace", "_fields", "_asdict", "_make", "_version"):
                 yield f"{name}.{node.attr}"
 
 
 def test_private_names_stay_at_home():
     found = {(m, name) for m, path in MODULES.items() for name in reaches(ast.parse(path.read_text()))}
-    assert found == REACHES
+    assert found == set()
 
 
 def test_only_what_a_class_has_just_made_is_its_own():

@@ -10,7 +10,6 @@ shared memory than there is, is told as such.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import time
@@ -21,6 +20,7 @@ from unittest import mock
 
 import torch
 
+from bench.common import arguments
 from bench.gpu.device import captured, milliseconds, relative_error
 from bench.step.device import OURS, REFERENCE, Problem
 from nhl_fast.steps import fused  # noqa: F401 (finds nhl_fast.kernels in a checkout)
@@ -156,8 +156,9 @@ def told(kernel, name, loss, rows, d, options) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", type=lambda text: text.split(","), help="some kernels")
+    sweeps = list(dict.fromkeys(sweep[0] for sweep in SWEEPS))
+    parser = arguments.parser("bench.step.tiles", __doc__)
+    parser.add_argument("--only", type=arguments.some_of(sweeps), help=f"of {', '.join(sweeps)}")
     parser.add_argument("--warm", type=int, help="compile some choices alone")
     parser.add_argument("--of", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=300, help="begins no choice after these")
@@ -186,7 +187,7 @@ def main() -> None:
                     continue
                 row["error"] = relative_error(found, expected)
                 if row["error"] <= (3e-2 if "dtype" in wanted else 1e-3):
-                    row["ms"], row["runs"] = milliseconds(captured(step), 0.05)
+                    row["ms"], row["runs"] = milliseconds(captured(step), budget_s=0.05)
                 else:
                     row["note"] = "wrong gradients: not timed"
         except Exception as failure:

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from ..core import check
-from ..core.backend import NAMES, pick
 from ..core.labels import check_labels, to_multi_hot
+from ..core.operation import Operation
 from ..core.precision import no_autocast
 from ..core.prefixes import expand, segment_matrix, split
 from .bank import Bank
@@ -90,17 +90,7 @@ class NestedLoss(nn.Module):
             (m,) values, one a length.
         """
         check.tensor(u, "u")
-        check.one_of(backend, "backend", ("auto", *NAMES))
-        compiled = {
-            "triton": lambda: fused_step().refuses_loss(self, u, labels),
-            "cpp": lambda: native_step().refuses_loss(self, u, labels),
-        }
-        if (chosen := pick(backend, type(self).__name__, u.device, compiled)) != "reference":
-            step = fused_step() if chosen == "triton" else native_step()
-            return step.loss_values(self, u, labels, index)
-        u, labels = self.prepare(u, labels, index)
-        with no_autocast(u):
-            return self.expanded(expand(u, self.code_lengths), labels)
+        return LOSS(self, u, labels, index, backend=backend, device=u.device)
 
     def prepare(self, u, labels, index) -> tuple[torch.Tensor, torch.Tensor]:
         """Checked outputs (float32 or float64) and labels; the bank, if there is one, takes them in."""
@@ -177,18 +167,13 @@ class NestedLoss(nn.Module):
         return f"num_classes={self.num_classes}, code_lengths={self.code_lengths}"
 
 
-def fused_step():
-    """The module `nhl_fast.steps.fused.step`, imported where Triton was found."""
-    from ..steps.fused import step
+def _values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
+    u, labels = loss.prepare(u, labels, index)
+    with no_autocast(u):
+        return loss.expanded(expand(u, loss.code_lengths), labels)
 
-    return step
 
-
-def native_step():
-    """The module `nhl_fast.steps.native`, imported where the C++ library was found."""
-    from ..steps import native as step
-
-    return step
+LOSS = Operation("NestedLoss", _values, called=lambda loss, *_: type(loss).__name__)
 
 
 def quantization_penalty(values: torch.Tensor) -> torch.Tensor:
