@@ -12,7 +12,7 @@
 
 namespace {
 
-using namespace nhl::train;
+using namespace nhl::step;
 using Floats = std::vector<float>;
 
 Floats normal(int64_t count) {

@@ -1,31 +1,21 @@
 // The training step's operators: schemas, checks, and tensors to raw pointers. Stable ABI only.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cmath>
 #include <limits>
-#include <optional>
 #include <string>
 #include <tuple>
-#include <vector>
 
-#include "tensors.h"
 #include "../step/step.h"
+#include "call.h"
+#include "tensors.h"
 
-namespace nhl::train {
+namespace nhl::step {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
 using Pair = std::tuple<Tensor, Tensor>;
 
-Tensor empty(Ints sizes) { return empty_tensor(sizes, ScalarType::Float); }
-
-float* out(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+Tensor empty(const Ints& sizes) { return nhl::empty(sizes, ScalarType::Float); }
 
 void check_matrix(const Tensor& t, ScalarType type, const char* name, const char* what) {
   STD_TORCH_CHECK(t.dim() == 2 && t.scalar_type() == type && t.is_contiguous(), name, ": expected contiguous ", what,
@@ -36,20 +26,18 @@ const float* matrix(const Tensor& t, int64_t rows, int64_t cols, const char* nam
   check_matrix(t, ScalarType::Float, name, "float32 numbers");
   STD_TORCH_CHECK((rows < 0 || t.size(0) == rows) && (cols < 0 || t.size(1) == cols), name, ": expected ", rows, " x ",
                   cols, " numbers, got ", t.size(0), " x ", t.size(1));
-  return static_cast<const float*>(t.const_data_ptr());
+  return const_data<float>(t);
 }
 
 template <class T>
 const T* column(const Tensor& t, int64_t size, ScalarType type, const char* name) {
   STD_TORCH_CHECK(t.dim() == 1 && t.scalar_type() == type && t.is_contiguous() && t.size(0) == size, name,
                   ": expected ", size, " contiguous numbers of another dtype or shape");
-  return static_cast<const T*>(t.const_data_ptr());
+  return const_data<T>(t);
 }
 
 Batch batch_of(const Tensor& u, const Ints& lengths, double reference_bits = 0) {
-  STD_TORCH_CHECK(!lengths.empty() && lengths[0] >= 1, "lengths: expected at least one, all positive");
-  for (size_t k = 1; k < lengths.size(); ++k)
-    STD_TORCH_CHECK(lengths[k - 1] < lengths[k], "lengths: expected increasing lengths");
+  check_lengths(lengths);
   const float* const data = matrix(u, -1, lengths.back(), "u");
   STD_TORCH_CHECK(u.size(0) >= 1, "u: expected at least one row");
   STD_TORCH_CHECK(reference_bits >= 0 && std::isfinite(reference_bits),
@@ -61,7 +49,7 @@ Labels labels_of(const Tensor& labels, int64_t rows, const char* name) {
   if (labels.dim() == 1) return {column<int64_t>(labels, rows, ScalarType::Long, name), nullptr, 0};
   check_matrix(labels, ScalarType::Bool, name, "bool rows");
   STD_TORCH_CHECK(labels.size(0) == rows, name, ": expected ", rows, " rows, got ", labels.size(0));
-  return {nullptr, static_cast<const uint8_t*>(labels.const_data_ptr()), labels.size(1)};
+  return {nullptr, const_data<uint8_t>(labels), labels.size(1)};
 }
 
 Bank bank_of(const Tensor& u, const Tensor& labels, const Tensor& written, const Batch& batch, const Labels& own) {
@@ -79,7 +67,7 @@ struct Made {
     for (int64_t b : batch.lengths) width += b;
     values = empty({static_cast<int64_t>(batch.lengths.size())});
     deltas = empty({batch.n, width});
-    loss = {out(values), out(deltas)};
+    loss = {data<float>(values), data<float>(deltas)};
   }
   Pair result() const { return {values, deltas}; }
   Tensor values, deltas;
@@ -90,14 +78,7 @@ float number(double x) { return static_cast<float>(x); }
 
 bool finite(const Tensor& x) {
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.is_contiguous(), "x: expected contiguous float32 numbers");
-  return all_finite(static_cast<const float*>(x.const_data_ptr()), x.numel());
-}
-
-bool in_range(const Tensor& x, int64_t low, int64_t high) {
-  const auto* const data = column<int64_t>(x, x.numel(), ScalarType::Long, "x");
-  bool ok = true;
-  for (int64_t i = 0; i < x.numel(); ++i) ok &= data[i] >= low && data[i] < high;
-  return ok;
+  return all_finite(const_data<float>(x), x.numel());
 }
 
 Pair project_cpu(const Tensor& features, const Tensor& weight, const Tensor& bias, bool want_gram) {
@@ -106,7 +87,7 @@ Pair project_cpu(const Tensor& features, const Tensor& weight, const Tensor& bia
   const float* const w = matrix(weight, -1, d, "weight");
   const auto* const c = column<float>(bias, bits, ScalarType::Float, "bias");
   Tensor u = empty({n, bits}), gram = empty({want_gram ? n : 0, want_gram ? n : 0});
-  project(f, n, d, w, c, bits, out(u), want_gram ? out(gram) : nullptr, Call().executor);
+  project(f, n, d, w, c, bits, data<float>(u), want_gram ? data<float>(gram) : nullptr, Call().executor);
   return {u, gram};
 }
 
@@ -119,8 +100,8 @@ std::tuple<Tensor, Tensor, Tensor> project_back_cpu(const Tensor& scale, const T
   STD_TORCH_CHECK(scale.numel() == 1 && scale.scalar_type() == ScalarType::Float, "scale: expected a float32 number");
   Tensor df = empty({need_features ? n : 0, need_features ? d : 0});
   Tensor dw = empty({need_weight ? bits : 0, need_weight ? d : 0}), db = empty({need_weight ? bits : 0});
-  project_back(*static_cast<const float*>(scale.const_data_ptr()), g, n, bits, f, d, w,
-               need_features ? out(df) : nullptr, need_weight ? out(dw) : nullptr, need_weight ? out(db) : nullptr,
+  project_back(*const_data<float>(scale), g, n, bits, f, d, w,
+               need_features ? data<float>(df) : nullptr, need_weight ? data<float>(dw) : nullptr, need_weight ? data<float>(db) : nullptr,
                Call().executor);
   return {df, dw, db};
 }
@@ -144,11 +125,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> combine_cpu(const Tensor& u, 
   step.deltas = matrix(deltas, batch.n, width, "deltas");
   Tensor total = empty({}), distill = empty({m}), weights = empty({m});
   Tensor dots = empty({fixed ? 0 : m, fixed ? 0 : m}), du = empty({batch.n, lengths.back()});
-  step.total = out(total);
-  step.distill = out(distill);
-  step.weights = out(weights);
-  step.dots = out(dots);
-  step.du = out(du);
+  step.total = data<float>(total);
+  step.distill = data<float>(distill);
+  step.weights = data<float>(weights);
+  step.dots = data<float>(dots);
+  step.du = data<float>(du);
   combine(batch, step, Call().executor);
   return {total, distill, weights, dots, du};
 }
@@ -159,7 +140,8 @@ Pair centers_cpu(Pointwise kind, const Tensor& u, const Tensor& centers, const s
   const Made made(batch);
   const float* const c = matrix(centers, ids ? -1 : batch.n, made.deltas.size(1), "centers");
   const auto* const rows = ids ? column<int64_t>(*ids, batch.n, ScalarType::Long, "ids") : nullptr;
-  if (ids) STD_TORCH_CHECK(in_range(*ids, 0, centers.size(0)), "ids: expected rows of centers");
+  for (int64_t i = 0; ids && i < batch.n; ++i)
+    STD_TORCH_CHECK(rows[i] >= 0 && rows[i] < centers.size(0), "ids: expected rows of centers");
   pointwise(kind, batch, c, rows, number(option), made.loss, Call().executor);
   return made.result();
 }
@@ -248,11 +230,10 @@ Pair center_softmax_cpu(const Tensor& u, const Tensor& labels, const Tensor& cen
 }
 
 }  // namespace
-}  // namespace nhl::train
+}  // namespace nhl::step
 
 STABLE_TORCH_LIBRARY_FRAGMENT(nhl_fast, m) {
   m.def("step_finite(Tensor x) -> bool");
-  m.def("step_in_range(Tensor x, int low, int high) -> bool");
   m.def("step_project(Tensor features, Tensor weight, Tensor bias, bool want_gram) -> (Tensor, Tensor)");
   m.def(
       "step_project_back(Tensor scale, Tensor du, Tensor features, Tensor weight, bool need_features,"
@@ -289,18 +270,17 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nhl_fast, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CPU, m) {
-  m.impl("step_finite", TORCH_BOX(&nhl::train::finite));
-  m.impl("step_in_range", TORCH_BOX(&nhl::train::in_range));
-  m.impl("step_project", TORCH_BOX(&nhl::train::project_cpu));
-  m.impl("step_project_back", TORCH_BOX(&nhl::train::project_back_cpu));
-  m.impl("step_combine", TORCH_BOX(&nhl::train::combine_cpu));
-  m.impl("step_csq", TORCH_BOX(&nhl::train::csq_cpu));
-  m.impl("step_dpn", TORCH_BOX(&nhl::train::dpn_cpu));
-  m.impl("step_dsh", TORCH_BOX(&nhl::train::dsh_cpu));
-  m.impl("step_dhn", TORCH_BOX(&nhl::train::dhn_cpu));
-  m.impl("step_dbdh", TORCH_BOX(&nhl::train::dbdh_cpu));
-  m.impl("step_lcdsh", TORCH_BOX(&nhl::train::lcdsh_cpu));
-  m.impl("step_dch", TORCH_BOX(&nhl::train::dch_cpu));
-  m.impl("step_dtsh", TORCH_BOX(&nhl::train::dtsh_cpu));
-  m.impl("step_center_softmax", TORCH_BOX(&nhl::train::center_softmax_cpu));
+  m.impl("step_finite", TORCH_BOX(&nhl::step::finite));
+  m.impl("step_project", TORCH_BOX(&nhl::step::project_cpu));
+  m.impl("step_project_back", TORCH_BOX(&nhl::step::project_back_cpu));
+  m.impl("step_combine", TORCH_BOX(&nhl::step::combine_cpu));
+  m.impl("step_csq", TORCH_BOX(&nhl::step::csq_cpu));
+  m.impl("step_dpn", TORCH_BOX(&nhl::step::dpn_cpu));
+  m.impl("step_dsh", TORCH_BOX(&nhl::step::dsh_cpu));
+  m.impl("step_dhn", TORCH_BOX(&nhl::step::dhn_cpu));
+  m.impl("step_dbdh", TORCH_BOX(&nhl::step::dbdh_cpu));
+  m.impl("step_lcdsh", TORCH_BOX(&nhl::step::lcdsh_cpu));
+  m.impl("step_dch", TORCH_BOX(&nhl::step::dch_cpu));
+  m.impl("step_dtsh", TORCH_BOX(&nhl::step::dtsh_cpu));
+  m.impl("step_center_softmax", TORCH_BOX(&nhl::step::center_softmax_cpu));
 }

@@ -1,6 +1,6 @@
 // Losses within the batch whose slopes need whole rows: triplets, softmax over centres, the distillation's cascade.
 
-namespace nhl::train {
+namespace nhl::step {
 namespace {
 
 // For anchor i: the mean over positives p and negatives q of softplus(-t), t = clamp(theta_ip - theta_iq - margin),
@@ -188,4 +188,4 @@ void weigh(const Layout& layout, const float* deltas, int64_t rows, const float*
 }
 
 }  // namespace
-}  // namespace nhl::train
+}  // namespace nhl::step

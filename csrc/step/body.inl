@@ -10,7 +10,7 @@
 
 #include "batch.inl"
 
-namespace nhl::train {
+namespace nhl::step {
 namespace {
 
 constexpr Kernels make_kernels() {
@@ -31,4 +31,4 @@ constexpr Kernels make_kernels() {
 }
 
 }  // namespace
-}  // namespace nhl::train
+}  // namespace nhl::step

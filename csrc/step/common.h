@@ -8,10 +8,9 @@
 #include <limits>
 #include <new>
 
-#include "../hamming/cpu/plan.h"
 #include "step.h"
 
-namespace nhl::train {
+namespace nhl::step {
 
 // Floats on a cache line's boundary, not set to anything.
 class Buffer {
@@ -170,4 +169,4 @@ inline void unit_back(const Kernels& kernels, const float* x, const float* g, in
 void add_penalty(Penalty kind, const Layout& layout, const Batch& batch, double weight, const Loss& out,
                  const Executor& executor);
 
-}  // namespace nhl::train
+}  // namespace nhl::step

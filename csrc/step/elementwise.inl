@@ -1,12 +1,7 @@
 // Losses and penalties of one output at a time.
 
-namespace nhl::train {
+namespace nhl::step {
 namespace {
-
-// A row of L numbers in padded(L) floats.
-NHL_INLINE void copy_row(const float* from, int64_t n, float* to) {
-  for (int64_t c = 0; c < n; c += kLanes) store(to + c, load_first(from + c, n - c));
-}
 
 // Every length's columns of one row: body(k, column, remaining, offset in the expanded row).
 template <class Loss>
@@ -165,4 +160,4 @@ bool finite(const float* x, int64_t n) {
 }
 
 }  // namespace
-}  // namespace nhl::train
+}  // namespace nhl::step

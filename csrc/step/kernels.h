@@ -5,15 +5,15 @@
 
 #include <cstdint>
 
-#include "../hamming/hamming.h"
+#include "../common/numbers.h"
 
-namespace nhl::train {
+namespace nhl::step {
 
 constexpr int64_t kPad = 16;    // the widest vector
 constexpr int64_t kBlock = 64;  // batch rows that are worked on together
 constexpr int64_t kTile = 60;   // bank rows that are
 
-inline int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+inline int64_t padded(int64_t n) { return round_up(n, kPad); }
 
 // The code lengths b_1 < ... < b_m and where each one's columns begin in the expanded form (side by side), as they
 // are in tensors and padded.
@@ -170,4 +170,4 @@ const Kernels& avx512_kernels();
 // The level in force (see active_isa); avx2 falls to scalar where the processor has no FMA.
 const Kernels& active_kernels();
 
-}  // namespace nhl::train
+}  // namespace nhl::step

@@ -3,7 +3,7 @@
 
 #include "square.h"
 
-namespace nhl::train {
+namespace nhl::step {
 namespace {
 
 std::vector<float> mean_scales(const Layout& layout, int64_t n, double weight) {
@@ -151,4 +151,4 @@ void center_softmax(const Batch& batch, const Labels& labels, const float* cente
   add_penalty(Penalty::square, layout, batch, quantization, out, executor);
 }
 
-}  // namespace nhl::train
+}  // namespace nhl::step

@@ -3,7 +3,7 @@
 
 #include "pairs.h"
 
-namespace nhl::train {
+namespace nhl::step {
 namespace {
 
 std::vector<float> options_of(const Layout& layout, const std::vector<float>& values) {
@@ -206,4 +206,4 @@ void dch(const Batch& batch, const Labels& labels, float gamma, float quantizati
     out.values[k] = static_cast<float>(sums.values[k] / pairs + quantization * penalty[k] / static_cast<double>(n));
 }
 
-}  // namespace nhl::train
+}  // namespace nhl::step

@@ -1,7 +1,7 @@
 // How a batch meets a bank: in blocks of batch rows, each walking pieces of the bank.
 #include "pairs.h"
 
-namespace nhl::train {
+namespace nhl::step {
 
 PairSums::PairSums(const Layout& layout, const PairTask& task, const Executor& executor)
     : deltas(task.batch.n * layout.padded_width()), row_sums(layout.m * task.batch.n), values(layout.m, 0.0),
@@ -137,4 +137,4 @@ int64_t pair_scratch(const Layout& layout, int64_t np) {
   return 2 * kTile * padded(layout.bits()) + 4 * kTile * np + kPad * (kTile + padded(kTile)) + layout.m * padded(kTile);
 }
 
-}  // namespace nhl::train
+}  // namespace nhl::step

@@ -3,7 +3,7 @@
 
 #include "common.h"
 
-namespace nhl::train {
+namespace nhl::step {
 
 enum class Own { nothing, square, inverse };
 
@@ -53,4 +53,4 @@ class PairSums {
   std::vector<int32_t> members_;
 };
 
-}  // namespace nhl::train
+}  // namespace nhl::step

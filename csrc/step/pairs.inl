@@ -2,7 +2,7 @@
 // cache; each length adds its new columns to the products, turns them into values and slopes, and the slopes times
 // the tile are its gradient. Nothing of batch x bank is ever stored.
 
-namespace nhl::train {
+namespace nhl::step {
 namespace {
 
 // What a loss sees of a pair: the product of the rows, whether they are similar, their own numbers.
@@ -41,19 +41,19 @@ struct Likelihood {  // options: theta over the product, weight of similar and o
     const V linear = max(x, V{}), slope = from_bits(bits_of(l.sigmoid) ^ (p.similar & splat(INT32_MIN)));
     if (!kWeighed) {
       s.total += linear;
-      nhl::train::add(s.logs, l.e);
+      nhl::step::add(s.logs, l.e);
       return slope;
     }
     s.near = option[1], s.far = option[2];
     s.near_total += only(p.similar, linear);
     s.total += only(~p.similar, linear);
-    nhl::train::add(s.near_logs, only(p.similar, l.e));
-    nhl::train::add(s.logs, only(~p.similar, l.e));
+    nhl::step::add(s.near_logs, only(p.similar, l.e));
+    nhl::step::add(s.logs, only(~p.similar, l.e));
     return slope * (p.similar ? splat(s.near) : splat(s.far));
   }
   NHL_INLINE V value(const Likelihood& s) {
-    const V others = s.total + nhl::train::value(s.logs);
-    return kWeighed ? s.near * (s.near_total + nhl::train::value(s.near_logs)) + s.far * others : others;
+    const V others = s.total + nhl::step::value(s.logs);
+    return kWeighed ? s.near * (s.near_total + nhl::step::value(s.near_logs)) + s.far * others : others;
   }
 };
 
@@ -66,10 +66,10 @@ struct Attraction {
     const Logistic l = logistic(x);
     s.total += only(p.similar, max(x, V{}));
     s.sum += only(p.similar, splat(1.0f));
-    nhl::train::add(s.logs, only(p.similar, l.e));
+    nhl::step::add(s.logs, only(p.similar, l.e));
     return only(p.similar, -0.5f * p.theirs * l.sigmoid);
   }
-  NHL_INLINE V value(const Attraction& s) { return s.total + nhl::train::value(s.logs); }
+  NHL_INLINE V value(const Attraction& s) { return s.total + nhl::step::value(s.logs); }
 };
 
 struct Locality {  // options: eta, bound on theta, theta over the product
@@ -83,12 +83,12 @@ struct Locality {  // options: eta, bound on theta, theta over the product
     const V probability = p.similar ? l.complement : l.sigmoid;
     const V gap = probability - logistic(option[2] * p.coded).sigmoid;
     s.total += max(x, V{}) + option[0] * gap * gap;
-    nhl::train::add(s.logs, l.e);
+    nhl::step::add(s.logs, l.e);
     const V likelihood = from_bits(bits_of(l.sigmoid) ^ (p.similar & splat(INT32_MIN)));
     const V slope = 2.0f * option[0] * gap * (l.sigmoid * l.complement) + likelihood;
     return abs(raw) > option[1] ? V{} : slope;
   }
-  NHL_INLINE V value(const Locality& s) { return s.total + nhl::train::value(s.logs); }
+  NHL_INLINE V value(const Locality& s) { return s.total + nhl::step::value(s.logs); }
 };
 
 struct Cauchy {  // options: b / 2, gamma, cap on the cosine, least distance, weight of similar and of other pairs
@@ -256,4 +256,4 @@ void pairs(const Layout& layout, const PairArgs& p) {
 }
 
 }  // namespace
-}  // namespace nhl::train
+}  // namespace nhl::step

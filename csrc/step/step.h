@@ -7,9 +7,10 @@
 #include <cstdint>
 #include <vector>
 
+#include "../common/executor.h"
 #include "kernels.h"
 
-namespace nhl::train {
+namespace nhl::step {
 
 using Lengths = std::vector<int64_t>;
 
@@ -100,4 +101,4 @@ void dtsh(const Batch& batch, const Labels& labels, float margin, float quantiza
 void center_softmax(const Batch& batch, const Labels& labels, const float* centers, int64_t classes, float scale,
                     float negative_weight, float quantization, const Loss& out, const Executor& executor);
 
-}  // namespace nhl::train
+}  // namespace nhl::step
