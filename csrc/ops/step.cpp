@@ -2,7 +2,6 @@
 #include <torch/csrc/stable/library.h>
 
 #include <cmath>
-#include <limits>
 #include <string>
 #include <tuple>
 
@@ -14,6 +13,7 @@ namespace nhl::step {
 namespace {
 
 using Pair = std::tuple<Tensor, Tensor>;
+using Doubles = std::vector<double>;
 
 Tensor empty(const Ints& sizes) { return nhl::empty(sizes, ScalarType::Float); }
 
@@ -52,12 +52,14 @@ Labels labels_of(const Tensor& labels, int64_t rows, const char* name) {
   return {nullptr, const_data<uint8_t>(labels), labels.size(1)};
 }
 
-Bank bank_of(const Tensor& u, const Tensor& labels, const Tensor& written, const Batch& batch, const Labels& own) {
+Bank bank_of(const Tensor& u, const Tensor& labels, const std::optional<Tensor>& written, const Batch& batch,
+             const Labels& own) {
   const float* const data = matrix(u, -1, batch.lengths.back(), "bank");
   const Labels theirs = labels_of(labels, u.size(0), "bank_labels");
   STD_TORCH_CHECK((own.ids == nullptr) == (theirs.ids == nullptr) && own.classes == theirs.classes,
                   "bank_labels: expected the form of labels");
-  return {data, column<uint8_t>(written, u.size(0), ScalarType::Bool, "written"), u.size(0), theirs};
+  const auto* const marks = written ? column<uint8_t>(*written, u.size(0), ScalarType::Bool, "written") : nullptr;
+  return {data, marks, u.size(0), theirs};
 }
 
 // Values and deltas of a loss, as tensors and as pointers.
@@ -100,9 +102,8 @@ std::tuple<Tensor, Tensor, Tensor> project_back_cpu(const Tensor& scale, const T
   STD_TORCH_CHECK(scale.numel() == 1 && scale.scalar_type() == ScalarType::Float, "scale: expected a float32 number");
   Tensor df = empty({need_features ? n : 0, need_features ? d : 0});
   Tensor dw = empty({need_weight ? bits : 0, need_weight ? d : 0}), db = empty({need_weight ? bits : 0});
-  project_back(*const_data<float>(scale), g, n, bits, f, d, w,
-               need_features ? data<float>(df) : nullptr, need_weight ? data<float>(dw) : nullptr, need_weight ? data<float>(db) : nullptr,
-               Call().executor);
+  project_back(*const_data<float>(scale), g, n, bits, f, d, w, need_features ? data<float>(df) : nullptr,
+               need_weight ? data<float>(dw) : nullptr, need_weight ? data<float>(db) : nullptr, Call().executor);
   return {df, dw, db};
 }
 
@@ -134,98 +135,96 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> combine_cpu(const Tensor& u, 
   return {total, distill, weights, dots, du};
 }
 
-Pair centers_cpu(Pointwise kind, const Tensor& u, const Tensor& centers, const std::optional<Tensor>& ids,
-                 const Ints& lengths, double option) {
+// The place of a name in a list of them.
+template <class Enum, size_t N>
+Enum named(const std::string& name, const char* const (&names)[N], const char* argument) {
+  std::string known;
+  for (size_t i = 0; i < N; ++i) {
+    if (name == names[i]) return static_cast<Enum>(i);
+    known += std::string(i ? ", " : "") + names[i];
+  }
+  STD_TORCH_CHECK(false, argument, ": expected one of ", known, ", got ", name);
+}
+
+std::vector<float> constants_of(const Doubles& given, size_t wanted, const std::string& function) {
+  STD_TORCH_CHECK(given.size() == wanted, "constants: ", function, " takes ", wanted, ", got ", given.size());
+  return {given.begin(), given.end()};
+}
+
+constexpr const char* kTripletFunctions[] = {"logistic"};
+constexpr const char* kSoftmaxFunctions[] = {"likelihood"};
+
+// Penalties whose constants are those of the pairs serve there alone.
+PenaltyTerm penalty_of(const std::string& name, double weight, bool pairs) {
+  const auto kind = named<Penalty>(name, kPenalties, "penalty");
+  STD_TORCH_CHECK(pairs || kind != Penalty::cauchy, "penalty: cauchy takes the constants of the pair function cauchy");
+  return {kind, number(weight)};
+}
+
+Pair center_cpu(const Tensor& u, const Tensor& centers, const std::optional<Tensor>& ids, Ints lengths,
+                StringHandle function, Doubles constants) {
+  const std::string name = text(function);
+  const auto which = named<CenterFunction>(name, kCenterFunctions, "function");
   const Batch batch = batch_of(u, lengths);
   const Made made(batch);
   const float* const c = matrix(centers, ids ? -1 : batch.n, made.deltas.size(1), "centers");
   const auto* const rows = ids ? column<int64_t>(*ids, batch.n, ScalarType::Long, "ids") : nullptr;
   for (int64_t i = 0; ids && i < batch.n; ++i)
     STD_TORCH_CHECK(rows[i] >= 0 && rows[i] < centers.size(0), "ids: expected rows of centers");
-  pointwise(kind, batch, c, rows, number(option), made.loss, Call().executor);
+  center(which, batch, c, rows, constants_of(constants, 1, name)[0], made.loss, Call().executor);
   return made.result();
 }
 
-Pair csq_cpu(const Tensor& u, const Tensor& centers, const std::optional<Tensor>& ids, Ints lengths,
-             double quantization) {
-  return centers_cpu(Pointwise::csq, u, centers, ids, lengths, quantization);
-}
-
-Pair dpn_cpu(const Tensor& u, const Tensor& centers, const std::optional<Tensor>& ids, Ints lengths, double margin,
-             bool ternary) {
-  return centers_cpu(ternary ? Pointwise::dpn_ternary : Pointwise::dpn, u, centers, ids, lengths, margin);
-}
-
-Pair dsh_cpu(const Tensor& u, const Tensor& labels, const Tensor& bank, const Tensor& bank_labels,
-             const Tensor& written, Ints lengths, double alpha, double margin, bool balance) {
-  const Batch batch = batch_of(u, lengths);
-  const Labels own = labels_of(labels, batch.n, "labels");
-  const Made made(batch);
-  dsh(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), number(margin), balance, made.loss,
-      Call().executor);
-  return made.result();
-}
-
-Pair dhn_cpu(const Tensor& u, const Tensor& labels, const Tensor& bank, const Tensor& bank_labels,
-             const Tensor& written, Ints lengths, double alpha, double reference_bits, bool balance) {
+Pair pairs_cpu(const Tensor& u, const Tensor& labels, const std::optional<Tensor>& bank_u,
+               const std::optional<Tensor>& bank_labels, const std::optional<Tensor>& written, Ints lengths,
+               StringHandle function, Doubles constants, StringHandle penalty, double penalty_weight,
+               StringHandle weigh, StringHandle over, double clamp, double reference_bits) {
+  const std::string name = text(function), penalty_name = text(penalty), weigh_name = text(weigh),
+                    over_name = text(over);
+  PairTerm term{named<PairFunction>(name, kPairFunctions, "function"), {}};
+  term.constants = constants_of(constants, static_cast<size_t>(step::constants_of(term.function)), name);
+  term.weigh = named<Weigh>(weigh_name, kWeighs, "weigh");
+  term.over = named<Over>(over_name, kOvers, "over");
+  term.clamp = number(clamp);
+  STD_TORCH_CHECK(clamp > 0, "clamp: expected a number above 0 (infinity for none), got ", clamp);
+  const PenaltyTerm on_outputs = penalty_of(penalty_name, penalty_weight, term.function == PairFunction::cauchy);
   const Batch batch = batch_of(u, lengths, reference_bits);
   const Labels own = labels_of(labels, batch.n, "labels");
+  STD_TORCH_CHECK(bank_u.has_value() == bank_labels.has_value() && bank_u.has_value() >= written.has_value(),
+                  "bank: expected its outputs and labels, or nothing of it");
+  Bank bank{};
+  if (bank_u) bank = bank_of(*bank_u, *bank_labels, written, batch, own);
   const Made made(batch);
-  dhn(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), balance, made.loss, Call().executor);
+  pairs(batch, own, bank_u ? &bank : nullptr, term, on_outputs, made.loss, Call().executor);
   return made.result();
 }
 
-Pair dbdh_cpu(const Tensor& u, const Tensor& labels, const Tensor& bank, const Tensor& bank_labels,
-              const Tensor& written, Ints lengths, double alpha, double clamp, double reference_bits, bool balance) {
+Pair triplets_cpu(const Tensor& u, const Tensor& labels, Ints lengths, StringHandle function, Doubles constants,
+                  StringHandle penalty, double penalty_weight, double reference_bits) {
+  const std::string name = text(function), penalty_name = text(penalty);
+  named<int>(name, kTripletFunctions, "function");
+  const std::vector<float> given = constants_of(constants, 3, name);
+  const PenaltyTerm on_outputs = penalty_of(penalty_name, penalty_weight, false);
   const Batch batch = batch_of(u, lengths, reference_bits);
   const Labels own = labels_of(labels, batch.n, "labels");
   const Made made(batch);
-  dbdh(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), number(clamp), balance,
-       made.loss, Call().executor);
+  triplets(batch, own, {given[0], given[1], given[2]}, on_outputs, made.loss, Call().executor);
   return made.result();
 }
 
-Pair lcdsh_cpu(const Tensor& u, const Tensor& labels, Ints lengths, double eta, double clamp, double reference_bits) {
-  const Batch batch = batch_of(u, lengths, reference_bits);
-  const Made made(batch);
-  lcdsh(batch, labels_of(labels, batch.n, "labels"), number(eta), number(clamp), made.loss, Call().executor);
-  return made.result();
-}
-
-Pair dch_cpu(const Tensor& u, const Tensor& labels, Ints lengths, double gamma, double quantization,
-             double max_cosine) {
-  const Batch batch = batch_of(u, lengths);
-  const Made made(batch);
-  dch(batch, labels_of(labels, batch.n, "labels"), number(gamma), number(quantization), number(max_cosine), made.loss,
-      Call().executor);
-  return made.result();
-}
-
-Pair dtsh_cpu(const Tensor& u, const Tensor& labels, Ints lengths, double margin, double quantization, double low,
-              double high, double reference_bits) {
-  const Batch batch = batch_of(u, lengths, reference_bits);
-  const Made made(batch);
-  dtsh(batch, labels_of(labels, batch.n, "labels"), number(margin), number(quantization), number(low), number(high),
-       made.loss, Call().executor);
-  return made.result();
-}
-
-Pair center_softmax_cpu(const Tensor& u, const Tensor& labels, const Tensor& centers, Ints lengths, double scale,
-                        double negative_weight, double quantization, double reference_bits,
-                        const std::optional<Tensor>& bank, const std::optional<Tensor>& bank_labels,
-                        const std::optional<Tensor>& written) {
+Pair softmax_cpu(const Tensor& u, const Tensor& labels, const Tensor& centers, Ints lengths, StringHandle function,
+                 Doubles constants, StringHandle penalty, double penalty_weight, double reference_bits) {
+  const std::string name = text(function), penalty_name = text(penalty);
+  named<int>(name, kSoftmaxFunctions, "function");
+  const std::vector<float> given = constants_of(constants, 2, name);
+  const PenaltyTerm on_outputs = penalty_of(penalty_name, penalty_weight, false);
   const Batch batch = batch_of(u, lengths, reference_bits);
   const Labels own = labels_of(labels, batch.n, "labels");
   const Made made(batch);
   const float* const c = matrix(centers, -1, made.deltas.size(1), "centers");
   STD_TORCH_CHECK(centers.size(0) >= 2 && (own.ids || own.classes == centers.size(0)),
                   "centers: expected one row a class, at least two");
-  center_softmax(batch, own, c, centers.size(0), number(scale), number(negative_weight), number(quantization),
-                 made.loss, Call().executor);
-  if (bank) {
-    STD_TORCH_CHECK(bank_labels && written, "bank: expected its labels and marks, too");
-    attraction(batch, own, bank_of(*bank, *bank_labels, *written, batch, own), made.loss, Call().executor);
-  }
+  softmax(batch, own, {c, centers.size(0), given[0], constants[1]}, on_outputs, made.loss, Call().executor);
   return made.result();
 }
 
@@ -241,32 +240,19 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nhl_fast, m) {
   m.def(
       "step_combine(Tensor u, Tensor features, Tensor gram, Tensor values, Tensor deltas, int[] lengths,"
       " float distill_weight, Tensor? fixed_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("step_csq(Tensor u, Tensor centers, Tensor? ids, int[] lengths, float quantization) -> (Tensor, Tensor)");
   m.def(
-      "step_dpn(Tensor u, Tensor centers, Tensor? ids, int[] lengths, float margin, bool ternary)"
+      "step_center(Tensor u, Tensor centers, Tensor? ids, int[] lengths, str function, float[] constants)"
       " -> (Tensor, Tensor)");
   m.def(
-      "step_dsh(Tensor u, Tensor labels, Tensor bank, Tensor bank_labels, Tensor written, int[] lengths,"
-      " float alpha, float margin, bool balance) -> (Tensor, Tensor)");
-  m.def(
-      "step_dhn(Tensor u, Tensor labels, Tensor bank, Tensor bank_labels, Tensor written, int[] lengths,"
-      " float alpha, float reference_bits, bool balance) -> (Tensor, Tensor)");
-  m.def(
-      "step_dbdh(Tensor u, Tensor labels, Tensor bank, Tensor bank_labels, Tensor written, int[] lengths,"
-      " float alpha, float clamp, float reference_bits, bool balance) -> (Tensor, Tensor)");
-  m.def(
-      "step_lcdsh(Tensor u, Tensor labels, int[] lengths, float eta, float clamp, float reference_bits)"
-      " -> (Tensor, Tensor)");
-  m.def(
-      "step_dch(Tensor u, Tensor labels, int[] lengths, float gamma, float quantization, float max_cosine)"
-      " -> (Tensor, Tensor)");
-  m.def(
-      "step_dtsh(Tensor u, Tensor labels, int[] lengths, float margin, float quantization, float low, float high,"
+      "step_pairs(Tensor u, Tensor labels, Tensor? bank_u, Tensor? bank_labels, Tensor? written, int[] lengths,"
+      " str function, float[] constants, str penalty, float penalty_weight, str weigh, str over, float clamp,"
       " float reference_bits) -> (Tensor, Tensor)");
   m.def(
-      "step_center_softmax(Tensor u, Tensor labels, Tensor centers, int[] lengths, float scale,"
-      " float negative_weight, float quantization, float reference_bits, Tensor? bank=None, Tensor? bank_labels=None,"
-      " Tensor? written=None) -> (Tensor, Tensor)");
+      "step_triplets(Tensor u, Tensor labels, int[] lengths, str function, float[] constants, str penalty,"
+      " float penalty_weight, float reference_bits) -> (Tensor, Tensor)");
+  m.def(
+      "step_softmax(Tensor u, Tensor labels, Tensor centers, int[] lengths, str function, float[] constants,"
+      " str penalty, float penalty_weight, float reference_bits) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CPU, m) {
@@ -274,13 +260,8 @@ STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CPU, m) {
   m.impl("step_project", TORCH_BOX(&nhl::step::project_cpu));
   m.impl("step_project_back", TORCH_BOX(&nhl::step::project_back_cpu));
   m.impl("step_combine", TORCH_BOX(&nhl::step::combine_cpu));
-  m.impl("step_csq", TORCH_BOX(&nhl::step::csq_cpu));
-  m.impl("step_dpn", TORCH_BOX(&nhl::step::dpn_cpu));
-  m.impl("step_dsh", TORCH_BOX(&nhl::step::dsh_cpu));
-  m.impl("step_dhn", TORCH_BOX(&nhl::step::dhn_cpu));
-  m.impl("step_dbdh", TORCH_BOX(&nhl::step::dbdh_cpu));
-  m.impl("step_lcdsh", TORCH_BOX(&nhl::step::lcdsh_cpu));
-  m.impl("step_dch", TORCH_BOX(&nhl::step::dch_cpu));
-  m.impl("step_dtsh", TORCH_BOX(&nhl::step::dtsh_cpu));
-  m.impl("step_center_softmax", TORCH_BOX(&nhl::step::center_softmax_cpu));
+  m.impl("step_center", TORCH_BOX(&nhl::step::center_cpu));
+  m.impl("step_pairs", TORCH_BOX(&nhl::step::pairs_cpu));
+  m.impl("step_triplets", TORCH_BOX(&nhl::step::triplets_cpu));
+  m.impl("step_softmax", TORCH_BOX(&nhl::step::softmax_cpu));
 }

@@ -8,6 +8,7 @@
 
 #include <new>
 #include <optional>
+#include <string>
 #include <vector>
 
 namespace nhl {
@@ -23,6 +24,17 @@ inline Tensor empty(const Ints& sizes, ScalarType type) {
   } catch (const std::exception&) {
     throw std::bad_alloc();
   }
+}
+
+// A `str` argument, to be taken exactly once. PyTorch's own conversion to std::string leaks one each time.
+inline std::string text(StringHandle handle) {
+  size_t length = 0;
+  const char* characters = nullptr;
+  TORCH_ERROR_CODE_CHECK(torch_string_length(handle, &length));
+  TORCH_ERROR_CODE_CHECK(torch_string_c_str(handle, &characters));
+  std::string out(characters, length);
+  TORCH_ERROR_CODE_CHECK(torch_delete_string(handle));
+  return out;
 }
 
 template <class T>
