@@ -188,6 +188,8 @@ Pair pairs_cpu(const Tensor& u, const Tensor& labels, const std::optional<Tensor
   term.clamp = number(clamp);
   STD_TORCH_CHECK(clamp > 0, "clamp: expected a number above 0 (infinity for none), got ", clamp);
   const PenaltyTerm on_outputs = penalty_of(penalty_name, penalty_weight, term.function == PairFunction::cauchy);
+  STD_TORCH_CHECK(reference_bits == 0 || geometry_of(term.function) == Geometry::product,
+                  "reference_bits: taken by functions of the inner product, ", name, " is none");
   const Batch batch = batch_of(u, lengths, reference_bits);
   const Labels own = labels_of(labels, batch.n, "labels");
   STD_TORCH_CHECK(bank_u.has_value() == bank_labels.has_value() && bank_u.has_value() >= written.has_value(),

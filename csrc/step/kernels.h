@@ -97,7 +97,7 @@ struct PairArgs {
   const uint8_t* written;  // or null for all
   Similar similar;
   float limit;             // bank values are clamped to +-limit
-  const float* constants;  // of the function
+  float constants[kMostConstants];  // of the function
   const float* factors;    // m: what inner products are multiplied by (product)
   float near, far;         // weights of similar and of other pairs (Counting::kinds)
   double* values;          // m

@@ -12,6 +12,8 @@
 
 namespace nhl::step {
 
+constexpr int kMostConstants = 2;  // of a pair function
+
 enum class PairFunction : int { NHL_PAIR_FUNCTIONS(NHL_ENTRY) kinds };
 constexpr const char* kPairFunctions[] = {NHL_PAIR_FUNCTIONS(NHL_TEXT)};
 

@@ -11,7 +11,7 @@ struct Pair {
 
 struct Constants {
   float half;  // b / 2
-  const float* given;
+  float given[kMostConstants];
   float operator[](int i) const { return given[i]; }
 };
 

@@ -109,10 +109,11 @@ void PairSums::walk(const Unit& unit, float* part, double* sums) const {
     similar.flags = bank.labels.flags;
     similar.classes = bank.labels.classes;
   }
-  task_.kernel.run[static_cast<int>(task_.counting)](
-      layout_, {columns, signs, n, np, own, bank.u, block.chosen, unit.begin, unit.end,
-                block.chosen ? nullptr : bank.written, similar, task_.limit, task_.constants, task_.factors.data(),
-                task_.near, task_.far, sums, part, part + n * layout_.padded_width(), scratch});
+  PairArgs arguments{columns, signs, n, np, own, bank.u, block.chosen, unit.begin, unit.end,
+                     block.chosen ? nullptr : bank.written, similar, task_.limit, {}, task_.factors.data(), task_.near,
+                     task_.far, sums, part, part + n * layout_.padded_width(), scratch};
+  std::copy(task_.constants.begin(), task_.constants.end(), arguments.constants);
+  task_.kernel.run[static_cast<int>(task_.counting)](layout_, arguments);
 }
 
 void PairSums::gather(const std::vector<Unit>& units, const std::vector<Buffer>& partial) {
@@ -179,7 +180,9 @@ void come_back(const Layout& layout, const PairTask& task, const PairSums& sums,
 
 }  // namespace
 
-int constants_of(PairFunction function) { return active_kernels().pairs[static_cast<int>(function)].constants; }
+int constants_of(PairFunction function) { return scalar_kernels().pairs[static_cast<int>(function)].constants; }
+
+Geometry geometry_of(PairFunction function) { return scalar_kernels().pairs[static_cast<int>(function)].geometry; }
 
 void pairs(const Batch& batch, const Labels& labels, const Bank* bank, const PairTerm& term,
            const PenaltyTerm& penalty, const Loss& out, const Executor& executor) {
@@ -205,7 +208,7 @@ void pairs(const Batch& batch, const Labels& labels, const Bank* bank, const Pai
                             : term.weigh == Weigh::no ? Counting::all
                                                       : Counting::kinds;
   PairTask task{active_kernels().pairs[static_cast<int>(term.function)], counting, rows, labels, others,
-                term.constants.data(), {}, shares.near, shares.far, term.clamp};
+                term.constants, {}, shares.near, shares.far, term.clamp};
   for (int64_t k = 0; k < layout.m; ++k)
     task.factors.push_back(static_cast<float>(0.5 * batch.ratio(layout.lengths[k])));
   const PairSums sums(layout, task, executor);

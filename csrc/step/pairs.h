@@ -12,7 +12,7 @@ struct PairTask {
   const Batch& batch;
   const Labels& labels;
   const Bank& bank;
-  const float* constants;
+  const std::vector<float>& constants;
   std::vector<float> factors;  // what inner products of each length are multiplied by (product)
   float near, far;             // weights of similar and of other pairs (Counting::kinds)
   float limit;                 // the bank is clamped to +-limit

@@ -128,8 +128,10 @@ template <class F, Counting kCounting>
 void tile_values(const Layout& layout, const PairArgs& p, int64_t k, int64_t begin, int64_t count,
                  const PairScratch& s) {
   constexpr bool apart = F::geometry == Geometry::distance, unit = F::geometry == Geometry::cosine;
-  const Constants constants{static_cast<float>(layout.lengths[k]) / 2, p.constants};
+  Constants constants{static_cast<float>(layout.lengths[k]) / 2, {}};
+  for (int i = 0; i < kMostConstants; ++i) constants.given[i] = p.constants[i];
   const float factor = p.factors[k];
+  const V near = splat(p.near), far = splat(p.far);
   double total = 0;
   for (int64_t i = 0; i < p.np; i += kLanes) {
     PairSum<F::logs, kCounting> sums;
@@ -150,7 +152,7 @@ void tile_values(const Layout& layout, const PairArgs& p, int64_t k, int64_t beg
       const Found found = F::at(pair, constants);
       add(sums, found, pair.similar);
       V slope = found.slope;
-      if constexpr (kCounting == Counting::kinds) slope *= pair.similar ? splat(p.near) : splat(p.far);
+      if constexpr (kCounting == Counting::kinds) slope *= pair.similar ? near : far;
       if constexpr (kCounting == Counting::similar) slope = only(pair.similar, slope);
       if constexpr (apart) slopes += slope;
       store(to, unit ? slope * theirs : slope);
@@ -223,6 +225,7 @@ void pairs(const Layout& layout, const PairArgs& p) {
 
 template <class F>
 constexpr PairKernel pair_kernel() {
+  static_assert(F::constants <= kMostConstants, "kMostConstants");
   return {F::geometry, F::signs, without<F>(), F::constants,
           {pairs<F, Counting::all>, pairs<F, Counting::kinds>, pairs<F, Counting::similar>}};
 }

@@ -100,6 +100,7 @@ struct PairTerm {
   float clamp = std::numeric_limits<float>::infinity();  // outputs and bank are clamped to +-clamp first
 };
 int constants_of(PairFunction function);
+Geometry geometry_of(PairFunction function);
 
 // The mean over the pairs of the batch and the bank, or of the batch with itself (null), each pair then in both orders;
 // and the penalty.
