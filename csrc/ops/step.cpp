@@ -135,15 +135,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> combine_cpu(const Tensor& u, 
   return {total, distill, weights, dots, du};
 }
 
+template <size_t N>
+std::string joined(const char* const (&names)[N]) {
+  std::string out;
+  for (const char* name : names) out += std::string(out.empty() ? "" : ", ") + name;
+  return out;
+}
+
 // The place of a name in a list of them.
 template <class Enum, size_t N>
 Enum named(const std::string& name, const char* const (&names)[N], const char* argument) {
-  std::string known;
-  for (size_t i = 0; i < N; ++i) {
+  for (size_t i = 0; i < N; ++i)
     if (name == names[i]) return static_cast<Enum>(i);
-    known += std::string(i ? ", " : "") + names[i];
-  }
-  STD_TORCH_CHECK(false, argument, ": expected one of ", known, ", got ", name);
+  STD_TORCH_CHECK(false, argument, ": expected one of ", joined(names), ", got ", name);
 }
 
 std::vector<float> constants_of(const Doubles& given, size_t wanted, const std::string& function) {
@@ -230,6 +234,16 @@ Pair softmax_cpu(const Tensor& u, const Tensor& labels, const Tensor& centers, I
   return made.result();
 }
 
+// What a body has, for checks before it is called.
+std::string functions(StringHandle body) {
+  const std::string name = text(body);
+  if (name == "center") return joined(kCenterFunctions);
+  if (name == "pairs") return joined(kPairFunctions);
+  if (name == "triplets") return joined(kTripletFunctions);
+  STD_TORCH_CHECK(name == "softmax", "body: expected center, pairs, triplets or softmax, got ", name);
+  return joined(kSoftmaxFunctions);
+}
+
 }  // namespace
 }  // namespace nhl::step
 
@@ -242,6 +256,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nhl_fast, m) {
   m.def(
       "step_combine(Tensor u, Tensor features, Tensor gram, Tensor values, Tensor deltas, int[] lengths,"
       " float distill_weight, Tensor? fixed_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("step_functions(str body) -> str");
   m.def(
       "step_center(Tensor u, Tensor centers, Tensor? ids, int[] lengths, str function, float[] constants)"
       " -> (Tensor, Tensor)");
@@ -266,4 +281,8 @@ STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CPU, m) {
   m.impl("step_pairs", TORCH_BOX(&nhl::step::pairs_cpu));
   m.impl("step_triplets", TORCH_BOX(&nhl::step::triplets_cpu));
   m.impl("step_softmax", TORCH_BOX(&nhl::step::softmax_cpu));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CompositeExplicitAutograd, m) {
+  m.impl("step_functions", TORCH_BOX(&nhl::step::functions));
 }
