@@ -20,6 +20,12 @@ def log1p(z):
 
 
 @triton.jit
+def log_of_sum(z, one):
+    """log(1 + z) for z >= 0, `one` being 1 + z rounded: what that lost cancels in the quotient."""
+    return tl.where(one == 1, z, tl.log(one) * (z / tl.where(one == 1, 1.0, one - 1)))
+
+
+@triton.jit
 def log1m(p):
     """log(1 - p) for 0 <= p <= 1/2, accurate also where 1 - p rounds to 1."""
     p = tl.minimum(p, 0.5)
@@ -58,15 +64,17 @@ def bit_sign(x):
 
 
 @triton.jit
-def clamp_unit(x):
-    """x clamped to [-1, 1]; NaN stays."""
-    return tl.where(x > 1, 1.0, tl.where(x < -1, -1.0, x))
+def clamped(x, LIMIT: tl.constexpr):
+    """x clamped to +-LIMIT (inf: as it is); NaN stays."""
+    if LIMIT < float("inf"):
+        x = tl.where(x > LIMIT, LIMIT, tl.where(x < -LIMIT, -LIMIT, x))
+    return x
 
 
 @triton.jit
-def inverse_norm(squares):
-    """1 / norm from the sum of squares; 0 for rows of norm 1e-12 or less, which have no direction."""
-    return tl.where(squares > 1e-24, 1 / tl.sqrt_rn(tl.maximum(squares, 1e-24)), 0.0)
+def inverse_norm(squares, OF_ZERO: tl.constexpr = 0.0):
+    """1 / norm from the sum of squares; OF_ZERO for rows of norm 1e-12 or less, which have no direction."""
+    return tl.where(squares > 1e-24, 1 / tl.sqrt_rn(tl.maximum(squares, 1e-24)), OF_ZERO)
 
 
 @triton.jit
@@ -86,19 +94,20 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def zeros(ROWS: tl.constexpr, COLS: tl.constexpr):
-    return tl.zeros((ROWS, COLS), tl.float32)
+def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.zeros((ROWS, COLUMNS), tl.float32)
 
 
 @triton.jit
-def load_tile(pointer, first, limit, columns, width, ROWS: tl.constexpr, STRIDE: tl.constexpr, CLAMP: tl.constexpr):
+def load_tile(
+    pointer, first, limit, columns, width, ROWS: tl.constexpr, STRIDE: tl.constexpr,
+    CLAMP: tl.constexpr = float("inf"),
+):  # fmt: skip
     """float32 tile, rows first .. first + ROWS (first an int64 scalar) of a contiguous matrix of STRIDE columns.
 
-    0 outside rows < limit and columns < width.
+    0 outside rows < limit and columns < width; clamped to +-CLAMP.
     """
     rows = tl.arange(0, ROWS)  # within the tile: 32-bit arithmetic
     mask = (rows < (limit - first).to(tl.int32))[:, None] & (columns < width)[None, :]
     tile = tl.load(pointer + first * STRIDE + (rows[:, None] * STRIDE + columns[None, :]), mask=mask, other=0.0)
-    if CLAMP:
-        tile = clamp_unit(tile)
-    return tile
+    return clamped(tile, CLAMP)

@@ -12,7 +12,8 @@ import triton.language as tl
 
 from .arithmetic import dot
 from .arrival import arrived_last, counters
-from .center import LOSSES, as_bytes, launch_options, tile_losses
+from .center import CENTER_FUNCTIONS as LOSSES, tile_losses
+from .tiles import as_bytes, launch_options
 from .tiles import PRECISIONS, dot_precision
 
 

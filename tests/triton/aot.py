@@ -6,7 +6,7 @@ Run it in a process without TRITON_INTERPRET. It prints one line a kernel: regis
 spills, tensor-core instructions, float multiply-adds, and how many loads from global memory are 16 bytes wide.
 
 As in a launch, pointers are taken to be divisible by 16, and so are integers that a variant's signature writes
-"i32:16". --ones compiles what a launch does where every integer is 1, which Triton makes a constant.
+"i32:16"; "1" is an integer that is 1. --ones compiles what a launch does where every integer is 1, which Triton makes a constant.
 """
 
 from __future__ import annotations
@@ -52,18 +52,26 @@ def _cuobjdump() -> str:
 
 def specialized(function, signature, constants, ones: bool):
     """(signature, constants, attributes) as a launch gives them; `ones`: all integers are 1."""
-    types, constants, attributes = {}, dict(constants), {}
+    types, found, attributes = {}, {}, {}
     general = {parameter.name for parameter in function.params if parameter.do_not_specialize}
-    for place, name in enumerate(function.arg_names):
-        kind, _, divisor = signature.get(name, "constexpr").partition(":")
+
+    def typed(kind, path, name):
+        if isinstance(kind, tuple):
+            return tuple(typed(part, (*path, at), name) for at, part in enumerate(kind))
+        kind, _, divisor = kind.partition(":")
         if name in general and divisor:
             raise ValueError(f"{name}: a launch does not look at its value, the signature says {signature[name]!r}")
-        if ones and kind == "i32" and name not in general:
-            kind, constants[name] = "constexpr", 1
+        if kind == "1" or (ones and kind == "i32" and name not in general):
+            kind, found[path] = "constexpr", 1
         elif divisor or kind.startswith("*"):
-            attributes[(place,)] = [["tt.divisibility", 16]]
-        types[name] = kind
-    return types, constants, attributes
+            attributes[path] = [["tt.divisibility", 16]]
+        return kind
+
+    for place, name in enumerate(function.arg_names):
+        types[name] = typed(signature.get(name, "constexpr"), (place,), name)
+        if name in constants:
+            found[(place,)] = constants[name]
+    return types, found, attributes
 
 
 def measure(name, function, signature, constants, options, arch: int, ones: bool = False) -> dict:

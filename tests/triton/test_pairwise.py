@@ -271,31 +271,69 @@ def arguments(device, add=False):
     u, others = torch.randn(5, 24, device=device), torch.randn(9, 24, device=device)
     labels, other_labels = torch.arange(5, device=device) % 3, torch.arange(9, device=device) % 3
     written = torch.arange(9, device=device) != 4
-    given = (u, others, labels, other_labels, written, [8, 24], "dsh", 2.0, 0.0, 0.1)
+    given = (u, labels, others, other_labels, written, [8, 24], "contrastive", [2.0], "absolute", 0.1)
     return (torch.zeros(2, device=device), torch.zeros(5, 32, device=device), *given) if add else given
 
 
 def test_opcheck(device):
     torch.library.opcheck(pairs.pairwise, arguments(device))
     torch.library.opcheck(pairs.add_pairwise, arguments(device, add=True))
-    *given, _, c0, c1, penalty = arguments(device)
-    torch.library.opcheck(pairs.pairwise, (*given, "dhn", c0, c1, penalty, 16.0, True))
+    u, labels = arguments(device)[:2]
+    options = ([8, 24], "likelihood", [], "balance", 0.1, 16.0, 1.0, "halves")
+    torch.library.opcheck(pairs.pairwise, (u, labels, None, None, None, *options))
 
 
 @pytest.mark.parametrize(
-    ("kind", "reference", "balance", "message"),
+    ("function", "options", "message"),
     [
-        ("dhn", -1.0, False, "at least 0"),
-        ("dhn", float("nan"), False, "at least 0"),
-        ("dhn", float("inf"), False, "finite"),
-        ("dsh", 16.0, False, "reference: dsh takes none"),
-        ("lcdsh", 0.0, True, "not of lcdsh"),
+        ("likelihood", {"reference": -1.0}, "at least 0"),
+        ("likelihood", {"reference": float("nan")}, "at least 0"),
+        ("likelihood", {"reference": float("inf")}, "finite"),
+        ("contrastive", {"reference": 16.0}, "reference: contrastive takes none"),
+        ("cauchy", {"reference": 16.0}, "reference: cauchy takes none"),
+        ("hinge", {}, "function: expected one of contrastive, .*, got 'hinge'"),
+        ("likelihood", {"penalty": "huber"}, "penalty: expected one of none, absolute"),
+        ("likelihood", {"weigh": "some"}, "weigh: expected one of no, rarity, halves, got 'some'"),
+        ("likelihood", {"over": "all"}, "over: expected one of pairs, similar, got 'all'"),
+        ("likelihood", {"clamp": -1.0}, "clamp: expected a number above 0"),
+        ("likelihood", {"constants": [1.0, 2.0, 3.0]}, "constants: .* at most 2, got 3"),
     ],
 )
-def test_bad_options_are_refused(kind, reference, balance, message, device):
-    *given, _, c0, c1, penalty = arguments(device)
+def test_bad_options_are_refused(function, options, message, device):
+    given, constants = arguments(device)[:6], options.pop("constants", [])
     with pytest.raises(ValueError, match=message):
-        pairs.pairwise(*given, kind, c0, c1, penalty, reference, balance)
+        pairs.pairwise(*given, function, constants, **options)
+
+
+@pytest.mark.parametrize("weigh", ["no", "rarity", "halves"])
+@pytest.mark.parametrize("over", ["pairs", "similar"])
+@pytest.mark.parametrize("bank", [True, False])
+@pytest.mark.parametrize("function", ["contrastive", "attraction"])
+def test_every_option_serves_every_function(function, bank, over, weigh, device):
+    """Clamped outputs, weighed pairs, either mean, the bank or the batch: in float64, from the definitions."""
+    u, labels, others, other_labels, written = arguments(device)[:5]
+    given = (others, other_labels, written) if bank else (None, None, None)
+    found = pairs.pairwise(u, labels, *given, [8, 24], function, [0.7], "square", 0.1, 0.0, 0.9, weigh, over)
+    x = u.double().requires_grad_()
+    similar = labels[:, None] == (other_labels if bank else labels)[None]
+    inside = (written if bank else torch.ones(5, dtype=torch.bool, device=device))[None].expand_as(similar)
+    number, alike = inside.sum().double(), (inside & similar).sum().double()
+    share = {"no": 0, "rarity": 1, "halves": 0.5}[weigh] * number
+    weights = torch.where(similar, share / alike, share / (number - alike)) if weigh != "no" else 1
+    for k, b in enumerate((8, 24)):
+        row = x.clamp(-0.9, 0.9)[:, :b]
+        column = others.double().clamp(-0.9, 0.9)[:, :b] if bank else row
+        if function == "contrastive":
+            distance = (row[:, None] - column[None]).square().sum(2)
+            loss = torch.where(similar, distance, (0.7 * b - distance).clamp(min=0)) / 2
+        else:
+            cosine = torch.nn.functional.normalize(row) @ torch.nn.functional.normalize(column).T
+            loss = similar * torch.nn.functional.softplus((1 - cosine) / 2)
+        value = (weights * loss * inside).sum() / (alike if over == "similar" else number)
+        value = value + 0.1 * (row.abs() - 1).square().mean()
+        (slope,) = torch.autograd.grad(value, x)
+        torch.testing.assert_close(found[0][k].double(), value.detach(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(found[1].split([8, 24], 1)[k].double(), slope[:, :b], rtol=1e-4, atol=1e-7)
 
 
 def test_adding_equals_computing(device):
@@ -339,7 +377,7 @@ def test_more_lengths_than_the_kernels_take_are_refused(device):
     u = torch.randn(2, 1025, device=device)
     labels = torch.zeros(2, dtype=torch.long, device=device)
     with pytest.raises(ValueError, match="1024 bits"):
-        pairs.pairwise(u, u, labels, labels, None, [8, 1025], "dhn", 0.0, 0.0, 0.1)
+        pairs.pairwise(u, labels, None, None, None, [8, 1025], "likelihood", [])
 
 
 class TestJobs:
@@ -348,7 +386,7 @@ class TestJobs:
     def test_every_gradient_column_belongs_to_one_job(self, lengths, width):
         owned, starts = [], []
         jobs = tiles.jobs(lengths, width)
-        for k, first, padded, offset in zip(*[iter(jobs)] * 4):
+        for k, first, padded, offset in jobs:
             assert offset == sum(lengths[:k])
             assert 16 <= padded <= width
             assert padded & (padded - 1) == 0

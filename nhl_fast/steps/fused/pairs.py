@@ -17,37 +17,38 @@ from .operators import direct, operator
 from .registry import check_form, fuses, outputs, prepare_labels
 
 PROBLEM = (
-    "Tensor u, Tensor others, Tensor labels, Tensor other_labels, Tensor? written, int[] code_lengths, str kind, "
-    "float c0, float c1, float penalty, float reference=0.0, bool balance=False"
+    "Tensor u, Tensor labels, Tensor? others, Tensor? other_labels, Tensor? written, int[] code_lengths, "
+    "str function, float[] constants, str penalty='none', float penalty_weight=0.0, float reference=0.0, "
+    "float? clamp=None, str weigh='no', str over='pairs'"
 )
 
 
 def _launch(
-    values, deltas, add, u, others, labels, other_labels, written, code_lengths, kind, c0, c1, penalty,
-    reference=0.0, balance=False,
+    values, deltas, add, u, labels, others, other_labels, written, code_lengths, function, constants, penalty="none",
+    penalty_weight=0.0, reference=0.0, clamp=None, weigh="no", over="pairs",
 ):  # fmt: skip
+    bank = None if others is None else (others.contiguous(), other_labels, written)
     with torch.cuda.device_of(u):
         kernels.launch(
-            kind, u.contiguous(), others.contiguous(), labels, other_labels, written, code_lengths, c0, c1, penalty,
-            values, deltas, reference=reference, balance=balance, add=add,
+            function, u.contiguous(), labels, code_lengths, constants, values, deltas, bank=bank,
+            penalty=(penalty, penalty_weight), reference=reference, clamp=math.inf if clamp is None else clamp, weigh=weigh, over=over, add=add,
         )  # fmt: skip
 
 
 @operator("nhl_fast::pairwise", mutates_args=(), schema=f"({PROBLEM}) -> (Tensor, Tensor)")
-def pairwise(u, others, labels, other_labels, written, code_lengths, *loss):
-    """(values (m,), deltas (N, T)) of the pairwise loss `kind` (see `kernels.pair_losses`) plus its penalty.
+def pairwise(u, labels, others, other_labels, written, code_lengths, *loss):
+    """(values (m,), deltas (N, T)) of a pairwise loss plus its penalty, see `kernels.pairs.launch`.
 
-    u (N, L) and others (M, L) float32; labels and other_labels ids or multi-hot rows; written (M,) bool, rows that
-    count, or None for all; c0 and c1 are the loss's constants, penalty the weight of its penalty; reference and
-    balance are the options `reference_bits` (0: none) and `balance`.
+    u (N, L) and others (M, L) float32, or None: the pairs of the batch itself; labels and other_labels ids or multi-hot
+    rows; written (M,) bool, rows that count, or None for all.
     """
     found = outputs(u, code_lengths)
-    _launch(*found, False, u, others, labels, other_labels, written, code_lengths, *loss)
+    _launch(*found, False, u, labels, others, other_labels, written, code_lengths, *loss)
     return found
 
 
 @pairwise.register_fake
-def _(u, others, labels, other_labels, written, code_lengths, *loss):
+def _(u, labels, others, other_labels, written, code_lengths, *loss):
     return outputs(u, code_lengths)
 
 
@@ -78,7 +79,7 @@ def store_rows(
 ) -> None:
     """Write u (N, L) and labels into the rows `index` (N,) of a bank; each row is written at most once."""
     with torch.cuda.device_of(u):
-        bank_kernels.store(u.contiguous(), labels, index, bank_u, bank_labels, written, num_classes)
+        bank_kernels.launch(u.contiguous(), labels, index, bank_u, bank_labels, written, num_classes)
     for tensor in (bank_u, bank_labels, written):
         if not tensor.is_inference():
             torch.autograd.graph.increment_version(tensor)
@@ -113,42 +114,42 @@ def refuses(loss, rows, labels):
     return f"the bank is {loss.bank.u.dtype}, the kernels take float32"
 
 
-def _bank(loss, u, labels, kind, c0, penalty):
+def _bank(loss, u, labels, function, constants, penalty, clamp=math.inf):
     bank = loss.bank
     return direct(pairwise)(
-        u, bank.u, labels, bank.labels, bank.written, list(loss.code_lengths), kind, c0, 0.0, penalty,
-        float(loss.reference_bits or 0), loss.balance,
+        u, labels, bank.u, bank.labels, bank.written, list(loss.code_lengths), function, constants, penalty,
+        float(loss.alpha), float(loss.reference_bits or 0), clamp, "halves" if loss.balance else "no",
     )  # fmt: skip
 
 
 @fuses(DSH, prepare=prepare, refuses=refuses)
 def fused_dsh(loss, u, labels):
-    return _bank(loss, u, labels, "dsh", float(loss.margin), float(loss.alpha))
+    return _bank(loss, u, labels, "contrastive", [float(loss.margin)], "absolute")
 
 
 @fuses(DHN, prepare=prepare, refuses=refuses)
 def fused_dhn(loss, u, labels):
-    return _bank(loss, u, labels, "dhn", 0.0, float(loss.alpha))
+    return _bank(loss, u, labels, "likelihood", [], "log_cosh")
 
 
 @fuses(DBDH, prepare=prepare, refuses=refuses)
 def fused_dbdh(loss, u, labels):
-    return _bank(loss, u, labels, "dbdh" if loss.clamp else "dbdh_unclamped", 0.0, float(loss.alpha))
-
-
-def _batch(loss, u, labels, kind, c0, c1, penalty):
-    return direct(pairwise)(
-        u, u, labels, labels, None, list(loss.code_lengths), kind, float(c0), float(c1), float(penalty),
-        float(loss.reference_bits or 0),
-    )  # fmt: skip
+    return _bank(loss, u, labels, "likelihood", [], "balance", 1.0 if loss.clamp else math.inf)
 
 
 @fuses(LCDSH, prepare=prepare_labels)
 def fused_lcdsh(loss, u, labels):
-    return _batch(loss, u, labels, "lcdsh", loss.eta, 50.0 if loss.clamp else math.inf, 0.0)
+    constants = [float(loss.eta), 50.0 if loss.clamp else math.inf]
+    return direct(pairwise)(
+        u, labels, None, None, None, list(loss.code_lengths), "locality", constants, "none", 0.0,
+        float(loss.reference_bits or 0),
+    )  # fmt: skip
 
 
 @fuses(DCH, prepare=prepare_labels)
 def fused_dch(loss, u, labels):
-    cap = math.inf if loss.max_cosine is None else loss.max_cosine
-    return _batch(loss, u, labels, "dch", loss.gamma, cap, loss.quantization)
+    constants = [float(loss.gamma), math.inf if loss.max_cosine is None else float(loss.max_cosine)]
+    return direct(pairwise)(
+        u, labels, None, None, None, list(loss.code_lengths), "cauchy", constants, "cauchy",
+        float(loss.quantization), 0.0, math.inf, "rarity",
+    )  # fmt: skip

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from nhl_fast.kernels import softmax as kernels
@@ -65,8 +67,9 @@ def fused_mdsh(loss, u, labels):
     if loss.pair_term_active:
         bank, lengths = loss.bank, list(loss.code_lengths)
         direct(add_pairwise)(
-            values, deltas, u, bank.u, labels, bank.labels, bank.written, lengths, "mdsh_pairs", 0.0, 0.0, 0.0
-        )
+            values, deltas, u, labels, bank.u, bank.labels, bank.written, lengths, "attraction", [], "none", 0.0, 0.0,
+            math.inf, "no", "similar",
+        )  # fmt: skip
     return values, deltas
 
 
