@@ -66,7 +66,7 @@ def bit_sign(x):
 @triton.jit
 def clamped(x, LIMIT: tl.constexpr):
     """x clamped to +-LIMIT (inf: as it is); NaN stays."""
-    if LIMIT < float("inf"):
+    if LIMIT < float("inf"):  # noqa: SIM300
         x = tl.where(x > LIMIT, LIMIT, tl.where(x < -LIMIT, -LIMIT, x))
     return x
 
@@ -91,6 +91,30 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
         return tl.dot(rounded_to_tf32(a), rounded_to_tf32(b), acc, input_precision="tf32")
     else:
         return tl.dot(a, b, acc, input_precision=PRECISION)
+
+
+@triton.jit
+def multiply(a, b, acc, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
+    """acc + a @ b for float32 tiles.
+
+    "half": the features came in half precision, which tf32 holds exactly; the float32 operand named by SPLIT ("a",
+    "b", "both" or "none") is taken as the sum of two tf32 numbers, so that nothing is rounded to half precision.
+    """
+    if PRECISION == "half":
+        if SPLIT == "a":
+            high = (a.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+            acc = tl.dot(high, b, acc, input_precision="tf32")
+            return tl.dot(a - high, b, acc, input_precision="tf32")
+        elif SPLIT == "b":
+            high = (b.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+            acc = tl.dot(a, high, acc, input_precision="tf32")
+            return tl.dot(a, b - high, acc, input_precision="tf32")
+        elif SPLIT == "both":
+            return tl.dot(a, b, acc, input_precision="tf32x3")
+        else:
+            return tl.dot(a, b, acc, input_precision="tf32")
+    else:
+        return dot(a, b, acc, PRECISION)
 
 
 @triton.jit

@@ -52,7 +52,7 @@ def launch(u, labels, index, bank_u, bank_labels, written, num_classes: int) -> 
     store_kernel[(CONFIG.row_tiles(u.shape[0]),)](
         u, tiles.as_bytes(labels.contiguous()), index.contiguous(), bank_u, tiles.as_bytes(bank_labels),
         tiles.as_bytes(written), u.shape[0], u.shape[1], num_classes, bank_u.shape[0], IDS=labels.ndim == 1,
-        BANK_IDS=bank_labels.ndim == 1, ROWS=CONFIG.rows, COLUMNS=CONFIG.columns, **CONFIG.options(),
+        BANK_IDS=bank_labels.ndim == 1, ROWS=CONFIG.rows, COLUMNS=CONFIG.columns, **CONFIG.options(spend=False),
         **tiles.launch_options(u.device.type),
     )  # fmt: skip
 
@@ -67,6 +67,6 @@ def variants():
         }  # fmt: skip
         ids = form == "ids"
         constants = {"IDS": ids, "BANK_IDS": ids, "ROWS": CONFIG.rows, "COLUMNS": CONFIG.columns}
-        options = {**CONFIG.options(), **tiles.launch_options("cuda")}
+        options = {**CONFIG.options(spend=False), **tiles.launch_options("cuda")}
         made.append((f"store/{form}", store_kernel, signature, constants, options))
     return made

@@ -1,7 +1,7 @@
 """Point-wise centre losses: every length's loss and gradient of one tile of outputs, in one pass over it.
 
-A program owns a tile of outputs at all lengths. One launch, or none: the projection takes `tile_losses` of a tile that it
-has finished. Bytes: outputs and labels once, deltas once.
+A program owns a tile of outputs at all lengths. One launch, or none: the projection takes `tile_losses` of a tile
+that it has finished. Bytes: outputs and labels once, deltas once.
 """
 
 from functools import cache
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import tiles
-from .arithmetic import log_of_sum, sign
+from .arithmetic import log_of_sum, sign, zeros
 
 
 @triton.jit
@@ -71,7 +71,7 @@ def config(num_rows: int, longest: int) -> tiles.Tiles:
 def _multi_hot_centers(target, rows, columns, inside, offset, num_rows, SHAPE: tl.constexpr):
     """Sign of the sum of each row's class centres; the tie centre where it is 0."""
     labels, label_strides, centers, ties, num_classes = target
-    total = tl.zeros((SHAPE.tiles.rows, SHAPE.tiles.columns), tl.float32)
+    total = zeros(SHAPE.tiles.rows, SHAPE.tiles.columns)
     for start in range(0, num_classes, SHAPE.tiles.depth):
         classes = start + tl.arange(0, SHAPE.tiles.depth)
         known = classes < num_classes
@@ -121,7 +121,7 @@ def tile_losses(
         inside = columns < SHAPE.lengths[k]
         mask = here[:, None] & inside[None, :]
         if SHAPE.multi:
-            center = tl.zeros((SHAPE.tiles.rows, SHAPE.tiles.columns), tl.float32)
+            center = zeros(SHAPE.tiles.rows, SHAPE.tiles.columns)
             if first_column < SHAPE.lengths[k]:
                 center = _multi_hot_centers(target, rows, columns, inside, offset, num_rows, SHAPE)
         else:
@@ -164,20 +164,42 @@ def num_programs(num_rows: int, longest: int) -> int:
     return tile.row_tiles(num_rows) * -(-longest // tile.columns)
 
 
-def strides(labels: torch.Tensor) -> tuple[int, int]:
-    return (labels.stride(0), labels.stride(1) if labels.ndim == 2 else 1)
+class Loss(NamedTuple):
+    """A loss of the outputs, and where its values and deltas go.
 
-
-def launch(function: str, u, labels, centers, ties, lengths, constants, values, deltas) -> None:
-    """Fill values (num_programs, m), whose sum over the rows is the losses, and deltas (N, T).
-
-    u (N, L) contiguous; labels int64 ids or multi-hot rows, centers (C, T) contiguous, ties (T,); constants: one number.
+    Attributes:
+        function: one of `CENTER_FUNCTIONS`; constants: one number.
+        labels: int64 ids or multi-hot rows.
+        centers, ties: (C, T) contiguous and (T,) of +-1.
+        values: (programs, m), whose sum over the rows is the losses. deltas: (N, T).
     """
-    (n, longest), labels = u.shape, tiles.as_bytes(labels)
+
+    function: str
+    constants: tuple[float, ...]
+    labels: torch.Tensor
+    centers: torch.Tensor
+    ties: torch.Tensor
+    lengths: tuple[int, ...]
+    values: torch.Tensor
+    deltas: torch.Tensor
+
+    def strides(self) -> tuple[int, int]:
+        """Of the labels."""
+        return self.labels.stride() if self.labels.ndim == 2 else (self.labels.stride(0), 1)
+
+    def constexprs(self, tile) -> tuple:
+        """FUNCTION and the shape, taken of such tiles."""
+        return CENTER_FUNCTIONS[self.function], shape(tuple(self.lengths), tile, self.labels.ndim == 2)
+
+
+def launch(u: torch.Tensor, loss: Loss) -> None:
+    """Fill what `loss` says, values for `num_programs`; u (N, L) contiguous."""
+    n, longest = u.shape
     tile = config(n, longest)
+    function, fixed = loss.constexprs(tile)
     center_kernel[(tile.row_tiles(n), triton.cdiv(longest, tile.columns))](
-        u, labels, centers, ties, values, deltas, n, centers.shape[0], strides(labels), tuple(constants),
-        FUNCTION=CENTER_FUNCTIONS[function], SHAPE=shape(tuple(lengths), tile, labels.ndim == 2), **tile.options(),
+        u, tiles.as_bytes(loss.labels), loss.centers, loss.ties, loss.values, loss.deltas, n, loss.centers.shape[0],
+        loss.strides(), tuple(loss.constants), FUNCTION=function, SHAPE=fixed, **tile.options(),
         **tiles.launch_options(u.device.type),
     )  # fmt: skip
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from . import tiles
-from .arithmetic import dot, load_tile
+from .arithmetic import dot, load_tile, zeros
 
 NORMS = tiles.Tiles(rows=16, columns=64, bits=32, warps=8)
 GRADIENT = tiles.Tiles(rows=16, columns=32, bits=32, width=64, warps=4)
@@ -52,18 +52,19 @@ def _gram_pair(u, first_row, first_column, num_rows, K: tl.constexpr, SHAPE: tl.
     L: tl.constexpr = SHAPE.lengths[-1]
     B: tl.constexpr = SHAPE.lengths[K]
     NEXT: tl.constexpr = SHAPE.lengths[K + 1]
+    PRECISION: tl.constexpr = SHAPE.precision
     short = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, B, BITS):
         bits = start + tl.arange(0, BITS)
         x = load_tile(u, first_row, num_rows, bits, B, ROWS, L)
         y = load_tile(u, first_column, num_rows, bits, B, COLUMNS, L)
-        short = dot(x, tl.trans(y), short, SHAPE.precision)
+        short = dot(x, tl.trans(y), short, PRECISION)
     long = short
     for start in range(B, NEXT, BITS):
         bits = start + tl.arange(0, BITS)
         x = load_tile(u, first_row, num_rows, bits, NEXT, ROWS, L)
         y = load_tile(u, first_column, num_rows, bits, NEXT, COLUMNS, L)
-        long = dot(x, tl.trans(y), long, SHAPE.precision)
+        long = dot(x, tl.trans(y), long, PRECISION)
     return short, long
 
 
@@ -115,7 +116,9 @@ def statistics_kernel(u, norms, alongs, partial, num_rows, SHAPE: tl.constexpr):
 
 
 @triton.jit
-def _gradient(u, norms, alongs, deltas, num_rows, weight, JOB: tl.constexpr, SHAPE: tl.constexpr):
+def _gradient(u, norms, alongs, deltas, num_rows, weight, J: tl.constexpr, SHAPE: tl.constexpr):
+    JOB: tl.constexpr = SHAPE.jobs[J]
+    PRECISION: tl.constexpr = SHAPE.precision
     COLUMNS: tl.constexpr = SHAPE.tiles.columns
     ROWS: tl.constexpr = SHAPE.tiles.rows
     K: tl.constexpr = JOB.k
@@ -131,7 +134,7 @@ def _gradient(u, norms, alongs, deltas, num_rows, weight, JOB: tl.constexpr, SHA
     own_inverse = _inverse(own_norm)
     own_next = _inverse(tl.load(norms + rows * M + K + 1, mask=rows < num_rows, other=0.0))
     own_scale = tl.where(own_norm > EPSILON, own_inverse, 0.0)
-    found = tl.zeros((ROWS, JOB.width), tl.float32)
+    found = zeros(ROWS, JOB.width)
     for start in range(0, num_rows, COLUMNS):
         columns = tile * 0 + start + tl.arange(0, COLUMNS)
         norm = tl.load(norms + columns * M + K, mask=columns < num_rows, other=0.0)
@@ -145,7 +148,7 @@ def _gradient(u, norms, alongs, deltas, num_rows, weight, JOB: tl.constexpr, SHA
         unit = short * inverse[None, :]
         slope += (unit - long * following[None, :] - unit * along[None, :]) * scale[None, :]
         y = load_tile(u, tile * 0 + start, num_rows, bits, B, COLUMNS, L)
-        found = dot(slope, y, found, SHAPE.precision)
+        found = dot(slope, y, found, PRECISION)
     size = num_rows * 1.0
     place = rows[:, None] * SHAPE.total + JOB.offset + bits[None, :]
     mask = (rows[:, None] < num_rows) & (bits[None, :] < B)
@@ -160,11 +163,11 @@ def gradient_kernel(
     """Grid (row tiles, jobs): deltas += weight * dD/du; the first program adds up the values."""
     for j in tl.static_range(len(SHAPE.jobs)):
         if tl.program_id(1) == j:
-            _gradient(u, norms, alongs, deltas, num_rows, weight, SHAPE.jobs[j], SHAPE)
+            _gradient(u, norms, alongs, deltas, num_rows, weight, j, SHAPE)
     if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
         M: tl.constexpr = len(SHAPE.lengths)
         slots = tl.arange(0, SHAPE.slots)
-        total = tl.zeros((SHAPE.slots,), tl.float32)
+        total = slots * 0.0
         for start in range(0, row_tiles, 32):
             at = start + tl.arange(0, 32)
             mask = (at[:, None] < row_tiles) & (slots[None, :] < M - 1)

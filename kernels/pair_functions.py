@@ -7,8 +7,8 @@
     coded     <sign u_i, sign U_j>, where the function asks for it (`signs`), scaled like a product.
     similar   S_ij; b the code length as a float; c0, c1 the loss's constants.
 
-All else belongs to the body (`pairs`): the geometry and its gradient, clamping, weights of pairs, the mean, penalties.
-A new pairwise loss is one such function and a line in `PAIR_FUNCTIONS`.
+All else belongs to the body (`pairs`): the geometry and its gradient, clamping, weights of pairs, the mean,
+penalties. A new pairwise loss is one such function and a line in `PAIR_FUNCTIONS`.
 """
 
 from typing import Any, NamedTuple

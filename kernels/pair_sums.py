@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import penalties, tiles
-from .arithmetic import clamped
+from .arithmetic import clamped, zeros
 
 CONFIG = tiles.Tiles(rows=16, columns=64)
 PARTS = tl.constexpr(8)  # loaded at once
@@ -40,7 +40,7 @@ def _sums(values, count, SHAPE: tl.constexpr):
     """Sums over the rows of values (count, m), in slots."""
     M: tl.constexpr = len(SHAPE.lengths)
     slots = tl.arange(0, SHAPE.slots)
-    found = tl.zeros((SHAPE.slots,), tl.float32)
+    found = slots * 0.0
     for start in range(0, count, 128):
         at = start + tl.arange(0, 128)
         inside = (at[:, None] < count) & (slots[None, :] < M)
@@ -51,7 +51,7 @@ def _sums(values, count, SHAPE: tl.constexpr):
 @triton.jit
 def _sum_parts(gradients, at, mask, num_rows, num_parts, SHAPE: tl.constexpr):
     """A tile of gradients (parts, N, T), its parts added up."""
-    found = tl.zeros(at.shape, tl.float32)
+    found = zeros(SHAPE.tiles.rows, SHAPE.tiles.columns)
     stride = tl.cast(num_rows, tl.int64) * SHAPE.total
     for first in range(0, num_parts, PARTS):
         part = first + tl.arange(0, PARTS)
@@ -72,6 +72,7 @@ def finish_kernel(
     """
     ROWS: tl.constexpr = SHAPE.tiles.rows
     COLUMNS: tl.constexpr = SHAPE.tiles.columns
+    PENALTY: tl.constexpr = SHAPE.penalty
     M: tl.constexpr = len(SHAPE.lengths)
     L: tl.constexpr = SHAPE.lengths[-1]
     tile = tl.program_id(0).to(tl.int64)
@@ -97,15 +98,15 @@ def finish_kernel(
     mask = (rows[:, None] < num_rows) & (places[None, :] < SHAPE.total)
     at = rows[:, None] * SHAPE.total + places[None, :]
     found = scale * _sum_parts(gradients, at, mask, num_rows, num_parts, SHAPE)
-    if SHAPE.penalty != "none" or SHAPE.clamp < float("inf"):
+    if PENALTY != "none" or SHAPE.clamp < float("inf"):
         x = tl.load(u + rows[:, None] * L + (places - first)[None, :], mask=mask, other=0.0)
         passes = tl.abs(x) <= SHAPE.clamp
         x = clamped(x, SHAPE.clamp)
-        if SHAPE.penalty != "none":
+        if PENALTY != "none":
             row = 2 * (rows[:, None] * M + k[None, :])
             sums = tl.load(statistics + row, mask=mask, other=0.0)
             squares = tl.load(statistics + row + 1, mask=mask, other=0.0)
-            found += spread * penalties.slope(x, sums, squares, b[None, :].to(tl.float32), c, SHAPE.penalty)
+            found += spread * penalties.slope(x, sums, squares, b[None, :].to(tl.float32), c, PENALTY)
         if SHAPE.clamp < float("inf"):
             found = tl.where(passes, found, 0.0)
     if SHAPE.add:
@@ -115,7 +116,7 @@ def finish_kernel(
     if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
         slots = tl.arange(0, SHAPE.slots)
         loss = scale * _sums(values, programs, SHAPE)
-        if SHAPE.penalty != "none":
+        if PENALTY != "none":
             loss += spread * _sums(values + programs.to(tl.int64) * M, row_tiles, SHAPE)
         if SHAPE.add:
             loss += tl.load(out_values + slots, mask=slots < M, other=0.0)

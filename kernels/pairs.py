@@ -6,9 +6,9 @@ A program owns a tile of rows at one length (or a slice of a long one's gradient
 rows x columns leaves the program.
 
 Launches: the pairs (grid: row tiles, parts of the columns, jobs), then the sum of the parts in a fixed order, with
-the penalty (`pair_sums`); before them the count of similar pairs where pairs are weighed, and the packing of multi-hot
-labels. Multiply-adds per pair: the length of every job for the inner products, its columns for the gradient (632 in
-all for 8 to 128 bits). Bytes: the bank once a row tile and job, from L2.
+the penalty (`pair_sums`); before them the count of similar pairs where pairs are weighed, and the packing of
+multi-hot labels. Multiply-adds per pair: the length of every job for the inner products, its columns for the gradient
+(632 in all for 8 to 128 bits). Bytes: the bank once a row tile and job, from L2.
 """
 
 import math
@@ -77,6 +77,7 @@ def _products(
     ROWS: tl.constexpr = SHAPE.tiles.rows
     COLUMNS: tl.constexpr = SHAPE.tiles.columns
     BITS: tl.constexpr = SHAPE.tiles.bits
+    PRECISION: tl.constexpr = SHAPE.precision
     inner = zeros(ROWS, COLUMNS)
     coded = zeros(ROWS, COLUMNS)
     squares = zeros(COLUMNS, BITS)
@@ -84,14 +85,14 @@ def _products(
         bits = start + tl.arange(0, BITS)
         x = load_tile(u, first_row, num_rows, bits, B, ROWS, L, SHAPE.clamp)
         y = load_tile(others, first_column, num_columns, bits, B, COLUMNS, L, SHAPE.clamp)
-        inner = dot(x, tl.trans(y), inner, SHAPE.precision)
+        inner = dot(x, tl.trans(y), inner, PRECISION)
         if SHAPE.geometry != "product":
             squares += y * y
         if SHAPE.signs:
             x = tl.where(bits[None, :] < B, bit_sign(x), 0.0)
             y = tl.where(bits[None, :] < B, bit_sign(y), 0.0)
             # Of +-1 and 0 one product in tf32 is exact.
-            coded = tl.dot(x, tl.trans(y), coded, input_precision="ieee" if SHAPE.precision == "ieee" else "tf32")
+            coded = tl.dot(x, tl.trans(y), coded, input_precision="ieee" if PRECISION == "ieee" else "tf32")
     return inner, coded, tl.sum(squares, axis=1)
 
 
@@ -143,10 +144,13 @@ def _gradient(found, kept, x, own, ratio, SHAPE: tl.constexpr):
 @triton.jit
 def _job(
     u, others, labels, out, weights, num_rows, num_columns, words, tiles_per_part, reference, c,
-    FUNCTION: tl.constexpr, JOB: tl.constexpr, SHAPE: tl.constexpr,
+    FUNCTION: tl.constexpr, J: tl.constexpr, SHAPE: tl.constexpr,
 ):  # fmt: skip
     row_labels, column_labels, written = labels
     gradients, values, counts, statistics = out
+    JOB: tl.constexpr = SHAPE.jobs[J]
+    PENALTY: tl.constexpr = SHAPE.penalty
+    PRECISION: tl.constexpr = SHAPE.precision
     ROWS: tl.constexpr = SHAPE.tiles.rows
     COLUMNS: tl.constexpr = SHAPE.tiles.columns
     BITS: tl.constexpr = SHAPE.tiles.bits
@@ -197,7 +201,7 @@ def _job(
             kept += slope * x
             slope *= theirs[None, :]
         y = load_tile(others, tile * 0 + start, num_columns, bits, B, COLUMNS, L, SHAPE.clamp)
-        found = dot(slope, y, found, SHAPE.precision)
+        found = dot(slope, y, found, PRECISION)
     place = tile * tl.num_programs(1) + part
     if JOB.k == 0 and JOB.first == 0:
         tl.store(counts + place, tl.sum(count.to(tl.int64)))
@@ -207,12 +211,10 @@ def _job(
     tl.store(gradients + at, found, mask=(rows[:, None] < num_rows) & (bits[None, :] < B))
     if JOB.first == 0:
         tl.store(values + place * M + JOB.k, tl.sum(value))
-        if SHAPE.penalty != "none":  # noqa: SIM102 (one is for the compiler, one for the device)
+        if PENALTY != "none":  # noqa: SIM102 (one is for the compiler, one for the device)
             if part == 0:
-                total, squares = penalties.row_sums(
-                    u, first_row, num_rows, B, SHAPE.penalty, L, ROWS, BITS, SHAPE.clamp
-                )
-                amount = penalties.value(total, squares, B * 1.0, c, SHAPE.penalty)
+                total, squares = penalties.row_sums(u, first_row, num_rows, B, PENALTY, L, ROWS, BITS, SHAPE.clamp)
+                amount = penalties.value(total, squares, B * 1.0, c, PENALTY)
                 after = tl.num_programs(0).to(tl.int64) * tl.num_programs(1) + tile
                 tl.store(values + after * M + JOB.k, tl.sum(tl.where(rows < num_rows, amount, 0.0)))
                 row = 2 * (rows * M + JOB.k)
@@ -235,7 +237,7 @@ def pair_kernel(
         if tl.program_id(2) == j:
             _job(
                 u, others, labels, out, weights, num_rows, num_columns, words, tiles_per_part, reference, c, FUNCTION,
-                SHAPE.jobs[j], SHAPE,
+                j, SHAPE,
             )  # fmt: skip
 
 
@@ -324,11 +326,11 @@ FORMS = (
 def variants(lengths=(8, 16, 32, 64, 128)):
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     made = []
-    floats, integers = ("u", "others", "gradients", "values", "statistics"), ("num_rows", "num_columns", "words")
+    floats = ("u", "others", "gradients", "values", "statistics")
+    integers = ("num_rows", "num_columns", "words", "tiles_per_part", "num_number_parts")
     signature = {
-        **dict.fromkeys(floats, "*fp32"), **dict.fromkeys(("row_labels", "column_labels", "number", "counts"), "*i64"),
-        **dict.fromkeys((*integers, "tiles_per_part", "num_number_parts"), "i32"), "written": "*u8",
-        "reference": "fp32", "c": ("fp32", "fp32"),
+        **dict.fromkeys(floats, "*fp32"), **dict.fromkeys(integers, "i32"), "written": "*u8", "reference": "fp32",
+        **dict.fromkeys(("row_labels", "column_labels", "number", "counts"), "*i64"), "c": ("fp32", "fp32"),
     }  # fmt: skip
     for function, penalty, clamp, bank, ways, over in FORMS:
         for precision in tiles.PRECISIONS:

@@ -1,7 +1,7 @@
 """Penalties on the outputs of a row, as functions of one sum over its bits: `statistic` summed, then `value`.
 
-A kind's name is known when a kernel is compiled. `value` is a row's part of the mean over rows, `slope` its derivative
-with respect to one output; c are the constants of the loss.
+A kind's name is known when a kernel is compiled. `value` is a row's part of the mean over rows, `slope` its
+derivative with respect to one output; c are the constants of the loss.
 """
 
 import triton

@@ -115,7 +115,7 @@ def comparable(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, t
     pack_kernel[(programs,)](
         tiles.as_bytes(left.contiguous()), tiles.as_bytes(right.contiguous()), packed, other, left.shape[0],
         right.shape[0], num_classes, words, LEFT_IDS=left.ndim == 1, RIGHT_IDS=right.ndim == 1, ROWS=PACK.rows,
-        **PACK.options(), **tiles.launch_options(left.device.type),
+        **PACK.options(spend=False), **tiles.launch_options(left.device.type),
     )  # fmt: skip
     return packed, other, words
 
@@ -148,7 +148,7 @@ def variants():
             pack_kernel,
             {"left": "*i64", "right": "*u8", **packed, **sizes},
             {"LEFT_IDS": False, "RIGHT_IDS": False, "ROWS": PACK.rows},
-            {**PACK.options(), **tiles.launch_options("cuda")},
+            {**PACK.options(spend=False), **tiles.launch_options("cuda")},
         ),
         *(
             (

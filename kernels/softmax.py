@@ -48,12 +48,13 @@ def _logits(
     ROWS: tl.constexpr = SHAPE.tiles.rows
     COLUMNS: tl.constexpr = SHAPE.tiles.columns
     B: tl.constexpr = SHAPE.lengths[JOB.k]
+    PRECISION: tl.constexpr = SHAPE.precision
     product = zeros(ROWS, COLUMNS)
     for first in range(0, B, SHAPE.tiles.bits):
         bits = first + tl.arange(0, SHAPE.tiles.bits)
         x = load_tile(u, first_row, num_rows, bits, B, ROWS, SHAPE.lengths[-1])
         c = load_tile(centers + JOB.offset, start, num_classes, bits, B, COLUMNS, SHAPE.total)
-        product = dot(x, tl.trans(c), product, SHAPE.precision)
+        product = dot(x, tl.trans(c), product, PRECISION)
     classes = start + tl.arange(0, COLUMNS)
     return tl.where(classes[None, :] < num_classes, product * inverse[:, None], LOWEST)
 
@@ -125,8 +126,10 @@ def _likeliest(u, centers, inverse, first_row, num_rows, num_classes, JOB: tl.co
 
 
 @triton.jit
-def _job(u, centers, labels, values, deltas, num_rows, num_classes, c, JOB: tl.constexpr, SHAPE: tl.constexpr):
+def _job(u, centers, labels, values, deltas, num_rows, num_classes, c, J: tl.constexpr, SHAPE: tl.constexpr):
     negative_weight, scale, quantization, reference = c
+    JOB: tl.constexpr = SHAPE.jobs[J]
+    PRECISION: tl.constexpr = SHAPE.precision
     ROWS: tl.constexpr = SHAPE.tiles.rows
     COLUMNS: tl.constexpr = SHAPE.tiles.columns
     L: tl.constexpr = SHAPE.lengths[-1]
@@ -174,7 +177,7 @@ def _job(u, centers, labels, values, deltas, num_rows, num_classes, c, JOB: tl.c
         slope = tl.where(known, slope, 0.0)
         along += tl.sum(tl.where(known, slope * logits, 0.0), axis=1)
         center = load_tile(centers + JOB.offset, start, num_classes, bits, B, COLUMNS, SHAPE.total)
-        found = dot(slope, center, found, SHAPE.precision)
+        found = dot(slope, center, found, PRECISION)
 
     size = num_rows * 1.0
     x = load_tile(u, first_row, num_rows, bits, B, ROWS, L)
@@ -192,7 +195,7 @@ def softmax_kernel(u, centers, labels, values, deltas, num_rows, num_classes, c,
     """Grid (row tiles, jobs); c = (negative weight, scale, quantization, reference)."""
     for j in tl.static_range(len(SHAPE.jobs)):
         if tl.program_id(1) == j:
-            _job(u, centers, labels, values, deltas, num_rows, num_classes, c, SHAPE.jobs[j], SHAPE)
+            _job(u, centers, labels, values, deltas, num_rows, num_classes, c, j, SHAPE)
 
 
 def launch(

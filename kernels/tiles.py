@@ -8,6 +8,8 @@ import torch
 MAX_LENGTHS = 16
 MAX_BITS = 1024
 PRECISIONS = ("tf32x3", "tf32", "ieee")  # of float32 products, see `dot_precision`
+# (features' dtype, precision) of what is compiled ahead of time.
+MODES = (*(("fp32", mode) for mode in PRECISIONS), ("bf16", "half"), ("fp16", "half"))
 
 
 class Tiles(NamedTuple):
@@ -28,9 +30,9 @@ class Tiles(NamedTuple):
     stages: int = 2
     depth: int = 0
 
-    def options(self) -> dict:
-        """Launch options. Asked for, all registers are used before any is spilled for the sake of occupancy."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": 255}
+    def options(self, spend: bool = True) -> dict:
+        """Launch options; `spend`: all registers are used before any is spilled for the sake of occupancy."""
+        return {"num_warps": self.warps, "num_stages": self.stages, **({"maxnreg": 255} if spend else {})}
 
     def row_tiles(self, num_rows: int) -> int:
         """Programs that cover the rows."""
@@ -116,6 +118,11 @@ def dot_precision() -> str:
     # Not `allow_tf32`: its getter raises once the newer switches are in use.
     chosen = torch.backends.cuda.matmul.fp32_precision
     return chosen if chosen in ("ieee", "tf32") else "tf32x3"
+
+
+def feature_precision(features: torch.Tensor) -> str:
+    """How products with the features are taken: "half", or as float32 products are (`dot_precision`)."""
+    return "half" if features.dtype in (torch.float16, torch.bfloat16) else dot_precision()
 
 
 def launch_options(device_type: str) -> dict:

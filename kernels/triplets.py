@@ -119,9 +119,11 @@ def anchor_kernel(u, labels, slopes, values, usable, num_rows, words, c, SHAPE: 
 
 @triton.jit
 def _gradient(
-    u, slopes, values, usable, out_values, deltas, num_rows, anchor_tiles, quantization, JOB: tl.constexpr,
+    u, slopes, values, usable, out_values, deltas, num_rows, anchor_tiles, quantization, J: tl.constexpr,
     SHAPE: tl.constexpr,
 ):  # fmt: skip
+    JOB: tl.constexpr = SHAPE.jobs[J]
+    PRECISION: tl.constexpr = SHAPE.precision
     ROWS: tl.constexpr = SHAPE.tiles.rows
     COLUMNS: tl.constexpr = SHAPE.tiles.columns
     M: tl.constexpr = len(SHAPE.lengths)
@@ -144,7 +146,7 @@ def _gradient(
         slope = tl.load(slopes + row_place[:, None] + columns[None, :], mask=mask, other=0.0)
         slope += tl.load(slopes + column_place[None, :] + rows[:, None], mask=mask, other=0.0)
         y = load_tile(u, tile * 0 + start, num_rows, bits, B, COLUMNS, L)
-        found = dot(slope, y, found, SHAPE.precision)
+        found = dot(slope, y, found, PRECISION)
     share = 1.0 / tl.maximum(tl.sum(counted), 1).to(tl.float32)
     weight = quantization / (num_rows * 1.0)
     x = load_tile(u, first_row, num_rows, bits, B, ROWS, L)
@@ -168,8 +170,7 @@ def gradient_kernel(
     for j in tl.static_range(len(SHAPE.jobs)):
         if tl.program_id(1) == j:
             _gradient(
-                u, slopes, values, usable, out_values, deltas, num_rows, anchor_tiles, quantization, SHAPE.jobs[j],
-                SHAPE,
+                u, slopes, values, usable, out_values, deltas, num_rows, anchor_tiles, quantization, j, SHAPE,
             )  # fmt: skip
 
 
@@ -223,19 +224,11 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     gradient = {
         **shared, "out_values": "*fp32", "deltas": "*fp32", "anchor_tiles": "i32", "quantization": "fp32",
     }  # fmt: skip
-    return [
-        *(
-            (
-                f"anchors/{form}", anchor_kernel, {**anchors, "labels": labels},
-                {"SHAPE": anchor_shape(lengths, ANCHORS, form != "ids")}, ANCHORS.options(),
-            )
-            for form, labels in (("ids", "*i64"), ("multi-hot", "*i32"))
-        ),
-        *(
-            (
-                f"gradient/{precision}", gradient_kernel, gradient, {"SHAPE": gradient_shape(lengths, CONFIG, precision)},
-                CONFIG.options(),
-            )
-            for precision in tiles.PRECISIONS
-        ),
-    ]  # fmt: skip
+    made = []
+    for form, labels in (("ids", "*i64"), ("multi-hot", "*i32")):
+        fixed = {"SHAPE": anchor_shape(lengths, ANCHORS, form != "ids")}
+        made.append((f"anchors/{form}", anchor_kernel, {**anchors, "labels": labels}, fixed, ANCHORS.options()))
+    for precision in tiles.PRECISIONS:
+        fixed = {"SHAPE": gradient_shape(lengths, CONFIG, precision)}
+        made.append((f"gradient/{precision}", gradient_kernel, gradient, fixed, CONFIG.options()))
+    return made

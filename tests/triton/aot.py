@@ -6,7 +6,8 @@ Run it in a process without TRITON_INTERPRET. It prints one line a kernel: regis
 spills, tensor-core instructions, float multiply-adds, and how many loads from global memory are 16 bytes wide.
 
 As in a launch, pointers are taken to be divisible by 16, and so are integers that a variant's signature writes
-"i32:16"; "1" is an integer that is 1. --ones compiles what a launch does where every integer is 1, which Triton makes a constant.
+"i32:16"; "1" is an integer that is 1. --ones compiles what a launch does where every integer is 1, which Triton
+makes a constant.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ QUICK = (
     "bank",
     "similarity",
     "distillation",
-    "pairwise/pairs/dsh",
-    "pairs/dhn/ieee",
-    "pair_sums/dch",
+    "pairs/contrastive",
+    "pairs/likelihood-log_cosh/ieee",
+    "pair_sums/cauchy",
     "dots/transposed",
 )
 
@@ -37,7 +37,7 @@ def test_a_few_kernels(match):
     assert_sound(rows(90, match))
 
 
-@pytest.mark.parametrize("match", ["distillation", "pairwise/pairs/dsh"])
+@pytest.mark.parametrize("match", ["distillation", "pairs/contrastive"])
 def test_tensor_cores_where_tf32_is_allowed(match):
     for row in rows(90, match):
         assert (row["tensor_core"] > 0) == ("tf32" in row["kernel"]), row
@@ -51,7 +51,7 @@ def test_features_are_read_16_bytes_at_a_time():
 
 def test_integers_of_one_are_constants():
     """Triton compiles a launch anew where an integer is 1, and then takes it as a constant."""
-    assert_sound(rows(90, "pair_sums/dch", ones=True))
+    assert_sound(rows(90, "pair_sums/cauchy", ones=True))
 
 
 SMALLER = """

@@ -28,10 +28,11 @@ def _launch(
     penalty_weight=0.0, reference=0.0, clamp=None, weigh="no", over="pairs",
 ):  # fmt: skip
     bank = None if others is None else (others.contiguous(), other_labels, written)
+    clamp = math.inf if clamp is None else clamp
     with torch.cuda.device_of(u):
         kernels.launch(
             function, u.contiguous(), labels, code_lengths, constants, values, deltas, bank=bank,
-            penalty=(penalty, penalty_weight), reference=reference, clamp=math.inf if clamp is None else clamp, weigh=weigh, over=over, add=add,
+            penalty=(penalty, penalty_weight), reference=reference, clamp=clamp, weigh=weigh, over=over, add=add,
         )  # fmt: skip
 
 
@@ -39,8 +40,8 @@ def _launch(
 def pairwise(u, labels, others, other_labels, written, code_lengths, *loss):
     """(values (m,), deltas (N, T)) of a pairwise loss plus its penalty, see `kernels.pairs.launch`.
 
-    u (N, L) and others (M, L) float32, or None: the pairs of the batch itself; labels and other_labels ids or multi-hot
-    rows; written (M,) bool, rows that count, or None for all.
+    u (N, L) and others (M, L) float32, or None: the pairs of the batch itself; labels and other_labels ids or
+    multi-hot rows; written (M,) bool, rows that count, or None for all.
     """
     found = outputs(u, code_lengths)
     _launch(*found, False, u, labels, others, other_labels, written, code_lengths, *loss)
