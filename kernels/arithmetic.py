@@ -64,6 +64,24 @@ def bit_sign(x):
 
 
 @triton.jit
+def largest(x, low):
+    """max(x, low); NaN stays, which `tl.maximum` drops."""
+    return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def smallest(x, high):
+    """min(x, high); NaN stays."""
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def within(x, low, high):
+    """x clamped to low .. high; NaN stays."""
+    return smallest(largest(x, low), high)
+
+
+@triton.jit
 def clamped(x, LIMIT: tl.constexpr):
     """x clamped to +-LIMIT (inf: as it is); NaN stays."""
     if LIMIT < float("inf"):  # noqa: SIM300
@@ -73,8 +91,8 @@ def clamped(x, LIMIT: tl.constexpr):
 
 @triton.jit
 def inverse_norm(squares, OF_ZERO: tl.constexpr = 0.0):
-    """1 / norm from the sum of squares; OF_ZERO for rows of norm 1e-12 or less, which have no direction."""
-    return tl.where(squares > 1e-24, 1 / tl.sqrt_rn(tl.maximum(squares, 1e-24)), OF_ZERO)
+    """1 / norm from the sum of squares; OF_ZERO for rows of norm 1e-12 or less, without a direction; NaN stays."""
+    return tl.where(squares <= 1e-24, OF_ZERO, 1 / tl.sqrt_rn(largest(squares, 1e-24)))
 
 
 @triton.jit

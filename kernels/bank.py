@@ -34,7 +34,10 @@ def store_kernel(
             classes = start + tl.arange(0, COLUMNS)
             mask = inside[:, None] & (classes < num_classes)[None, :]
             if IDS:
-                hot = tl.load(labels + rows, mask=inside, other=-1)[:, None] == classes[None, :]
+                ids = tl.load(labels + rows, mask=inside, other=0)
+                known = (ids >= 0) & (ids < num_classes)
+                tl.device_assert(known, "labels: expected class ids below the number of classes")
+                hot = ids[:, None] == classes[None, :]
             else:
                 y = tl.load(labels + rows[:, None] * num_classes + classes[None, :], mask=mask, other=0).to(
                     tl.float32
@@ -60,13 +63,18 @@ def launch(u, labels, index, bank_u, bank_labels, written, num_classes: int) -> 
 def variants():
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     made = []
-    for form, labels, bank_labels in (("ids", "*i64", "*i64"), ("multi-hot", "*fp32", "*u8")):
+    forms = (("ids", "*i64", "*i64"), ("multi-hot", "*fp32", "*u8"), ("ids-in-multi-hot", "*i64", "*u8"))
+    for form, labels, bank_labels in forms:
         signature = {
             "u": "*fp32", "labels": labels, "index": "*i64", "bank_u": "*fp32", "bank_labels": bank_labels,
             "written": "*u8", "num_rows": "i32", "longest": "i32:16", "num_classes": "i32", "num_train": "i32",
         }  # fmt: skip
-        ids = form == "ids"
-        constants = {"IDS": ids, "BANK_IDS": ids, "ROWS": CONFIG.rows, "COLUMNS": CONFIG.columns}
+        constants = {
+            "IDS": form != "multi-hot",
+            "BANK_IDS": form == "ids",
+            "ROWS": CONFIG.rows,
+            "COLUMNS": CONFIG.columns,
+        }
         options = {**CONFIG.options(spend=False), **tiles.launch_options("cuda")}
         made.append((f"store/{form}", store_kernel, signature, constants, options))
     return made

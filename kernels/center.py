@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import tiles
-from .arithmetic import log_of_sum, sign, zeros
+from .arithmetic import largest, log_of_sum, sign, zeros
 
 
 @triton.jit
@@ -33,13 +33,13 @@ def csq(u, center, c0):
 def dpn(u, center, c0):
     """Hinge max(c0 - u c, 0)."""
     short = c0 - u * center
-    return tl.maximum(short, 0.0), tl.where(short > 0, -center, 0.0)
+    return largest(short, 0.0), tl.where(short > 0, -center, 0.0)
 
 
 @triton.jit
 def dpn_ternary(u, center, c0):
     """`dpn` of u rounded to -1, 0, 1; the gradient is passed straight through."""
-    return dpn(tl.where(u > c0, 1.0, tl.where(u < -c0, -1.0, 0.0)), center, c0)
+    return dpn(tl.where(u > c0, 1.0, tl.where(u < -c0, -1.0, 0.0 * u)), center, c0)  # NaN stays
 
 
 CENTER_FUNCTIONS = {"csq": csq, "dpn": dpn, "dpn_ternary": dpn_ternary}
@@ -198,9 +198,9 @@ def launch(u: torch.Tensor, loss: Loss) -> None:
     tile = config(n, longest)
     function, fixed = loss.constexprs(tile)
     center_kernel[(tile.row_tiles(n), triton.cdiv(longest, tile.columns))](
-        u, tiles.as_bytes(loss.labels), loss.centers, loss.ties, loss.values, loss.deltas, n, loss.centers.shape[0],
-        loss.strides(), tuple(loss.constants), FUNCTION=function, SHAPE=fixed, **tile.options(),
-        **tiles.launch_options(u.device.type),
+        u, tiles.as_bytes(loss.labels), loss.centers, loss.ties.contiguous(), loss.values, loss.deltas, n,
+        loss.centers.shape[0], loss.strides(), tuple(loss.constants), FUNCTION=function, SHAPE=fixed,
+        **tile.options(), **tiles.launch_options(u.device.type),
     )  # fmt: skip
 
 

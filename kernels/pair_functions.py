@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .arithmetic import log1p, sigmoid, softplus
+from .arithmetic import largest, log1p, sigmoid, softplus, within
 from .penalties import cauchy_distance
 
 
 @triton.jit
 def contrastive(x, coded, similar, b, c0, c1):
     """DSH: S x / 2 + (1 - S) max(c0 b - x, 0) / 2 of the squared distance x."""
-    short = tl.maximum(c0 * b - x, 0.0)
+    short = largest(c0 * b - x, 0.0)
     return 0.5 * tl.where(similar, x, short), tl.where(similar, 0.5, tl.where(short > 0, -0.5, 0.0))
 
 
@@ -40,7 +40,7 @@ def locality(x, coded, similar, b, c0, c1):
     """LCDSH: softplus(-s theta) + c0 (sigma(theta) - sigma(coded / 2))^2, theta = x / 2 clamped to +-c1."""
     theta = 0.5 * x
     inside = tl.abs(theta) <= c1
-    theta = tl.minimum(tl.maximum(theta, -c1), c1)
+    theta = within(theta, -c1, c1)
     side = tl.where(similar, -1.0, 1.0)
     y = side * theta
     now = sigmoid(theta)

@@ -122,7 +122,7 @@ def _geometry(inner, own, theirs, SHAPE: tl.constexpr):
     if SHAPE.geometry == "distance":
         return own[:, None] + theirs[None, :] - 2 * inner
     elif SHAPE.geometry == "cosine":
-        known = (own > 0)[:, None] & (theirs > 0)[None, :]
+        known = (own != 0)[:, None] & (theirs != 0)[None, :]
         return tl.where(known, inner * own[:, None] * theirs[None, :], 0.0)
     else:
         return inner

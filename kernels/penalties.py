@@ -7,7 +7,7 @@ derivative with respect to one output; c are the constants of the loss.
 import triton
 import triton.language as tl
 
-from .arithmetic import bit_sign, inverse_norm, load_tile, log1p, sign, softplus
+from .arithmetic import bit_sign, inverse_norm, largest, load_tile, log1p, sign, smallest, softplus
 
 KINDS = (
     "none",
@@ -23,9 +23,9 @@ KINDS = (
 @triton.jit
 def cauchy_distance(cosine, b, cap):
     """Relaxed Hamming distance in bits of a cosine capped at `cap` (inf: no cap, at least 1e-6), and its slope."""
-    raw = (0.5 * b) * (1 - tl.minimum(cosine, cap))
+    raw = (0.5 * b) * (1 - smallest(cosine, cap))
     passes = (cosine <= cap) & (raw >= 1e-6)
-    return tl.maximum(raw, 1e-6), tl.where(passes, -0.5 * b, 0.0)
+    return largest(raw, 1e-6), tl.where(passes, -0.5 * b, 0.0)
 
 
 @triton.jit

@@ -186,7 +186,7 @@ def project_kernel(
     """A tile of F [W; F]^T over one slice of the features; `partial`: the tile's last program adds the slices up.
 
     out: outputs, or packed bits. A point-wise loss is taken of a finished tile of outputs, a piece at a time.
-    partial is (splits, N, L + gram_row); rows of the Gram matrix are gram_row apart, with zeros from the N-th column on.
+    partial is (splits, N, L + gram_row); rows of the Gram matrix are gram_row apart, zeros from the N-th column on.
     """
     ROWS: tl.constexpr = SHAPE.tiles.rows
     COLUMNS: tl.constexpr = SHAPE.tiles.columns
@@ -286,11 +286,12 @@ def launch(
     if loss is None:
         labelled, strides, c, classes, function, fixed = (target,) * 5, (0, 0), (0.0,), 0, None, None
     else:
-        labelled = (tiles.as_bytes(loss.labels), loss.centers, loss.ties, loss.values, loss.deltas)
+        ties = loss.ties.contiguous()
+        labelled = (tiles.as_bytes(loss.labels), loss.centers, ties, loss.values, loss.deltas)
         strides, c, classes = loss.strides(), tuple(loss.constants), loss.centers.shape[0]
         function, fixed = loss.constexprs(some)
     project_kernel[(tile.row_tiles(n) * columns, splits)](
-        x, w, bias, target, target if gram is None else gram, target if partial is None else partial,
+        x, w, bias.contiguous(), target, target if gram is None else gram, target if partial is None else partial,
         counters(x.device) if splits > 1 else target, *labelled, n, d, row, classes, splits, per_split, x.stride(),
         w.stride(), strides, c, FUNCTION=function,
         SHAPE=shape(longest, tile, some, gram is not None, splits > 1, bits is not None, finite, mode, fixed),

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 
 from . import penalties, tiles
-from .arithmetic import dot, load_tile, sigmoid, softplus, zeros
+from .arithmetic import dot, load_tile, sigmoid, softplus, within, zeros
 from .similarity import comparable
 
 ANCHORS = tiles.Tiles(rows=64, columns=64, bits=32, warps=8)
@@ -95,7 +95,7 @@ def _anchor(u, labels, slopes, values, usable, num_rows, words, c, K: tl.constex
         flipped = side[:, None] * (other[None, :] - theta[:, None]) + margin  # -t
         pair = (positive[:, None] != like[None, :]) & (others < num_rows)[None, :]
         inside = (flipped >= -high) & (flipped <= -low)
-        flipped = tl.minimum(tl.maximum(flipped, -high), -low)
+        flipped = within(flipped, -high, -low)
         sums += tl.sum(tl.where(pair & inside, sigmoid(flipped), 0.0), axis=1)
         loss += tl.sum(tl.where(pair & positive[:, None], softplus(flipped), 0.0), axis=1)
     number = tl.sum(positives).to(tl.float32)

@@ -133,7 +133,7 @@ def launch(
     gradients (T, d) and sums (splits, T): fill dw (L, d) and db (L,) too.
     nan: where the outputs u are not finite, dU is NaN.
     """
-    n, longest = deltas.shape[0], code_lengths[-1]
+    n, longest, weights = deltas.shape[0], code_lengths[-1], weights.contiguous()
     tile = config(n, longest)
     row_tiles = 0 if du is None else tile.row_tiles(n)
     column_tiles = triton.cdiv(longest, tile.columns)

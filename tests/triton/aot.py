@@ -39,10 +39,11 @@ def kernel_variants():
     import nhl_fast.steps.fused  # noqa: F401  (makes nhl_fast.kernels importable in a checkout)
 
     package = importlib.import_module("nhl_fast.kernels")
-    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-        loaded = importlib.import_module(f"{package.__name__}.{module.name}")
-        for name, *rest in getattr(loaded, "variants", list)():
-            yield f"{module.name}/{name}", *rest
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    loaded = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
+    for module, kernels in loaded.items():
+        for name, *rest in getattr(kernels, "variants", list)():
+            yield f"{module}/{name}", *rest
 
 
 def _cuobjdump() -> str:
@@ -75,14 +76,19 @@ def specialized(function, signature, constants, ones: bool):
     return types, found, attributes
 
 
-def measure(name, function, signature, constants, options, arch: int, ones: bool = False) -> dict:
-    """Compile one variant for sm_<arch> and read its resources."""
+def compile_variant(function, signature, constants, options, arch: int, ones: bool = False):
+    """One variant compiled for sm_<arch>."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     source = ASTSource(function, *specialized(function, signature, constants, ones))
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(options))
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(options))
+
+
+def measure(name, *variant, ones: bool = False) -> dict:
+    """The resources of one variant: function, signature, constants, options, architecture."""
+    compiled, arch = compile_variant(*variant, ones=ones), variant[-1]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -113,7 +119,7 @@ def table(architectures=ARCHITECTURES, match: str = "", ones: bool = False, repo
     rows = []
     for name, *variant in kernel_variants():
         for arch in architectures if match in name else ():
-            rows.append(measure(name, *variant, arch, ones))
+            rows.append(measure(name, *variant, arch, ones=ones))
             if report:
                 report(rows[-1])
     return rows

@@ -19,6 +19,15 @@ QUICK = (
 )
 
 
+def alone(program: str) -> str:
+    """What a program prints, run in a process without the interpreter."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=aot.ROOT, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout
+
+
 @cache
 def rows(arch: int, match: str = "", ones: bool = False) -> list[dict]:
     return aot.subprocess_table((arch,), match, ones)
@@ -54,6 +63,21 @@ def test_integers_of_one_are_constants():
     assert_sound(rows(90, "pair_sums/cauchy", ones=True))
 
 
+ASSERTED = """
+import sys
+sys.path[:0] = ["tests/triton", "."]
+import aot
+for name, *variant in aot.kernel_variants():
+    if name.startswith("bank/store/"):
+        assert "labels: expected" in aot.compile_variant(*variant, 90).asm["ttir"], name
+        print(name)
+"""
+
+
+def test_a_bank_asserts_the_labels_that_it_takes():
+    assert len(alone(ASSERTED).split()) == 3
+
+
 SMALLER = """
 import sys
 sys.path[:0] = ["bench", "."]
@@ -69,10 +93,7 @@ with host_step.stubbed() as compiled:
 
 
 def test_a_smaller_last_batch_compiles_nothing_new():
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", SMALLER]
-    done = subprocess.run(command, cwd=aot.ROOT, capture_output=True, text=True, env=environment, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
+    alone(SMALLER)
 
 
 @pytest.mark.slow

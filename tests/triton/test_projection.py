@@ -80,6 +80,15 @@ def test_layouts(layout, device):
     torch.testing.assert_close(gram, x @ x.T, rtol=1e-4, atol=1e-5)
 
 
+def test_a_bias_that_is_not_contiguous(device):
+    x, w, _ = tensors(20, 40, 12, device)
+    wide = torch.randn(24, device=device)
+    for bias in (wide[::2], wide[:1].expand(12)):
+        torch.testing.assert_close(torch.ops.nhl_fast.project(x, w, bias, False)[0], F.linear(x, w, bias))
+        codes = torch.ops.nhl_fast.encode(x, w, bias)
+        assert torch.equal(codes, torch.ops.nhl_fast.encode(x, w, bias.contiguous()))
+
+
 @pytest.mark.parametrize("shape", [*SHAPES, (64, 1030, 13)], ids=str)
 def test_codes_are_the_signs_of_the_outputs(shape, device):
     x, w, b = tensors(*shape, device)

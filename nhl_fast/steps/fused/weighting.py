@@ -200,7 +200,7 @@ def weigh(deltas: torch.Tensor, weights: torch.Tensor, code_lengths: list[int]) 
     """sum_k weights[k] pad(delta_k): (N, T) and (m,) to (N, L)."""
     du = torch.empty(deltas.shape[0], code_lengths[-1], device=deltas.device, dtype=torch.float32)
     with torch.cuda.device_of(deltas):
-        kernels.launch(deltas, None, code_lengths, weights.contiguous(), du=du)
+        kernels.launch(deltas, None, code_lengths, weights, du=du)
     return du
 
 
