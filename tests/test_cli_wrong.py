@@ -19,6 +19,7 @@ from nhl_fast.training.model import batches
 from nhl_fast.training.trainer import Trainer
 
 TINY = ["--epochs", "1", "--hidden", "8", "--lengths", "4,8"]
+FEW = ["--data", "features", "--queries-per-class", "3", "--train-per-class", "8", "--validation", "0.3"]
 NUMBERS = [
     "",
     "x",
@@ -91,12 +92,13 @@ INTERNAL = re.compile(
 
 
 def base(command, folder, run):
+    few = [*FEW, "--path", f"{run}.npz"]
     return {
-        "train": ["train", "--out", f"{folder}/new", *TINY, "--no-evaluate"],
+        "train": ["train", "--out", f"{folder}/new", *TINY, *few, "--no-evaluate"],
         "evaluate": ["evaluate", str(run)],
         "encode": ["encode", str(run), "-o", f"{folder}/new.npy"],
         "search": ["search", str(run)],
-        "compare": ["compare", *TINY],
+        "compare": ["compare", *TINY, *few],
         "report": ["report", str(run), "-o", f"{folder}/new.html"],
         "advise": ["advise", str(run), "--items", "1000"],
         "backends": ["backends"],
@@ -124,8 +126,11 @@ def wrong_values(command, option):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    """A run on few rows, whose data are the file beside it."""
     path = tmp_path_factory.mktemp("wrong") / "run"
-    assert arguments.main(["train", "--out", str(path), *TINY]) == 0
+    labels = np.arange(60) % 3
+    np.savez(f"{path}.npz", features=np.random.default_rng(0).normal(labels[:, None], 1, (60, 64)), labels=labels)
+    assert arguments.main(["train", "--out", str(path), *TINY, *FEW, "--path", f"{path}.npz"]) == 0
     return path
 
 

@@ -13,6 +13,7 @@ from ..core.backend import backends as list_backends
 from ..core.environment import environment
 from ..core.files import as_path, read_json, write_json
 from ..core.labels import similarity
+from ..core.operation import ABSENT, SERVES, table
 from ..data import load_dataset
 from ..report.write import check_targets, write_report
 from ..retrieval import advise as advising
@@ -21,33 +22,13 @@ from ..retrieval.hamming import search as hamming_search
 from ..retrieval.metrics import evaluate_retrieval
 from ..text.table import format_table
 from ..training import compare as comparing
+from ..training.arrays import load_array, save_array, save_csv
+from ..training.evaluate import Evaluation, best_per_length_map, evaluate_model, metric_rows, write_evaluation
+from ..training.lock import claim, hold
 from ..training.model import encode_split
-from ..training.run import (
-    Evaluation,
-    Run,
-    best_per_length_map,
-    evaluate_model,
-    label_text,
-    load_array,
-    metric_rows,
-    read_log,
-    save_array,
-    save_csv,
-    write_evaluation,
-    write_pictures,
-)
-from ..training.run_folder import (
-    CODES,
-    COMPARISON,
-    COMPARISON_TABLE,
-    METRICS,
-    METRICS_TABLE,
-    SPLIT,
-    check_output,
-    claim,
-    hold,
-    read_config,
-)
+from ..training.run import Run
+from ..training.run_folder import RunFolder, check_output
+from ..training.run_pictures import label_text, write_pictures
 from ..training.trainer import Trainer
 
 
@@ -64,8 +45,8 @@ def train(args) -> None:
     if args.topk is not None:
         check.positive_int(args.topk, "--topk")
     resume = args.resume is not None
-    split = Path(args.out) / SPLIT if resume and (Path(args.out) / SPLIT).exists() else None
-    data = load_dataset(split_file=split, **args.data_spec)
+    split = RunFolder(args.out).split
+    data = load_dataset(split_file=split if resume and split.exists() else None, **args.data_spec)
     trainer = Trainer(data, args.config, args.out, data_spec=args.data_spec, progress=not args.json)
     with claim(args.out, resume) as folder:
         train_and_evaluate(args, trainer, resume, folder)
@@ -98,7 +79,7 @@ def evaluate(args) -> None:
     if (args.run is None) == (not any(files)):
         raise ValueError("give either a run folder or --query-codes, --database-codes and their labels")
     if args.run is not None:
-        read_config(args.run)
+        RunFolder(args.run).read_config()
         with hold(Path(args.run)):
             evaluate_run(args, open_run(args), {"run": args.run})
         return
@@ -119,17 +100,18 @@ def evaluate_run(args, run: Run, said: dict) -> None:
     evaluation = evaluate_model(
         run.model, run.data, lengths=args.lengths, topk=args.topk, ties=args.ties, workers=args.workers
     )
-    metrics = write_evaluation(run.path, evaluation, run.data)
-    history = read_log(run.path)
+    metrics = write_evaluation(run.folder, evaluation, run.data)
+    history = run.folder.read_log()
     try:
-        pictures, note = write_pictures(run.path, evaluation, run.data, history, run.code_lengths), ""
+        pictures, note = write_pictures(run.folder, evaluation, run.data, history, run.code_lengths), ""
     except ImportError as error:
         pictures, note = [], f"no pictures: {error}"
     rows = metrics["lengths"]
     if run.config["best_per_length"]:
         own = best_per_length_map(run, topk=args.topk, ties=args.ties)
         rows = [{**row, "mAP_own_best": own.get(row["bits"])} for row in rows]
-    written = [str(run.path / name) for name in (METRICS, METRICS_TABLE, CODES)]
+    folder = run.folder
+    written = [str(p) for p in (folder.metrics, folder.metrics_table, folder.all_codes)]
     paths = [str(p) for p in pictures]
     where = "over the whole ranking" if args.topk is None else f"over the first {args.topk}"
     title = f"{run.data.name}: {len(run.data.query)} queries, {len(run.data.database)} database items, mAP {where}"
@@ -138,7 +120,7 @@ def evaluate_run(args, run: Run, said: dict) -> None:
 
 
 def encode(args) -> None:
-    stored = read_config(args.run)["data"]
+    stored = RunFolder(args.run).read_config()["data"]
     read = [None if args.input is None else as_path(args.input, "--input"), args.places.get("path")]
     output = check_output(args.output, "--output", [*read, stored.get("path"), stored.get("labels")])
     run = open_run(args)
@@ -223,20 +205,21 @@ def compare(args) -> None:
     folder = as_path(args.out, "--out")
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder):
-        for name in (COMPARISON, COMPARISON_TABLE):
-            check_output(folder / name, "--out")
-        run_comparison(args, folder)
+        files = RunFolder(folder)
+        check_output(files.comparison, "--out")
+        check_output(files.comparison_table, "--out")
+        run_comparison(args, files)
 
 
-def run_comparison(args, folder: Path | None) -> None:
+def run_comparison(args, folder: RunFolder | None) -> None:
     data = load_dataset(**args.data_spec)
     first = args.config.seed
     result = comparing.compare(data, args.config, range(first, first + args.seeds), progress=not args.json)
     result |= {"split": data.summary(), "data_spec": args.data_spec, "data_fingerprint": data.run_fingerprint}
     result["environment"] = environment(args.config.device)
     if folder is not None:
-        write_json(folder / COMPARISON, result)
-        save_csv(folder / COMPARISON_TABLE, result["summary"])
+        write_json(folder.comparison, result)
+        save_csv(folder.comparison_table, result["summary"])
     times, means = result["time"], result["mean"]
     lines = [
         format_table(result["summary"]),
@@ -275,7 +258,7 @@ def report(args) -> None:
 
 
 def advise(args) -> None:
-    metrics = Path(args.run) / METRICS
+    metrics = RunFolder(args.run).metrics
     if not metrics.is_file():
         raise FileNotFoundError(f"{args.run} is not evaluated yet: run 'nhl-fast evaluate {args.run}' first")
     stored = read_json(metrics)
@@ -311,6 +294,19 @@ def advise(args) -> None:
 
 
 def backends(args) -> None:
-    found = list_backends()
-    said = {name: {"available": b.available, "detail": b.detail} for name, b in found.items()}
-    emit(args, said, "\n".join(str(b) for b in found.values()))
+    found, operations = list_backends(), table()
+    said = {
+        name: {
+            "available": b.available,
+            "detail": b.detail,
+            "operations": {operation: reasons[name] for operation, reasons in operations.items()},
+        }
+        for name, b in found.items()
+    }
+    short = {SERVES: "yes", ABSENT: "-"}
+    lines = [f"{'':<24}" + "".join(f"{name:<10}" for name in found)]
+    for operation, reasons in operations.items():
+        lines.append(f"{operation:<24}" + "".join(f"{short.get(reasons[name], 'no'):<10}" for name in found))
+    legend = "yes: serves. no: not available here, see above. -: has no implementation of this operation."
+    text = "\n".join([*map(str, found.values()), "", *(line.rstrip() for line in lines), "", legend])
+    emit(args, said, text)

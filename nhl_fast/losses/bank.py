@@ -118,6 +118,11 @@ class BankMixin:
         """Whether this call is a training step, whose rows the bank takes in."""
         return self.training and torch.is_grad_enabled() and self.bank is not None and not self.external_bank
 
+    def stored(self, u: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """First columns (M, b) of the bank's written rows, like those of u (N, b), and S (N, M)."""
+        written = self.bank.written
+        return self.bank.u[written, : u.shape[1]].to(u.dtype), similarity(labels, self.bank.labels[written])
+
     def bank_terms(self, u_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Bank outputs (M, L), mask of written rows (M,) and their number (at least 1), in the given dtype."""
         written = self.bank.written.to(u_dtype)

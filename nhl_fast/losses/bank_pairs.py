@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from ..core import check
 from ..core.known_gradient import chunk_rows, known_gradient
 from ..core.prefixes import expand, split
+from . import naive
 from .bank import Bank, BankMixin
-from .base import NestedLoss, log_cosh
+from .base import NestedLoss, log_cosh, softplus
 
 
 @torch.no_grad()
@@ -51,7 +51,7 @@ class BankPairLoss(BankMixin, NestedLoss):
         self.bank = Bank(num_train, self.num_classes, self.code_lengths)
         self.balance = check.flag(balance, "balance")
 
-    def expanded(self, v, labels):
+    def expanded(self, v, labels):  # saves memory: no matrix of pairs with the bank is kept for backward
         others, written, count = self.bank_terms(v.dtype)
         similar = self.bank.similarity(labels)
         shares = self.pair_weights(similar, written) if self.balance else None
@@ -110,6 +110,10 @@ class DSH(BankPairLoss):
         super().__init__(num_classes, code_lengths, num_train=num_train, balance=balance)
         self.margin, self.alpha = check.number(margin, "margin"), check.number(alpha, "alpha")
 
+    def naive(self, u, labels, k):
+        options = {"margin": self.margin, "alpha": self.alpha, "balance": self.balance}
+        return naive.dsh(u, *self.stored(u, labels), **options)
+
     def pair_sums(self, v, others, similar, written, shares):
         known = []
         for u, b in zip(split(v.detach(), self.code_lengths), self.code_lengths):
@@ -160,9 +164,13 @@ class DHN(BankPairLoss):
         self.alpha = check.number(alpha, "alpha")
         self.reference_bits = check.optional_positive(reference_bits, "reference_bits")
 
+    def naive(self, u, labels, k):
+        options = {"alpha": self.alpha, "reference_bits": self.reference_bits, "balance": self.balance}
+        return naive.dhn(u, *self.stored(u, labels), **options)
+
     def pair_sums(self, v, others, similar, written, shares):
         def pair(theta, tile):
-            loss, slope = F.softplus(theta), theta.sigmoid()
+            loss, slope = softplus(theta), theta.sigmoid()
             if shares is None:
                 return loss, slope
             weights = torch.where(similar[:, tile], *shares)
@@ -218,6 +226,10 @@ class DBDH(DHN):
             balance=balance,
         )
         self.clamp = check.flag(clamp, "clamp")
+
+    def naive(self, u, labels, k):
+        options = {"alpha": self.alpha, "reference_bits": self.reference_bits, "balance": self.balance}
+        return naive.dbdh(u, *self.stored(u, labels), clamp=self.clamp, **options)
 
     def expanded(self, v, labels):
         return super().expanded(v.clamp(-1, 1) if self.clamp else v, labels)

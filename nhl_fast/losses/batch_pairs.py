@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from ..core import check
 from ..core.known_gradient import known_gradient
 from ..core.labels import similarity
 from ..core.prefixes import split
-from .base import NestedLoss, bit_signs
+from . import naive
+from .base import NestedLoss, bit_signs, softplus
 
 
 class LCDSH(NestedLoss):
@@ -41,7 +41,11 @@ class LCDSH(NestedLoss):
         self.reference_bits = check.optional_positive(reference_bits, "reference_bits")
         self.eta, self.clamp = check.number(eta, "eta"), check.flag(clamp, "clamp")
 
-    def expanded(self, v, labels):
+    def naive(self, u, labels, k):
+        options = {"eta": self.eta, "clamp": self.clamp, "reference_bits": self.reference_bits}
+        return naive.lcdsh(u, similarity(labels, labels), **options)
+
+    def expanded(self, v, labels):  # saves memory: no N x N matrix is kept for backward
         signs = 2 * similarity(labels, labels).to(v.dtype) - 1
         signs_of = split(self.as_bits(bit_signs(v.detach()), self.reference_bits), self.code_lengths)
         v = self.as_bits(v, self.reference_bits)
@@ -58,7 +62,7 @@ class LCDSH(NestedLoss):
         margin = -signs * theta
         probability = theta.sigmoid()
         gap = probability - coded.sigmoid()
-        values = (F.softplus(margin) + self.eta * gap.square()).mean((1, 2))
+        values = (softplus(margin) + self.eta * gap.square()).mean((1, 2))
         slope = 2 * self.eta * gap * probability * (1 - probability) - signs * margin.sigmoid()
         slope = (slope if free is None else slope * free) / theta[0].numel()
         # theta is symmetric, and so is its slope: dL/du_i = sum_j (slope_ij + slope_ji) u_j / 2.
@@ -97,13 +101,17 @@ class DCH(NestedLoss):
             raise ValueError(f"max_cosine: expected a number between 0 and 1, or None, got {max_cosine}")
         self.max_cosine = max_cosine
 
-    def expanded(self, v, labels):
+    def naive(self, u, labels, k):
+        options = {"gamma": self.gamma, "quantization": self.quantization, "max_cosine": self.max_cosine}
+        return naive.dch(u, similarity(labels, labels), **options)
+
+    def expanded(self, v, labels):  # keeps digits: the logarithms of a similar pair that is close cancel
         similar = similarity(labels, labels)
-        number, positives = similar.numel(), similar.sum()
+        number, positives = similar.numel(), similar.sum().to(v.dtype)  # a quotient of integers is float32
         negatives = number - positives
         one_sided = (positives == 0) | (negatives == 0)
         weights = torch.where(similar, number / positives.clamp(min=1), number / negatives.clamp(min=1))
-        weights = torch.where(one_sided, torch.ones_like(weights), weights).to(v.dtype)
+        weights = torch.where(one_sided, torch.ones_like(weights), weights)
         unit = self.unit_rows(v)
         distance = self.distance(torch.stack([r @ r.T for r in split(unit, self.code_lengths)]))
         # S log(d / gamma) + log(1 + gamma / d) = log(1 + d / gamma) - (1 - S) log(d / gamma)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from ..centers.make import named_centers, tie_centers
 from ..core import check
 from ..core.prefixes import expand, split
-from .base import NestedLoss, no_autocast, quantization_penalty
+from . import naive
+from .base import NestedLoss, no_autocast, quantization_penalty, softplus
 
 
 class CenterLoss(NestedLoss):
@@ -60,11 +60,17 @@ class CenterLoss(NestedLoss):
 
     def targets(self, labels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
         """Expanded centre of each row: the class's, or the sign of the sum of its classes' (ties: tie centre)."""
-        centers = self._centers.to(like.dtype)
+        return self._target(labels, self._centers.to(like.dtype), self._tie_centers.to(like.dtype))
+
+    def target(self, labels: torch.Tensor, like: torch.Tensor, k: int) -> torch.Tensor:
+        """(N, b_k): the columns of `targets` that belong to the k-th length (from 0)."""
+        return self._target(labels, self.centers[k].to(like.dtype), self.tie_centers[k].to(like.dtype))
+
+    def _target(self, labels, centers, ties):
         if labels.ndim == 1:
             return centers[labels]
-        total = self.multi_hot(labels, like) @ centers
-        return torch.where(total == 0, self._tie_centers.to(like.dtype), total.sign())
+        total = self.multi_hot(labels, centers) @ centers
+        return torch.where(total == 0, ties, total.sign())
 
 
 class CSQ(CenterLoss):
@@ -94,8 +100,11 @@ class CSQ(CenterLoss):
         super().__init__(num_classes, code_lengths, centers, seed=seed)
         self.quantization = check.number(quantization, "quantization")
 
-    def expanded(self, v, labels):
-        entropy = F.softplus(-2 * v * self.targets(labels, v))
+    def naive(self, u, labels, k):
+        return naive.csq(u, self.target(labels, u, k), quantization=self.quantization)
+
+    def expanded(self, v, labels):  # keeps digits: (tanh u + 1) / 2 rounds to 0 and 1, where it has no gradient
+        entropy = softplus(-2 * v * self.targets(labels, v))
         return self.segment_means(entropy + self.quantization * quantization_penalty(v.tanh()))
 
 
@@ -129,11 +138,8 @@ class DPN(CenterLoss):
         super().__init__(num_classes, code_lengths, centers, seed=seed)
         self.margin, self.ternary = check.number(margin, "margin"), check.flag(ternary, "ternary")
 
-    def expanded(self, v, labels):
-        if self.ternary:
-            rounded = torch.where(v.abs() > self.margin, v.sign(), torch.zeros_like(v))
-            v = v + (rounded - v).detach()
-        return self.segment_means(F.relu(self.margin - v * self.targets(labels, v)))
+    def naive(self, u, labels, k):
+        return naive.dpn(u, self.target(labels, u, k), margin=self.margin, ternary=self.ternary)
 
     @torch.no_grad()
     def adapt_centers(self, u: torch.Tensor, labels: torch.Tensor) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from ..core import check
 from ..core.known_gradient import chunk_rows, known_gradient
 from ..core.labels import similarity
 from ..core.prefixes import split
-from .base import NestedLoss, bit_signs
+from . import naive
+from .base import NestedLoss, bit_signs, softplus
 
 
 @torch.no_grad()
@@ -28,7 +28,7 @@ def triplet_mean(theta, positive, negative, margin, low, high):
         rows = slice(start, start + step)
         p, q = positive[rows] * scale[rows], negative[rows]
         flipped = theta[rows, None, :] - (theta[rows, :, None] - margin)  # -t: positives by negatives
-        loss, slope = F.softplus(flipped.clamp(-high, -low)), flipped.clamp(-high, -low).sigmoid_()
+        loss, slope = softplus(flipped.clamp(-high, -low)), flipped.clamp(-high, -low).sigmoid_()
         if low != -torch.inf:
             slope *= (flipped >= -high) & (flipped <= -low)
         value += (p * torch.bmm(loss, q[:, :, None]).squeeze(2)).sum()
@@ -69,7 +69,11 @@ class DTSH(NestedLoss):
         self.margin, self.quantization = check.number(margin, "margin"), check.number(quantization, "quantization")
         self.clamp = check.flag(clamp, "clamp")
 
-    def expanded(self, v, labels):
+    def naive(self, u, labels, k):
+        options = {"margin": self.margin, "quantization": self.quantization, "clamp": self.clamp}
+        return naive.dtsh(u, similarity(labels, labels), reference_bits=self.reference_bits, **options)
+
+    def expanded(self, v, labels):  # saves memory: no triplets are kept for backward
         similar = similarity(labels, labels)
         low, high = (-100.0, 50.0) if self.clamp else (-torch.inf, torch.inf)
         positive, negative = similar.to(v.dtype), (~similar).to(v.dtype)

@@ -6,15 +6,15 @@ length in use are ignored everywhere, so a prefix needs no copy.
 
 from __future__ import annotations
 
-import warnings
-
-import numpy as np
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
 from .. import native
 from ..core import check, fork  # noqa: F401 (a forked child that packs or searches must not hang)
+from ..core.arrays import as_tensor
+from ..core.operation import Operation
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 # So many values are told from codes by what they are; fewer may be anything.
@@ -28,34 +28,6 @@ _looked_at = WeakIdKeyDictionary()
 def num_bytes(length: int) -> int:
     """Bytes that hold `length` bits."""
     return (length + 7) // 8
-
-
-def as_tensor(value, name: str = "value"):
-    """`value` as a tensor that shares its memory, where possible, where it is a NumPy array; anything else as it is.
-
-    Raises:
-        TypeError: an array that is masked, or whose dtype PyTorch doesn't know.
-    """
-    if not isinstance(value, np.ndarray):
-        return value
-    if isinstance(value, np.ma.MaskedArray):
-        raise TypeError(f"{name}: expected an array without a mask, got {check.describe(value)}")
-    if value.dtype.kind not in "biufc" or value.dtype.itemsize > (16 if value.dtype.kind == "c" else 8):
-        raise TypeError(
-            f"{name}: expected a tensor or an array of numbers that PyTorch knows (of at most 64 bits), "
-            f"got {check.describe(value)}"
-        )
-    if not value.dtype.isnative:
-        value = value.astype(value.dtype.newbyteorder("="))
-    # Other strides than PyTorch's: backwards (even along a dimension of one), or fields of records.
-    if any(stride < 0 or stride % value.itemsize for stride in value.strides):
-        value = value.copy()
-    if value.flags.writeable:
-        return torch.from_numpy(value)
-    with warnings.catch_warnings():
-        # Read-only arrays (memory maps) are fine here: codes and labels are only ever read.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(value)
 
 
 @check.memory
@@ -93,8 +65,10 @@ def pack_outputs(x: torch.Tensor) -> torch.Tensor:
     """`pack_codes` of a matrix that is known to hold raw outputs (any numbers but NaN) or bits."""
     if x.is_floating_point() and not torch.compiler.is_compiling():
         check.values(~torch.isnan(x).any(), "x: expected numbers, got NaN, which has no sign")
-    if native.can_pack(x):
-        return native.pack(x)
+    return PACK(x)
+
+
+def _pack_reference(x: torch.Tensor) -> torch.Tensor:
     rows, length = x.shape
     bits = (x if x.dtype == torch.bool else x > 0).to(torch.uint8)
     bits = torch.nn.functional.pad(bits, (0, -length % 8)).view(rows, num_bytes(length), 8)
@@ -102,6 +76,17 @@ def pack_outputs(x: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():  # ONNX adds no bytes up
         return (bits.int() * place.int()).sum(-1, dtype=torch.int32).to(torch.uint8)
     return (bits * place).sum(-1, dtype=torch.uint8)
+
+
+PACK = Operation("pack_codes", _pack_reference)
+
+
+def _not_packed(x: torch.Tensor) -> str | None:
+    return None if x.dtype in _FLOATS else f"x is {x.dtype}, the engine packs floating-point numbers"
+
+
+for _backend, _device in (("cpp", "cpu"), ("cuda", "cuda")):  # a compiler fuses the plain definition
+    PACK.serves(_backend, on=_device, refuses=_not_packed, traced=False)(native.pack)
 
 
 def _refuse_probabilities(x: torch.Tensor) -> None:

@@ -1,7 +1,7 @@
-"""The head's training step on the CPU, from the native operators `torch.ops.nhl_fast.step_*` (csrc/train/).
+"""The head's training step on the CPU, from the native operators `torch.ops.nhl_fast.step_*` (csrc/step/).
 
-Imported only where the backend found the library. Everything is computed in float32; nothing depends on
-the number of threads.
+The library itself is loaded at the first call. Everything is computed in float32; nothing depends on the number of
+threads.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from collections.abc import Callable
 
 import torch
 
-from ..core.known_gradient import known_gradient, once, once_through
+from ..core.known_gradient import known_gradient, once, once_through, per_length_gradients
 from ..core.labels import to_multi_hot
 from ..core.precision import no_autocast
 from ..core.prefixes import expand
-from ..head.layer import refuses_layer
+from ..head.request import NOT_FINITE, StepRequest, outputs_form, refuses_options
+from ..head.step import STEP
 from ..losses.bank_pairs import DBDH, DHN, DSH
-from ..losses.base import NestedLoss
+from ..losses.base import LOSS, NestedLoss
 from ..losses.batch_pairs import DCH, LCDSH
 from ..losses.center import CSQ, DPN
 from ..losses.softmax import MDSH, SHCIR
@@ -28,13 +29,18 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # ------------------------------------------------------------------------------------------- what can be served
 
 
-def refuses_projection(layer, features: torch.Tensor) -> str | None:
-    """Why the layer's projection of these features cannot be served, or None."""
+def refuses_head(request: StepRequest) -> str | None:
+    """Why a step of whatever loss cannot be served, or None."""
     return (
-        refuses_layer(layer)
-        or refuses_tensor(features, "the features' tensor")
-        or refuses_tensor(layer.hash_layer.weight, "the layer's weight")
+        refuses_options(request)
+        or refuses_tensor(request.features, "the features' tensor")
+        or refuses_tensor(request.weight, "the layer's weight")
     )
+
+
+def refuses_step(request: StepRequest) -> str | None:
+    """Why a step whose loss is computed here, too, cannot be served, or None."""
+    return refuses_head(request) or refuses_loss(request.loss, outputs_form(request), request.labels)
 
 
 def refuses_tensor(x: torch.Tensor, name: str) -> str | None:
@@ -178,10 +184,11 @@ def values_and_deltas(
         return FORMS[type(loss)](loss, u.contiguous(), labels)
 
 
+@LOSS.serves("cpp", on="cpu", refuses=lambda loss, u, labels, index: refuses_loss(loss, u, labels), traced=False)
 def loss_values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
     """(m,) values of a loss as functions of u (N, L)."""
     values, deltas = values_and_deltas(loss, u, labels, index, torch.is_grad_enabled())
-    return known_gradient(expand(u.float(), loss.code_lengths), values, deltas, loss._segments)
+    return known_gradient(expand(u.float(), loss.code_lengths), values, deltas, loss.segments)
 
 
 # ---------------------------------------------------------------------------------------------------- the step
@@ -214,30 +221,31 @@ def _plain(x: torch.Tensor) -> torch.Tensor:
     return x.detach().float().contiguous()
 
 
-def step(objective, features: torch.Tensor, labels, index, scaled: bool = False):
-    """(total, losses, distill, weights, dots or None) of an objective; only the total has a gradient.
+@STEP.serves("cpp", on="cpu", refuses=refuses_step, leaves=refuses_head, traced=False)
+def step(request: StepRequest):
+    """(total, losses, distill, weights, dots or None) of a request; only the total has a gradient."""
+    with no_autocast(request.features):
+        return _step(request)
 
-    scaled: see `nhl_fast.steps.fused.step.step`; never on a CPU.
-    """
-    layer, loss = objective.layer, objective.loss
-    lengths, linear = layer.code_lengths, layer.hash_layer
-    weight, bias = linear.weight, linear.bias
-    recorded = torch.is_grad_enabled()
-    with torch.no_grad(), no_autocast(features):
+
+def _step(request: StepRequest):
+    features, weight, bias, loss, lengths = (
+        request.features, request.weight, request.bias, request.loss, request.code_lengths
+    )  # fmt: skip
+    fixed, recorded = request.fixed_weights, torch.is_grad_enabled()
+    with torch.no_grad():
         x = _plain(features)
-        wanted = objective.weighting == "dominance" and uses_gram(*x.shape, lengths)
-        u, gram = ops.step_project(x, _plain(weight), _plain(bias), wanted)
-        if objective.check_finite and not torch.compiler.is_compiling() and not ops.step_finite(u):
-            raise ValueError(objective.NOT_FINITE)
+        u, gram = ops.step_project(x, _plain(weight), _plain(bias), fixed is None and uses_gram(*x.shape, lengths))
+        if request.check_finite and not torch.compiler.is_compiling() and not ops.step_finite(u):
+            raise ValueError(NOT_FINITE)
         attached = None
-        if refuses_loss(loss, u, labels) is None:
-            values, deltas = values_and_deltas(loss, u, labels, index, recorded)
+        if refuses_loss(loss, u, request.labels) is None:
+            values, deltas = values_and_deltas(loss, u, request.labels, request.index, recorded)
         else:
-            attached, deltas = _foreign(loss, u, labels, index, recorded)
+            attached, deltas = _foreign(loss, u, request.labels, request.index, recorded)
             values = attached.detach()
-        fixed = None if objective.weighting == "dominance" else objective._fixed_weights
         total, distill, weights, dots, du = ops.step_combine(
-            u, x, gram, values, deltas, lengths, objective.distill_weight, fixed
+            u, x, gram, values, deltas, lengths, request.distill_weight, fixed
         )
     total = _Head.apply(features, weight, bias, total, du)
     if attached is not None and any(p.requires_grad for p in loss.parameters()):
@@ -248,8 +256,6 @@ def step(objective, features: torch.Tensor, labels, index, scaled: bool = False)
 
 def _foreign(loss, u, labels, index, recorded: bool):
     """Values (with their graph) and deltas of a loss without a C++ form."""
-    from ..head.objective import per_length_gradients
-
     with torch.inference_mode(False), torch.enable_grad():
         with torch.set_grad_enabled(recorded):
             u, labels = loss.prepare(u.clone(), labels, index)

@@ -42,7 +42,13 @@ class HashModel(nn.Module):
     @torch.no_grad()
     def encode_batch(self, x: torch.Tensor) -> torch.Tensor:
         """Packed codes (N, ceil(L/8)) uint8 of one batch, as the module stands (see `encode_split`)."""
-        return self.layer.encode(self.backbone(x))
+        features = self.backbone(x)
+        try:
+            return self.layer.encode(features)
+        except ValueError as error:
+            raise ValueError(
+                f"model: its outputs have no codes (bad inputs, or training diverged: {error})"
+            ) from error
 
 
 def batches(split, batch_size: int, order: torch.Tensor | None = None, workers: int = 0):
@@ -86,3 +92,16 @@ def encode_split(model: HashModel, split, batch_size: int = 256, workers: int = 
     if not codes:
         return torch.empty(0, -(-model.code_lengths[-1] // 8), dtype=torch.uint8)
     return torch.cat(codes)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device `name`; a clear error where it is none, or is not on this machine."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: expected a device such as 'cpu' or 'cuda', got {name!r}") from None
+    if device.type == "meta":
+        raise ValueError("device: 'meta' holds no numbers to train on")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"device: {name!r} was asked for, but PyTorch sees no CUDA device")
+    return device

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from against import by_length
 from launches import launches
+from losses_cases import by_length
 from numeric import Expected
 
+from nhl_fast.core.known_gradient import per_length_gradients
 from nhl_fast.core.prefixes import expand, segment_matrix, split
 from nhl_fast.head.distillation import expanded_distillation_losses
-from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.steps.fused.distillation import distill
 
 LENGTHS = (8, 16, 32, 64, 128)

@@ -5,13 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from against import by_length
 from launches import launches
+from losses_cases import by_length, naive_by_length, reference, reference_by_length
 from numeric import Expected
 
 import nhl_fast.steps.fused.center as fused
-from nhl_fast.core.prefixes import expand, split
-from nhl_fast.head.objective import per_length_gradients
+from nhl_fast.core.prefixes import split
 from nhl_fast.losses import CSQ, DPN
 from nhl_fast.losses.center import CenterLoss
 
@@ -35,11 +34,6 @@ def make(name, n, lengths, device, form):
     return loss, u, labels
 
 
-def reference(loss, u, labels, dtype):
-    v = expand(u.to(dtype), loss.code_lengths)
-    return per_length_gradients(lambda x: loss.expanded(x, labels), v)
-
-
 def relative(a, b):
     return ((a.double() - b).norm() / b.norm().clamp(min=1e-30)).item()
 
@@ -51,7 +45,8 @@ def test_values_and_deltas(name, shape, form, device):
     loss, u, labels = make(name, *shape, device, form)
     values, deltas = fused.fused(loss, u, labels)
     assert values.shape[1] == len(shape[1])
-    right = Expected(lambda: by_length(*reference(loss, u, labels, torch.float64), shape[1]))
+    problem = loss, u, labels
+    right = Expected(lambda: reference_by_length(*problem), truth=lambda: naive_by_length(*problem))
     right.check(by_length(values.sum(0), deltas, shape[1]))
 
 

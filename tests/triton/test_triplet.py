@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from against import check, check_golden, fused, reference
+from against import check, check_golden, fused
 from launches import launches
+from losses_cases import reference
 
 from nhl_fast.losses import build
 from nhl_fast.steps.fused.triplets import triplet
@@ -36,14 +37,6 @@ def test_larger(device):
 def test_golden(golden, device):
     u, labels = torch.from_numpy(golden["u"]).to(device), torch.from_numpy(golden["labels"]).to(device)
     check_golden(golden, "dtsh", make(LENGTHS, labels.shape[1]).to(device), u, labels, LENGTHS)
-
-
-@pytest.mark.parametrize(
-    "options", [{"clamp": False}, {"margin": 0.5, "quantization": 0.0}, {"reference_bits": 16, "clamp": False}]
-)
-def test_options(options, device):
-    u, labels = 4 * torch.randn(20, 24, device=device), torch.arange(20, device=device) % 3
-    check(make((8, 24), **options).to(device), u, labels)
 
 
 def test_the_clamp_kills_the_gradient_of_the_worst_triplets(device):

@@ -1,0 +1,89 @@
+"""A literal baseline of the training step, written for the benchmark: what the published procedure does.
+
+One product per length, every loss evaluated twice (once for the per-length gradients, once for the total), one
+backward pass per length, the weights from full gradients of W read back number by number, and the losses as
+their formulas stand (`nhl_fast.losses.naive`): an N x M x b cube for DSH, a Python loop over the rows for DTSH and
+SHCIR. Its numbers agree with the package's, which the benchmark checks before it times anything.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+from nhl_fast.losses import naive
+
+
+def _at_centers(loss):
+    def value(u, y, state, k):
+        center = y @ state.centers[k]
+        return loss(u, torch.where(center == 0, state.ties[k], center.sign()))
+
+    return value
+
+
+def _with_bank(loss):
+    return lambda u, y, state, k: loss(u, state.bank[:, : u.shape[1]], y @ state.bank_labels.T > 0)
+
+
+def _in_batch(loss):
+    return lambda u, y, state, k: loss(u, y @ y.T > 0)
+
+
+def _softmax(loss):
+    return lambda u, y, state, k: loss(u, y, state.centers[k])
+
+
+LOSSES = {
+    **{name: _at_centers(getattr(naive, name)) for name in ("csq", "dpn")},
+    **{name: _with_bank(getattr(naive, name)) for name in ("dsh", "dhn", "dbdh")},
+    **{name: _in_batch(getattr(naive, name)) for name in ("dtsh", "lcdsh", "dch")},
+    **{name: _softmax(getattr(naive, name)) for name in ("mdsh", "shcir")},
+}
+
+
+class LiteralStep:
+    """The head's training step, literally; its state (weight, bank, centres) is shared with the package's."""
+
+    def __init__(self, name, weight, bias, code_lengths, loss, distill_weight=1.0):
+        self.loss, self.lengths, self.distill_weight = LOSSES[name], code_lengths, distill_weight
+        self.weight, self.bias = weight, bias
+        self.centers, self.ties = getattr(loss, "centers", None), getattr(loss, "tie_centers", None)
+        bank = getattr(loss, "bank", None)
+        if bank is not None:
+            self.bank = bank.u.clone()
+            self.bank_labels = F.one_hot(bank.labels, loss.num_classes).float()
+
+    def terms(self, features, y, index):
+        outputs = [features @ self.weight[:b].T + self.bias[:b] for b in self.lengths]
+        if hasattr(self, "bank"):
+            self.bank[index] = outputs[-1].detach()
+            self.bank_labels[index] = y
+        values = [self.loss(u, y, self, k) for k, u in enumerate(outputs)]
+        grams = [F.normalize(u @ u.T, dim=1) for u in outputs]
+        for k in range(len(grams) - 1):
+            distill = (grams[k] - grams[k + 1].detach()).pow(2).sum() / features.shape[0] ** 2
+            values[k] = values[k] + self.distill_weight * distill
+        return values
+
+    def weights(self, features, y, index):
+        m = len(self.lengths)
+        values = self.terms(features.detach(), y, index)
+        grads = [torch.autograd.grad(v, self.weight, retain_graph=True)[0] for v in values]
+        weights = [1.0]
+        for i in range(1, m):
+            bound = 1.0
+            for k in range(i):
+                own = grads[k][: self.lengths[k]]
+                dot = (grads[i][: self.lengths[k]] * own).sum().item()
+                if dot < 0:
+                    bound = min(bound, weights[k] * own.pow(2).sum().item() / ((m - k - 1) * -dot))
+            weights.append(bound)
+        return [w * m / sum(weights) for w in weights]
+
+    def __call__(self, features, y, index):
+        weights = self.weights(features, y, index)
+        values = self.terms(features, y, index)
+        total = sum(w * v for w, v in zip(weights, values))
+        total.backward()
+        return total.detach()
