@@ -292,6 +292,11 @@ def launch(
     pair_sums.launch(u, gradients, sums, counts, statistics, lengths, c, penalty, clamp, values, deltas, add)
 
 
+def scales(function: str) -> bool:
+    """Whether a function looks at products, which a reference length scales."""
+    return function not in PAIR_FUNCTIONS or PAIR_FUNCTIONS[function].geometry == "product"
+
+
 def check(function: str, lengths, constants, penalty, reference: float, clamp: float, weigh: str, over: str):
     """(the function, lengths, reference) of a launch, or ValueError for what it cannot do."""
     for name, value, known in (
@@ -306,7 +311,7 @@ def check(function: str, lengths, constants, penalty, reference: float, clamp: f
         raise ValueError(f"constants: a function of pairs takes at most 2, got {len(constants)}")
     found = PAIR_FUNCTIONS[function]
     reference = tiles.check_reference(reference)
-    if reference and found.geometry != "product":
+    if reference and not scales(function):
         raise ValueError(f"reference: {function} takes none, got {reference} (it is for products)")
     return found, tiles.check_lengths(lengths), reference
 

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 
+from .. import losses
 from ..core import names
 from ..core.files import as_path
 from ..core.version import __version__
@@ -126,7 +127,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         choices=tuple(PRESETS),
         help="'paper': those of arXiv 2412.08922; 'tuned': the best found for each loss, see docs/experiments.md",
     )
-    group.add_argument("--loss", choices=names.LOSSES)
+    group.add_argument("--loss", choices=losses.NAMES)
     group.add_argument("--loss-option", dest="loss_options", type=option, action="append", metavar="NAME=VALUE")
     group.add_argument("--centers", choices=names.CENTERS, help="hash centres")
     group.add_argument(
