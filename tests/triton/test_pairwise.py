@@ -254,21 +254,63 @@ def test_opcheck(device):
     torch.library.opcheck(pairs.pairs, given)
 
 
+def problem(device, function="likelihood", constants=(), **options):
+    """`arguments` with other options: penalty, weight of it, weigh, over, clamp, reference."""
+    chosen = {"penalty": "none", "weight": 0.1, "weigh": "no", "over": "pairs", "clamp": math.inf, "reference": 0.0}
+    return (*arguments(device)[:6], function, list(constants), *(chosen | options).values())
+
+
 @pytest.mark.parametrize(
-    ("function", "penalty", "reference", "message"),
+    ("options", "message"),
     [
-        ("likelihood", "log_cosh", -1.0, "at least 0"),
-        ("likelihood", "log_cosh", float("nan"), "at least 0"),
-        ("likelihood", "log_cosh", float("inf"), "finite"),
-        ("contrastive", "absolute", 16.0, "no 'contrastive' with these options"),
-        ("contrastive", "balance", 0.0, "no 'contrastive' with these options"),
-        ("dsh", "absolute", 0.0, "function: expected one of 'contrastive'.* got 'dsh'"),
+        ({"reference": -1.0}, "at least 0"),
+        ({"reference": float("nan")}, "at least 0"),
+        ({"reference": float("inf")}, "finite"),
+        ({"function": "contrastive", "reference": 16.0}, "reference: contrastive takes none"),
+        ({"function": "cauchy", "reference": 16.0}, "reference: cauchy takes none"),
+        ({"function": "dsh"}, "function: expected one of contrastive, .*, got 'dsh'"),
+        ({"penalty": "huber"}, "penalty: expected one of none, absolute, .*, got 'huber'"),
+        ({"weigh": "some"}, "weigh: expected one of no, rarity, halves, got 'some'"),
+        ({"over": "all"}, "over: expected one of pairs, similar, got 'all'"),
+        ({"clamp": -1.0}, "clamp: expected a number above 0, got -1.0"),
+        ({"constants": [1.0, 2.0, 3.0]}, "constants: .* at most 2, got 3"),
     ],
+    ids=str,
 )
-def test_bad_options_are_refused(function, penalty, reference, message, device):
-    given = (*arguments(device)[:6], function, [2.0], penalty, *OPTIONS[1:], reference)
+def test_bad_options_are_refused(options, message, device):
     with pytest.raises(ValueError, match=message):
-        pairs.pairs(*given)
+        pairs.pairs(*problem(device, **options))
+
+
+@pytest.mark.parametrize("weigh", ["no", "rarity", "halves"])
+@pytest.mark.parametrize("over", ["pairs", "similar"])
+@pytest.mark.parametrize("bank", [True, False], ids=["bank", "batch"])
+@pytest.mark.parametrize("function", ["contrastive", "attraction"])
+def test_every_option_serves_every_function(function, bank, over, weigh, device):
+    """Clamped outputs, weighed pairs, either mean, the bank or the batch: in float64, from the definitions."""
+    u, others, labels, other_labels, written = arguments(device)[:5]
+    given = (u, others, labels, other_labels, written) if bank else (u, None, labels, None, None)
+    found = pairs.pairs(*given, [8, 24], function, [0.7], "square", 0.1, weigh, over, 0.9)
+    x = u.double().requires_grad_()
+    similar = labels[:, None] == (other_labels if bank else labels)[None]
+    inside = (written if bank else torch.ones(5, dtype=torch.bool, device=device))[None].expand_as(similar)
+    number, alike = inside.sum().double(), (inside & similar).sum().double()
+    share = {"no": 0, "rarity": 1, "halves": 0.5}[weigh] * number
+    weights = torch.where(similar, share / alike, share / (number - alike)) if weigh != "no" else 1
+    for k, b in enumerate((8, 24)):
+        row = x.clamp(-0.9, 0.9)[:, :b]
+        column = others.double().clamp(-0.9, 0.9)[:, :b] if bank else row
+        if function == "contrastive":
+            distance = (row[:, None] - column[None]).square().sum(2)
+            loss = torch.where(similar, distance, (0.7 * b - distance).clamp(min=0)) / 2
+        else:
+            cosine = torch.nn.functional.normalize(row) @ torch.nn.functional.normalize(column).T
+            loss = similar * torch.nn.functional.softplus((1 - cosine) / 2)
+        value = (weights * loss * inside).sum() / (alike if over == "similar" else number)
+        value = value + 0.1 * (row.abs() - 1).square().mean()
+        (slope,) = torch.autograd.grad(value, x)
+        torch.testing.assert_close(found[0][k].double(), value.detach(), rtol=1e-5, atol=0)
+        torch.testing.assert_close(found[1].split([8, 24], 1)[k].double(), slope[:, :b], rtol=1e-4, atol=1e-7)
 
 
 def test_adding_equals_computing(device):
@@ -313,7 +355,7 @@ def test_more_lengths_than_the_kernels_take_are_refused(device):
     labels = torch.zeros(2, dtype=torch.long, device=device)
     with pytest.raises(ValueError, match="1024 bits"):
         pairs.pairs(
-            u, u, labels, labels, labels == 0, [8, 1025], "likelihood", [], "log_cosh", 0.1, "no", "pairs", math.inf
+            u, None, labels, None, None, [8, 1025], "likelihood", [], "log_cosh", 0.1, "no", "pairs", math.inf
         )
 
 
@@ -323,7 +365,7 @@ class TestJobs:
     def test_every_gradient_column_belongs_to_one_job(self, lengths, width):
         owned, starts = [], []
         jobs = tiles.jobs(lengths, width)
-        for k, first, padded, offset in zip(*[iter(jobs)] * 4):
+        for k, first, padded, offset in jobs:
             assert offset == sum(lengths[:k])
             assert 16 <= padded <= width
             assert padded & (padded - 1) == 0

@@ -99,7 +99,7 @@ def test_public_call_and_its_gradient(name, device):
 def test_one_launch_for_all_lengths(device):
     loss, u, labels = make("csq", 40, (5, 12, 48), device, "ids")
     found = launches(lambda: bodies.values_and_deltas(loss.forms(), u, labels, [5, 12, 48]))
-    assert found == ["pointwise_kernel"]
+    assert found == ["center_kernel"]
 
 
 def test_layouts(device):

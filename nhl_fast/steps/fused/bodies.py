@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 
+from nhl_fast.kernels import pairs as pair_kernels
 from nhl_fast.kernels import softmax as softmax_kernels
 
 from ...losses.form import NO_PENALTY, Form
@@ -41,7 +42,7 @@ def pairs(form: Form, u, labels, lengths):
 
 def pair_problem(form: Form, u, labels, lengths) -> tuple:
     bank = form.bank
-    others = (u, labels, labels, None) if bank is None else (bank.u, labels, bank.labels, bank.written)
+    others = (None, labels, None, None) if bank is None else (bank.u, labels, bank.labels, bank.written)
     penalty = form.penalty or NO_PENALTY
     return (
         u, *others, lengths, form.function, list(form.constants), *penalty, form.weigh, form.over, form.clamp,
@@ -73,10 +74,8 @@ def refuses(form: Form) -> str | None:
         return f"the bank is {form.bank.u.dtype}, the kernels take float32"
     if form.body == "softmax" and form.reference_bits > softmax_kernels.MAX_REFERENCE:
         return f"reference_bits is {form.reference_bits}, the kernels take at most {softmax_kernels.MAX_REFERENCE}"
-    if form.body == "pairs" and form.function in all_pairs.FUNCTIONS:
-        given = form.function, (form.penalty or NO_PENALTY).kind, form.bank is None, form.clamp, form.over, form.weigh
-        if all_pairs.kind_of(*given, form.reference_bits) is None:
-            return f"the kernels have no {form.function!r} with these options"
+    if form.body == "pairs" and form.reference_bits and not pair_kernels.scales(form.function):
+        return f"reference_bits is {form.reference_bits}, and {form.function!r} looks at no products"
     return None
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from nhl_fast.kernels import arrival, projection
+from nhl_fast.kernels import arrival, projection, tiles
 from nhl_fast.kernels import center as kernels
 
 from ...core import check
@@ -23,11 +23,12 @@ def center(
     constants: list[float],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(partial sums (P, m), deltas (N, T)) of a function of u (N, L); centers (C, T) and ties (T,) of +-1."""
-    check.one_of(function, "function", kernels.LOSSES)
+    check.one_of(function, "function", kernels.CENTER_FUNCTIONS)
     u = u.contiguous()
     values, deltas = outputs(u, code_lengths, kernels.num_programs(*u.shape))
+    loss = kernels.Loss(function, constants, labels, centers.contiguous(), ties, code_lengths, values, deltas)
     with torch.cuda.device_of(u):
-        kernels.pointwise(u, labels, centers.contiguous(), ties, values, deltas, code_lengths, function, *constants)
+        kernels.launch(u, loss)
     return values, deltas
 
 
@@ -51,19 +52,16 @@ def project_center(
     finite: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """`project` (without a gradient) and `center` in one launch: (u, gram, partial sums, deltas)."""
-    check.one_of(function, "function", kernels.LOSSES)
+    check.one_of(function, "function", kernels.CENTER_FUNCTIONS)
     u, matrix, values, deltas = _together(features, weight, code_lengths, gram)
-    loss = {
-        "labels": labels, "centers": centers.contiguous(), "ties": ties, "values": values, "deltas": deltas,
-        "code_lengths": code_lengths, "kind": function, "parameter": constants[0],
-    }  # fmt: skip
+    loss = kernels.Loss(function, constants, labels, centers.contiguous(), ties, code_lengths, values, deltas)
     with torch.cuda.device_of(features):
-        projection.project(features, weight, bias, u=u, gram=matrix if gram else None, loss=loss, finite=finite)
+        projection.launch(features, weight, bias, u=u, gram=matrix if gram else None, loss=loss, finite=finite)
     return u, matrix, values, deltas
 
 
 def _together(features, weight, code_lengths, gram):
-    mode = projection.precision(features)
+    mode = tiles.feature_precision(features)
     programs = projection.loss_programs(*features.shape, weight.shape[0], gram, mode)
     u, matrix = project_outputs(features, weight, gram)
     return u, matrix, *outputs(u, code_lengths, programs)

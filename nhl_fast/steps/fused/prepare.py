@@ -25,7 +25,7 @@ def store_rows(
 ) -> None:
     """Write u (N, L) and labels into the rows `index` (N,) of a bank; each row is written at most once."""
     with torch.cuda.device_of(u):
-        kernels.store(u.contiguous(), labels, index, bank_u, bank_labels, written, num_classes)
+        kernels.launch(u.contiguous(), labels, index, bank_u, bank_labels, written, num_classes)
     for tensor in (bank_u, bank_labels, written):
         if not tensor.is_inference():
             torch.autograd.graph.increment_version(tensor)
