@@ -8,9 +8,10 @@
     similar   S_ij; b the code length as a float; c0, c1 the loss's constants.
 
 All else belongs to the body (`pairs`): the geometry and its gradient, clamping, weights of pairs, the mean,
-penalties. A new pairwise loss is one such function and a line in `PAIR_FUNCTIONS`.
+penalties. A new function is one such, a line in `PAIR_FUNCTIONS` and one in `SHIPPED`.
 """
 
+import math
 from typing import Any, NamedTuple
 
 import triton
@@ -90,3 +91,14 @@ PAIR_FUNCTIONS = {
     "cauchy": PairFunction(cauchy, "cosine"),
     "attraction": PairFunction(attraction, "cosine", of_zero=1e12),
 }
+
+# What ships, for ahead-of-time compilation: function, penalty, clamp, whether there is a bank, ways to weigh, mean.
+SHIPPED = (
+    ("contrastive", "absolute", math.inf, True, ("no", "halves"), "pairs"),
+    ("likelihood", "log_cosh", math.inf, True, ("no", "halves"), "pairs"),
+    ("likelihood", "balance", 1.0, True, ("no", "halves"), "pairs"),
+    ("likelihood", "balance", math.inf, True, ("no", "halves"), "pairs"),
+    ("locality", "none", math.inf, False, ("no",), "pairs"),
+    ("cauchy", "cauchy", math.inf, False, ("rarity",), "pairs"),
+    ("attraction", "none", math.inf, True, ("no",), "similar"),
+)

@@ -21,7 +21,7 @@ import triton.language as tl
 
 from . import pair_sums, penalties, tiles
 from .arithmetic import bit_sign, dot, inverse_norm, load_tile, zeros
-from .pair_functions import PAIR_FUNCTIONS, PairFunction
+from .pair_functions import PAIR_FUNCTIONS, SHIPPED, PairFunction
 from .similarity import comparable, count_pairs, similar_tile
 
 SMALL = tiles.Tiles(rows=32, columns=16, bits=16, width=64, warps=4, stages=1)
@@ -316,18 +316,6 @@ def check(function: str, lengths, constants, penalty, reference: float, clamp: f
     return found, tiles.check_lengths(lengths), reference
 
 
-# What ships, for ahead-of-time compilation: function, penalty, clamp, whether there is a bank, ways to weigh, mean.
-FORMS = (
-    ("contrastive", "absolute", math.inf, True, ("no", "halves"), "pairs"),
-    ("likelihood", "log_cosh", math.inf, True, ("no", "halves"), "pairs"),
-    ("likelihood", "balance", 1.0, True, ("no", "halves"), "pairs"),
-    ("likelihood", "balance", math.inf, True, ("no", "halves"), "pairs"),
-    ("locality", "none", math.inf, False, ("no",), "pairs"),
-    ("cauchy", "cauchy", math.inf, False, ("rarity",), "pairs"),
-    ("attraction", "none", math.inf, True, ("no",), "similar"),
-)
-
-
 def variants(lengths=(8, 16, 32, 64, 128)):
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     made = []
@@ -337,7 +325,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
         **dict.fromkeys(floats, "*fp32"), **dict.fromkeys(integers, "i32"), "written": "*u8", "reference": "fp32",
         **dict.fromkeys(("row_labels", "column_labels", "number", "counts"), "*i64"), "c": ("fp32", "fp32"),
     }  # fmt: skip
-    for function, penalty, clamp, bank, ways, over in FORMS:
+    for function, penalty, clamp, bank, ways, over in SHIPPED:
         for precision in tiles.PRECISIONS:
             for weigh in ways:
                 for columns in (64, 13_000):
