@@ -20,6 +20,12 @@ def log1p(z):
 
 
 @triton.jit
+def log_of_sum(z, one):
+    """log(1 + z) for z >= 0, `one` being 1 + z rounded: what that lost cancels in the quotient."""
+    return tl.where(one == 1, z, tl.log(one) * (z / tl.where(one == 1, 1.0, one - 1)))
+
+
+@triton.jit
 def log1m(p):
     """log(1 - p) for 0 <= p <= 1/2, accurate also where 1 - p rounds to 1."""
     p = tl.minimum(p, 0.5)
@@ -58,15 +64,35 @@ def bit_sign(x):
 
 
 @triton.jit
-def clamp_unit(x):
-    """x clamped to [-1, 1]; NaN stays."""
-    return tl.where(x > 1, 1.0, tl.where(x < -1, -1.0, x))
+def largest(x, low):
+    """max(x, low); NaN stays, which `tl.maximum` drops."""
+    return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
 
 
 @triton.jit
-def inverse_norm(squares):
-    """1 / norm from the sum of squares; 0 for rows of norm 1e-12 or less, which have no direction."""
-    return tl.where(squares > 1e-24, 1 / tl.sqrt_rn(tl.maximum(squares, 1e-24)), 0.0)
+def smallest(x, high):
+    """min(x, high); NaN stays."""
+    return tl.minimum(x, high, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def within(x, low, high):
+    """x clamped to low .. high; NaN stays."""
+    return smallest(largest(x, low), high)
+
+
+@triton.jit
+def clamped(x, LIMIT: tl.constexpr):
+    """x clamped to +-LIMIT (inf: as it is); NaN stays."""
+    if LIMIT < float("inf"):  # noqa: SIM300
+        x = tl.where(x > LIMIT, LIMIT, tl.where(x < -LIMIT, -LIMIT, x))
+    return x
+
+
+@triton.jit
+def inverse_norm(squares, OF_ZERO: tl.constexpr = 0.0):
+    """1 / norm from the sum of squares; OF_ZERO for rows of norm 1e-12 or less, without a direction; NaN stays."""
+    return tl.where(squares <= 1e-24, OF_ZERO, 1 / tl.sqrt_rn(largest(squares, 1e-24)))
 
 
 @triton.jit
@@ -86,19 +112,44 @@ def dot(a, b, acc, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def zeros(ROWS: tl.constexpr, COLS: tl.constexpr):
-    return tl.zeros((ROWS, COLS), tl.float32)
+def multiply(a, b, acc, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
+    """acc + a @ b for float32 tiles.
+
+    "half": the features came in half precision, which tf32 holds exactly; the float32 operand named by SPLIT ("a",
+    "b", "both" or "none") is taken as the sum of two tf32 numbers, so that nothing is rounded to half precision.
+    """
+    if PRECISION == "half":
+        if SPLIT == "a":
+            high = (a.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+            acc = tl.dot(high, b, acc, input_precision="tf32")
+            return tl.dot(a - high, b, acc, input_precision="tf32")
+        elif SPLIT == "b":
+            high = (b.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+            acc = tl.dot(a, high, acc, input_precision="tf32")
+            return tl.dot(a, b - high, acc, input_precision="tf32")
+        elif SPLIT == "both":
+            return tl.dot(a, b, acc, input_precision="tf32x3")
+        else:
+            return tl.dot(a, b, acc, input_precision="tf32")
+    else:
+        return dot(a, b, acc, PRECISION)
 
 
 @triton.jit
-def load_tile(pointer, first, limit, columns, width, ROWS: tl.constexpr, STRIDE: tl.constexpr, CLAMP: tl.constexpr):
+def zeros(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    return tl.zeros((ROWS, COLUMNS), tl.float32)
+
+
+@triton.jit
+def load_tile(
+    pointer, first, limit, columns, width, ROWS: tl.constexpr, STRIDE: tl.constexpr,
+    CLAMP: tl.constexpr = float("inf"),
+):  # fmt: skip
     """float32 tile, rows first .. first + ROWS (first an int64 scalar) of a contiguous matrix of STRIDE columns.
 
-    0 outside rows < limit and columns < width.
+    0 outside rows < limit and columns < width; clamped to +-CLAMP.
     """
     rows = tl.arange(0, ROWS)  # within the tile: 32-bit arithmetic
     mask = (rows < (limit - first).to(tl.int32))[:, None] & (columns < width)[None, :]
     tile = tl.load(pointer + first * STRIDE + (rows[:, None] * STRIDE + columns[None, :]), mask=mask, other=0.0)
-    if CLAMP:
-        tile = clamp_unit(tile)
-    return tile
+    return clamped(tile, CLAMP)

@@ -14,9 +14,8 @@ from typing import NamedTuple
 import torch
 
 from nhl_fast.core.known_gradient import per_length_gradients
-from nhl_fast.core.names import CENTER_LOSSES
 from nhl_fast.core.prefixes import expand, split
-from nhl_fast.losses import NestedLoss, build
+from nhl_fast.losses import NestedLoss, build, options_of
 
 LENGTHS = (8, 16, 32, 64, 128)
 
@@ -171,7 +170,7 @@ def of_backend(loss, u, labels, backend, index=None):
 def golden_loss(golden, case, dtype=torch.float32, device="cpu"):
     """The case's loss with the centres and the bank of tests/golden."""
     options = {}
-    if case.name in CENTER_LOSSES:
+    if "centers" in options_of(case.name):
         options["centers"] = [torch.from_numpy(golden[f"centers_{b}"]) for b in LENGTHS]
     loss = make_loss(
         case._replace(options={**options, **case.options}),

@@ -19,8 +19,8 @@ from nhl_fast.core.prefixes import expand, pad, segment_matrix, weighted_sum
 from nhl_fast.head.distillation import expanded_distillation_losses
 from nhl_fast.head.weighting import dominance_dots, dominance_weights
 from nhl_fast.retrieval.codes import pack_codes
-from nhl_fast.steps.fused import center, distillation, pairs, projection, softmax, triplets, weighting  # noqa: F401
-from nhl_fast.steps.fused.registry import FUSED
+from nhl_fast.steps.fused import distillation, prepare, projection, weighting
+from nhl_fast.steps.fused.bodies import values_and_deltas
 
 LENGTHS = (4, 8, 16) if REHEARSAL else data.LENGTHS
 LONGEST, TOTAL = LENGTHS[-1], sum(LENGTHS)
@@ -84,7 +84,7 @@ def _loss(name, n, d, dtype):
     u, labels = torch.randn(n, LONGEST, device=DEVICE), torch.randint(0, CLASSES, (n,), device=DEVICE)
 
     def fused():
-        values, deltas = FUSED[type(loss)](loss, u, labels)
+        values, deltas = values_and_deltas(loss.forms(), u, labels, list(LENGTHS))
         return (values.sum(0) if values.ndim == 2 else values), deltas
 
     def plain():
@@ -164,7 +164,7 @@ def _bank(n, d, dtype):
     ]  # fmt: skip
 
     def fused():
-        pairs.store_rows(*banks[0], index, u, labels, CLASSES)
+        prepare.store_rows(*banks[0], index, u, labels, CLASSES)
         return banks[0]
 
     def plain():

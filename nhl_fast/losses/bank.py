@@ -100,7 +100,6 @@ class BankMixin:
     `torch.no_grad()` change nothing, whether or not `eval()` was called.
     """
 
-    uses_index = True
     external_bank = False  # True: the training loop writes the bank itself, before each step
 
     def prepare(self, u, labels, index):

@@ -11,22 +11,32 @@ from ..core.operation import Operation
 from ..core.precision import no_autocast
 from ..core.prefixes import expand, segment_matrix, split
 from .bank import Bank
+from .form import Form
 
 
 class NestedLoss(nn.Module):
     """A loss with one value a code length.
 
     Subclasses define `naive(u, labels, k)`, one length's value, plainly. That is enough to train; where it takes too
-    much memory or loses digits, they override `expanded`, which gives all lengths' values.
+    much memory or loses digits, they override `expanded`, which gives all lengths' values. `forms()` says what the
+    compiled steps must know to serve them. See docs/add-a-loss.md.
 
     Args:
         num_classes: number of classes C.
         code_lengths: the m code lengths in bits, strictly increasing.
     """
 
-    uses_index = False
-    reference_bits: float | None = None
-    balance = False
+    momentum_bank = False  # True: its bank is meant for the outputs of a momentum encoder, where there is one
+    single_label = False  # True: rows of labels with one class each, as ids or one-hot
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if "forms" not in vars(cls):  # a subclass may change any part of what its parent's forms describe
+            cls.forms = NestedLoss.forms
+
+    def forms(self) -> tuple[Form, ...]:
+        """The forms whose sum the loss is; (): no compiled step serves it. They are not inherited."""
+        return ()
 
     @check.memory
     def __init__(self, num_classes: int, code_lengths=check.DEFAULT_CODE_LENGTHS):
@@ -99,8 +109,18 @@ class NestedLoss(nn.Module):
             raise ValueError(f"u: expected at least one row, got {check.describe(u)}")
 
     def check_labels(self, labels, num_rows: int) -> torch.Tensor:
-        """Labels as ids or multi-hot rows, or a clear error; subclasses narrow it."""
-        return check_labels(labels, num_rows, self.num_classes)
+        """Labels as ids or multi-hot rows, or a clear error; subclasses may narrow it."""
+        labels = check_labels(labels, num_rows, self.num_classes)
+        if labels.ndim == 1 or not self.single_label:
+            return labels
+        name = type(self).__name__
+        ok = (labels.long().sum(1) == 1).all()
+        check.values(ok, f"labels: {name} is defined for single-label data, got a row without exactly one class")
+        return labels.argmax(1) if labels.dtype != torch.bool else labels.long().argmax(1)
+
+    def takes_rows(self) -> bool:
+        """Whether this call is a training step, whose rows a bank takes in; here there is none."""
+        return False
 
     @property
     def segments(self) -> torch.Tensor:

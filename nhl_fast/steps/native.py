@@ -10,18 +10,17 @@ from collections.abc import Callable
 
 import torch
 
+from ..core import check
 from ..core.known_gradient import known_gradient, once, once_through, per_length_gradients
 from ..core.labels import to_multi_hot
 from ..core.precision import no_autocast
 from ..core.prefixes import expand
 from ..head.request import NOT_FINITE, StepRequest, outputs_form, refuses_options
 from ..head.step import STEP
-from ..losses.bank_pairs import DBDH, DHN, DSH
+from ..losses.bank import Bank
 from ..losses.base import LOSS, NestedLoss
-from ..losses.batch_pairs import DCH, LCDSH
-from ..losses.center import CSQ, DPN
-from ..losses.softmax import MDSH, SHCIR
-from ..losses.triplet import DTSH
+from ..losses.center import row_centers
+from ..losses.form import NO_PENALTY, Form
 from ..native.calls import ops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -54,124 +53,79 @@ def refuses_tensor(x: torch.Tensor, name: str) -> str | None:
 
 def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
     """Why a loss of these outputs cannot be served, or None."""
-    if type(loss) not in FORMS:
+    forms = loss.forms()
+    if not forms:
         return f"{type(loss).__name__} has no C++ form"
-    bank = getattr(loss, "bank", None)
-    if bank is not None and bank.u.dtype != torch.float32:
-        return f"the bank is {bank.u.dtype}, the C++ step computes in float32"
-    return refuses_tensor(u, "the outputs' tensor")
+    return next(filter(None, map(refuses_form, forms)), None) or refuses_tensor(u, "the outputs' tensor")
 
 
-# -------------------------------------------------------------------------------------------------- the losses
-
-FORMS: dict[type, Callable] = {}
-
-
-def _form(*losses: type):
-    """Register a function (loss, u, labels) -> (values (m,), deltas (N, sum of the lengths))."""
-
-    def register(function):
-        for loss in losses:
-            FORMS[loss] = function
-        return function
-
-    return register
+def refuses_form(form: Form) -> str | None:
+    """Why a form cannot be served, or None."""
+    check.one_of(form.function, "function", FUNCTIONS[form.body])
+    if form.bank is not None and form.bank.u.dtype != torch.float32:
+        return f"the bank is {form.bank.u.dtype}, the C++ step computes in float32"
+    return None
 
 
-def _centers(loss, u, labels):
-    """(centres, ids), or (one centre a row, None)."""
-    return (loss._centers.float(), labels) if labels.ndim == 1 else (loss.targets(labels, u).contiguous(), None)
+# -------------------------------------------------------------------------------------------------- the bodies
 
 
-def _sets(loss, labels: torch.Tensor) -> torch.Tensor:
+def center(form: Form, u, labels, lengths):
+    centers, ids = form.centers.float(), labels
+    if labels.ndim == 2:  # one centre a row
+        centers, ids = row_centers(labels, centers, form.ties.float()).contiguous(), None
+    return ops.step_center(u, centers, ids, lengths, form.function, form.constants)
+
+
+def pairs(form: Form, u, labels, lengths):
+    own, *bank = comparable(labels, form.bank)
+    return ops.step_pairs(
+        u, own, *(bank or (None, None, None)), lengths, form.function, form.constants, *(form.penalty or NO_PENALTY),
+        form.weigh, form.over, form.clamp, form.reference_bits,
+    )  # fmt: skip
+
+
+def triplets(form: Form, u, labels, lengths):
+    penalty = form.penalty or NO_PENALTY
+    return ops.step_triplets(
+        u, sets(labels), lengths, form.function, form.constants, *penalty, form.reference_bits
+    )  # fmt: skip
+
+
+def softmax(form: Form, u, labels, lengths):
+    return ops.step_softmax(
+        u, sets(labels), form.centers.float(), lengths, form.function, form.constants,
+        *(form.penalty or NO_PENALTY), form.reference_bits,
+    )  # fmt: skip
+
+
+BODIES: dict[str, Callable] = {"center": center, "pairs": pairs, "triplets": triplets, "softmax": softmax}
+FUNCTIONS = {body: tuple(ops.step_functions(body).split(", ")) for body in BODIES}
+
+
+def sets(labels: torch.Tensor) -> torch.Tensor:
     """Ids as they are, label sets as contiguous bool rows."""
     return labels if labels.ndim == 1 else labels.to(torch.bool).contiguous()
 
 
-def _reference(loss) -> float:
-    return float(loss.reference_bits or 0)  # 0: inner products as they are
-
-
-def _with_bank(loss, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """(labels, bank, bank labels, written), both labels as ids or both as bool rows."""
-    bank = loss.bank
+def comparable(labels: torch.Tensor, bank: Bank | None) -> tuple[torch.Tensor, ...]:
+    """(labels,), or (labels, bank, bank labels, written), both labels as ids or both as bool rows."""
+    if bank is None:
+        return (sets(labels),)
     theirs = bank.labels
     if labels.ndim != theirs.ndim:
-        labels, theirs = (to_multi_hot(t, loss.num_classes, torch.bool) for t in (labels, theirs))
-    return _sets(loss, labels), bank.u, _sets(loss, theirs), bank.written
+        labels, theirs = (to_multi_hot(t, bank.num_classes, torch.bool) for t in (labels, theirs))
+    return sets(labels), bank.u, sets(theirs), bank.written
 
 
-@_form(CSQ)
-def _csq(loss, u, labels):
-    return ops.step_csq(u, *_centers(loss, u, labels), loss.code_lengths, loss.quantization)
-
-
-@_form(DPN)
-def _dpn(loss, u, labels):
-    return ops.step_dpn(u, *_centers(loss, u, labels), loss.code_lengths, loss.margin, loss.ternary)
-
-
-@_form(DSH)
-def _dsh(loss, u, labels):
-    return ops.step_dsh(u, *_with_bank(loss, labels), loss.code_lengths, loss.alpha, loss.margin, loss.balance)
-
-
-@_form(DHN)
-def _dhn(loss, u, labels):
-    bits = _reference(loss)
-    return ops.step_dhn(u, *_with_bank(loss, labels), loss.code_lengths, loss.alpha, bits, loss.balance)
-
-
-@_form(DBDH)
-def _dbdh(loss, u, labels):
-    clamp = 1.0 if loss.clamp else float("inf")
-    bits = _reference(loss)
-    return ops.step_dbdh(u, *_with_bank(loss, labels), loss.code_lengths, loss.alpha, clamp, bits, loss.balance)
-
-
-@_form(LCDSH)
-def _lcdsh(loss, u, labels):
-    clamp = 50.0 if loss.clamp else float("inf")
-    return ops.step_lcdsh(u, _sets(loss, labels), loss.code_lengths, loss.eta, clamp, _reference(loss))
-
-
-@_form(DCH)
-def _dch(loss, u, labels):
-    cap = float("inf") if loss.max_cosine is None else loss.max_cosine
-    return ops.step_dch(u, _sets(loss, labels), loss.code_lengths, loss.gamma, loss.quantization, cap)
-
-
-@_form(DTSH)
-def _dtsh(loss, u, labels):
-    low, high = (-100.0, 50.0) if loss.clamp else (-float("inf"), float("inf"))
-    bits = _reference(loss)
-    return ops.step_dtsh(u, _sets(loss, labels), loss.code_lengths, loss.margin, loss.quantization, low, high, bits)
-
-
-@_form(MDSH)
-def _mdsh(loss, u, labels):
-    scale, bank = 1 / (u.shape[0] * loss.num_classes), ()
-    if loss.pair_term_active:
-        labels, *bank = _with_bank(loss, labels)
-    centers, bits = loss._centers.float(), _reference(loss)
-    return ops.step_center_softmax(
-        u, _sets(loss, labels), centers, loss.code_lengths, scale, 1.0, loss.quantization, bits, *bank
-    )
-
-
-@_form(SHCIR)
-def _shcir(loss, u, labels):
-    weight = 1 / (loss.num_classes - 1)
-    return ops.step_center_softmax(
-        u,
-        labels,
-        loss._centers.float(),
-        loss.code_lengths,
-        1 / u.shape[0],
-        weight,
-        loss.quantization,
-        _reference(loss),
-    )
+def sum_of_forms(forms, u: torch.Tensor, labels, lengths) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values (m,), deltas (N, sum of the lengths)) of the sum of the forms at u (N, L)."""
+    first, *others = forms
+    values, deltas = BODIES[first.body](first, u, labels, lengths)
+    for form in others:
+        more, slopes = BODIES[form.body](form, u, labels, lengths)
+        values.add_(more), deltas.add_(slopes)
+    return values, deltas
 
 
 def values_and_deltas(
@@ -181,7 +135,7 @@ def values_and_deltas(
     with torch.set_grad_enabled(recorded):
         u, labels = loss.prepare(u.detach(), labels, index)
     with torch.no_grad():
-        return FORMS[type(loss)](loss, u.contiguous(), labels)
+        return sum_of_forms(loss.forms(), u.contiguous(), labels, loss.code_lengths)
 
 
 @LOSS.serves("cpp", on="cpu", refuses=lambda loss, u, labels, index: refuses_loss(loss, u, labels), traced=False)

@@ -4,13 +4,12 @@ import torch
 from losses_cases import by_length, golden_gradient, naive_by_length, reference_by_length
 from numeric import Expected
 
-import nhl_fast.steps.fused.step  # noqa: F401  (all fused forms register themselves)
 from nhl_fast.core.prefixes import split
-from nhl_fast.steps.fused.registry import FUSED
+from nhl_fast.steps.fused.bodies import values_and_deltas
 
 
 def fused(loss, u, labels):
-    values, deltas = FUSED[type(loss)](loss, u, labels)
+    values, deltas = values_and_deltas(loss.forms(), u, labels, list(loss.code_lengths))
     assert values.dtype == deltas.dtype == torch.float32
     return (values.sum(0) if values.ndim == 2 else values), deltas
 

@@ -7,7 +7,8 @@ from launches import launches
 from losses_cases import reference
 
 from nhl_fast.losses import build
-from nhl_fast.steps.fused.softmax import fused_mdsh, softmax_center
+from nhl_fast.steps.fused.bodies import values_and_deltas
+from nhl_fast.steps.fused.softmax import softmax
 
 LENGTHS = (8, 16, 32, 64, 128)
 NAMES = ("mdsh", "shcir")
@@ -56,7 +57,7 @@ def test_the_sharpest_softmax_that_is_served(name, classes, device):
     with pytest.raises(RuntimeError, match="at most 1024"):
         sharper(u, labels, backend="triton")
     with pytest.raises(ValueError, match="at most 1024"):
-        softmax_center(u, loss._centers, labels, [16], 1.0, 1.0, 0.0, False, 1025.0)
+        softmax(u, loss.center_table, labels, [16], "likelihood", [1.0, 1.0], 0.0, False, 1025.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64])
@@ -152,11 +153,12 @@ class TestPairTerm:
 def test_opcheck_launches_and_repetition(device):
     u, labels = torch.randn(20, 24, device=device), torch.arange(20, device=device) % 7
     centers = torch.randn(7, 32, device=device).sign()
-    given = (u, centers, labels, [8, 24], 1.0, 0.01, 1e-4, False)
-    torch.library.opcheck(softmax_center, given)
-    assert launches(lambda: softmax_center(*given)) == ["softmax_kernel"]
-    for first, second in zip(softmax_center(*given), softmax_center(u.T.contiguous().T, *given[1:])):
+    given = (u, centers, labels, [8, 24], "likelihood", [1.0, 0.01], 1e-4, False)
+    torch.library.opcheck(softmax, given)
+    assert launches(lambda: softmax(*given)) == ["softmax_kernel"]
+    for first, second in zip(softmax(*given), softmax(u.T.contiguous().T, *given[1:])):
         assert torch.equal(first, second)
     loss = make("mdsh", (8, 24), device, num_train=30)
     labels = labels % 5
-    assert launches(lambda: fused_mdsh(loss, u, labels)) == ["softmax_kernel", "pair_kernel", "finish_kernel"]
+    found = launches(lambda: values_and_deltas(loss.forms(), u, labels, [8, 24]))
+    assert found == ["softmax_kernel", "pair_kernel", "finish_kernel"]

@@ -7,7 +7,7 @@ from launches import launches
 from losses_cases import reference
 
 from nhl_fast.losses import build
-from nhl_fast.steps.fused.triplets import triplet
+from nhl_fast.steps.fused.triplets import triplets
 
 LENGTHS = (8, 16, 32, 64, 128)
 
@@ -67,11 +67,11 @@ def test_labels_with_no_class(device):
 
 def test_opcheck_launches_and_repetition(device):
     u, labels = torch.randn(6, 24, device=device), torch.arange(6, device=device) % 3
-    given = (u, labels, [8, 24], 5.0, -100.0, 50.0, 1.0)
-    torch.library.opcheck(triplet, given)
-    torch.library.opcheck(triplet, (*given, 32.0))
-    assert launches(lambda: triplet(*given)) == ["anchor_kernel", "gradient_kernel"]
+    given = (u, labels, [8, 24], "logistic", [5.0, -100.0, 50.0], 1.0)
+    torch.library.opcheck(triplets, given)
+    torch.library.opcheck(triplets, (*given, 32.0))
+    assert launches(lambda: triplets(*given)) == ["anchor_kernel", "gradient_kernel"]
     hot = torch.nn.functional.one_hot(labels, 3)
-    assert launches(lambda: triplet(u, hot, *given[2:])) == ["pack_kernel", "anchor_kernel", "gradient_kernel"]
-    for first, second in zip(triplet(*given), triplet(u.T.contiguous().T, hot, *given[2:])):
+    assert launches(lambda: triplets(u, hot, *given[2:])) == ["pack_kernel", "anchor_kernel", "gradient_kernel"]
+    for first, second in zip(triplets(*given), triplets(u.T.contiguous().T, hot, *given[2:])):
         assert torch.equal(first, second)

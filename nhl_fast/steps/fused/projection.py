@@ -24,7 +24,7 @@ def project(
     u, matrix = project_outputs(features, weight, gram)
     if features.shape[0]:
         with torch.cuda.device_of(features):
-            kernels.project(features, weight, bias, u=u, gram=matrix if gram else None, finite=finite)
+            kernels.launch(features, weight, bias, u=u, gram=matrix if gram else None, finite=finite)
     return u, matrix
 
 
@@ -66,7 +66,7 @@ def gradients(scale, du, features, weight, dw, db, need_features: bool, need_wei
             product, sums = dw[None], db[None]
         elif need_weight and form is None and du.shape[0] > MAX_FORMED:
             product, sums = dots.transposed_product(du, features)
-        backward.backward(
+        backward.launch(
             scale,
             du,
             features,
@@ -124,7 +124,7 @@ def encode(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> 
     bits = torch.empty(features.shape[0], -(-weight.shape[0] // 8), device=features.device, dtype=torch.uint8)
     if features.shape[0]:
         with torch.cuda.device_of(features):
-            kernels.project(features, weight, bias, bits=bits)
+            kernels.launch(features, weight, bias, bits=bits)
     return bits
 
 
