@@ -62,7 +62,8 @@ def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
 
 def refuses_form(form: Form) -> str | None:
     """Why a form cannot be served, or None."""
-    check.one_of(form.function, "function", functions(form.body))
+    if not _has(form.body, form.function):
+        check.one_of(form.function, "function", functions(form.body))  # raises
     if form.bank is not None and form.bank.u.dtype != torch.float32:
         return f"the bank is {form.bank.u.dtype}, the C++ step computes in float32"
     return None
@@ -109,7 +110,12 @@ def functions(body: str) -> tuple[str, ...]:
     return tuple(ops.step_functions(body).split(", "))
 
 
-functions._dynamo_marked_constant = True  # see `nhl_fast.core.first_use.load`
+def _has(body: str, function: str) -> bool:
+    return function in functions(body)
+
+
+# See `nhl_fast.core.first_use.load`; on what functools.cache makes the mark would go unseen.
+_has._dynamo_marked_constant = True
 
 
 def sets(labels: torch.Tensor) -> torch.Tensor:
