@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from . import tiles
-from .arithmetic import multiply, zeros
+from .device.arithmetic import multiply, zeros
 from .dots import sum_splits
 from .weighting import combined_tile
 

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from . import tiles
-from .arithmetic import largest, log_of_sum, sign, zeros
+from .device.arithmetic import largest, log_of_sum, sign, zeros
 
 
 @triton.jit

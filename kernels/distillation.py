@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from . import tiles
-from .arithmetic import dot, load_tile, zeros
+from .device.arithmetic import dot, load_tile, zeros
 
 NORMS = tiles.Tiles(rows=16, columns=64, bits=32, warps=8)
 GRADIENT = tiles.Tiles(rows=16, columns=32, bits=32, width=64, warps=4)

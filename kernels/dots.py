@@ -16,10 +16,11 @@ import torch
 import triton
 import triton.language as tl
 
-from . import closed_form, tiles
-from .arithmetic import dot, multiply, zeros
-from .arrival import counters
-from .closed_form import Report, conclude
+from . import tiles
+from .device import closed_form
+from .device.arithmetic import dot, multiply, zeros
+from .device.arrival import counters
+from .device.closed_form import Report, conclude
 
 
 class Shape(NamedTuple):

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .arithmetic import largest, log1p, sigmoid, softplus, within
-from .penalties import cauchy_distance
+from .device.arithmetic import largest, log1p, sigmoid, softplus, within
+from .device.penalties import cauchy_distance
 
 
 @triton.jit

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from . import penalties, tiles
-from .arithmetic import clamped, zeros
+from . import tiles
+from .device import penalties
+from .device.arithmetic import clamped, zeros
 
 CONFIG = tiles.Tiles(rows=16, columns=64)
 PARTS = tl.constexpr(8)  # loaded at once

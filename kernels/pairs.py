@@ -19,8 +19,9 @@ import torch
 import triton
 import triton.language as tl
 
-from . import pair_sums, penalties, tiles
-from .arithmetic import bit_sign, dot, inverse_norm, load_tile, zeros
+from . import pair_sums, tiles
+from .device import penalties
+from .device.arithmetic import bit_sign, dot, inverse_norm, load_tile, zeros
 from .pair_functions import PAIR_FUNCTIONS, SHIPPED, PairFunction
 from .similarity import comparable, count_pairs, similar_tile
 

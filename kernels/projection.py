@@ -16,9 +16,9 @@ import triton
 import triton.language as tl
 
 from . import center, tiles
-from .arithmetic import multiply, zeros
-from .arrival import arrived_last, counters
 from .center import Loss, tile_losses
+from .device.arithmetic import multiply, zeros
+from .device.arrival import arrived_last, counters
 
 MIN_SPLIT = 128  # columns of F that one program takes at least
 PROGRAMS = 132  # tiles and slices of a small batch at most, see `arrival.SLOT`

@@ -14,8 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
-from . import penalties, tiles
-from .arithmetic import dot, inverse_norm, load_tile, log1m, log_add_exp, zeros
+from . import tiles
+from .device import penalties
+from .device.arithmetic import dot, inverse_norm, load_tile, log1m, log_add_exp, zeros
 
 CONFIG = tiles.Tiles(rows=16, columns=32, bits=32, width=128, warps=8, stages=1)
 LOWEST = tl.constexpr(-1e30)

@@ -14,8 +14,9 @@ import torch
 import triton
 import triton.language as tl
 
-from . import penalties, tiles
-from .arithmetic import dot, load_tile, sigmoid, softplus, within, zeros
+from . import tiles
+from .device import penalties
+from .device.arithmetic import dot, load_tile, sigmoid, softplus, within, zeros
 from .similarity import comparable
 
 ANCHORS = tiles.Tiles(rows=64, columns=64, bits=32, warps=8)

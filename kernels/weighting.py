@@ -10,9 +10,10 @@ from typing import NamedTuple
 import triton
 import triton.language as tl
 
-from . import closed_form, tiles
-from .arithmetic import zeros
-from .closed_form import Report, write_report
+from . import tiles
+from .device import closed_form
+from .device.arithmetic import zeros
+from .device.closed_form import Report, write_report
 
 
 class Shape(NamedTuple):

@@ -94,7 +94,7 @@ def graph_of(edges) -> dict[str, set[str]]:
 
 
 # Folders with more files, files with more lines.
-LARGE_FOLDERS = {"kernels": 18}
+LARGE_FOLDERS = {}
 LONG_FILES: set[str] = set()
 
 

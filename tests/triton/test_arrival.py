@@ -1,7 +1,7 @@
 """The counters that tell who comes last."""
 
 import torch
-from nhl_fast.kernels import arrival
+from nhl_fast.kernels.device import arrival
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import nhl_fast.steps.fused.projection  # noqa: F401  (the operators)

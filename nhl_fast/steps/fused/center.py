@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from nhl_fast.kernels import arrival, projection, tiles
 from nhl_fast.kernels import center as kernels
+from nhl_fast.kernels import projection, tiles
+from nhl_fast.kernels.device import arrival
 
 from ...core import check
 from .operators import operator, outputs

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from nhl_fast.kernels import arrival, backward, dots
+from nhl_fast.kernels import backward, dots
 from nhl_fast.kernels import projection as kernels
+from nhl_fast.kernels.device import arrival
 
 from ...core.known_gradient import once
 from .operators import operator

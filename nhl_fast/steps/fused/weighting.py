@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from nhl_fast.kernels import arrival
 from nhl_fast.kernels import dots as dots_kernels
 from nhl_fast.kernels import weighting as kernels
-from nhl_fast.kernels.closed_form import Report
+from nhl_fast.kernels.device import arrival
+from nhl_fast.kernels.device.closed_form import Report
 
 from ...core.known_gradient import once
 from .operators import direct, observed, operator
