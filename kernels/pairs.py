@@ -11,6 +11,7 @@ multi-hot labels. Multiply-adds per pair: the length of every job for the inner 
 (632 in all for 8 to 128 bits). Bytes: the bank once a row tile and job, from L2.
 """
 
+import itertools
 import math
 from functools import cache
 from typing import NamedTuple
@@ -317,18 +318,6 @@ def check(function: str, lengths, constants, penalty, reference: float, clamp: f
     return found, tiles.check_lengths(lengths), reference
 
 
-# What ships, for ahead-of-time compilation: function, penalty, clamp, whether there is a bank, ways to weigh, mean.
-FORMS = (
-    ("contrastive", "absolute", math.inf, True, ("no", "halves"), "pairs"),
-    ("likelihood", "log_cosh", math.inf, True, ("no", "halves"), "pairs"),
-    ("likelihood", "balance", 1.0, True, ("no", "halves"), "pairs"),
-    ("likelihood", "balance", math.inf, True, ("no", "halves"), "pairs"),
-    ("locality", "none", math.inf, False, ("no",), "pairs"),
-    ("cauchy", "cauchy", math.inf, False, ("rarity",), "pairs"),
-    ("attraction", "none", math.inf, True, ("no",), "similar"),
-)
-
-
 def variants(lengths=(8, 16, 32, 64, 128)):
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     made = []
@@ -338,20 +327,15 @@ def variants(lengths=(8, 16, 32, 64, 128)):
         **dict.fromkeys(floats, "*fp32"), **dict.fromkeys(integers, "i32"), "written": "*u8", "reference": "fp32",
         **dict.fromkeys(("row_labels", "column_labels", "number", "counts"), "*i64"), "c": ("fp32", "fp32"),
     }  # fmt: skip
-    for function, penalty, clamp, bank, ways, over in FORMS:
-        for precision in tiles.PRECISIONS:
-            for weigh in ways:
-                for columns in (64, 13_000):
-                    tile = config(PAIR_FUNCTIONS[function], weigh != "no", columns, precision)
-                    if columns > 64 and tile is SMALL:
-                        continue
-                    fixed = shape(
-                        function, lengths, tile, penalty, clamp, weigh, over, not bank, False, bank, precision
-                    )
-                    name = "/".join((
-                        "-".join([function] + [penalty] * (penalty != "none") + ["clamped"] * (clamp < math.inf)),
-                        precision, f"m{columns}", *([weigh] if weigh == "halves" else []),
-                    ))  # fmt: skip
-                    constants = {"FUNCTION": PAIR_FUNCTIONS[function].code, "SHAPE": fixed}
-                    made.append((name, pair_kernel, signature, constants, tile.options()))
+    for function, known in PAIR_FUNCTIONS.items():
+        cases = itertools.product(known.ships, tiles.PRECISIONS, (64, 13_000))
+        for (penalty, clamp, bank, weigh, over), precision, columns in cases:
+            tile = config(known, weigh != "no", columns, precision)
+            if columns > 64 and tile is SMALL:
+                continue
+            form = "-".join([function] + [penalty] * (penalty != "none") + ["clamped"] * (clamp < math.inf))
+            fixed = shape(function, lengths, tile, penalty, clamp, weigh, over, not bank, False, bank, precision)
+            name = f"{form}/{precision}/m{columns}" + "/halves" * (weigh == "halves")
+            constants = {"FUNCTION": known.code, "SHAPE": fixed}
+            made.append((name, pair_kernel, signature, constants, tile.options()))
     return made
