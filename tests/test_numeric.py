@@ -196,3 +196,13 @@ def test_every_operation_has_its_rule():
     x = torch.rand(3, dtype=torch.float64)
     with pytest.raises(NotImplementedError, match="how does erfinv round"), Rounded(0):
         x.erfinv()
+
+
+def test_whole_numbers_do_not_round():
+    """So that a sum of +-1 that is 0, a tie of centres, stays one."""
+    x = torch.randint(-1, 2, (5, 7)).double()
+    with Rounded(0):
+        found, rounded = (x @ x.T, (x + 1).sum(0), 2 * x - x), x / 3
+    for a, b in zip(found, (x @ x.T, (x + 1).sum(0), x)):
+        assert torch.equal(a, b)
+    assert not torch.equal(rounded, x / 3)

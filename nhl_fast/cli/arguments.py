@@ -289,7 +289,7 @@ def build_parser() -> argparse.ArgumentParser:
         "one HTML page about runs, and tables for papers",
         "Write one HTML page that needs no other file, or a table of methods x code lengths, or both.\n"
         "Runs that differ in the seed alone are one method: mean and standard deviation. The runs are only read.\n\n"
-        "  nhl-fast report runs/csq-0 runs/csq-1 runs/dch-0 -o report.html\n"
+        "  nhl-fast report runs/this-0 runs/this-1 runs/that-0 -o report.html\n"
         "  nhl-fast report runs/* --table table.tex",
     )
     sub.add_argument("runs", nargs="+", metavar="RUN", help="evaluated run folders, folders or files of compare")

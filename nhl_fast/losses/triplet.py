@@ -52,7 +52,7 @@ class DTSH(NestedLoss):
         quantization: weight of the second term.
         clamp: False leaves t as it is, so that the worst triplets keep their gradient.
         reference_bits: None for inner products as published; a number multiplies those of length b_k by
-            reference_bits / b_k, see `LCDSH`.
+            reference_bits / b_k, so that their range does not grow with the length.
 
     Source: Wang, Shi and Kitani, "Deep Supervised Hashing with Triplet Labels", ACCV 2016.
     """

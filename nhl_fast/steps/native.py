@@ -6,7 +6,6 @@ threads.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
@@ -62,10 +61,9 @@ def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
 
 def refuses_form(form: Form) -> str | None:
     """Why a form cannot be served, or None."""
+    check.one_of(form.function, "function", FUNCTIONS[form.body])
     if form.bank is not None and form.bank.u.dtype != torch.float32:
         return f"the bank is {form.bank.u.dtype}, the C++ step computes in float32"
-    if form.body == "pairs" and pair_kind(form) is None:
-        return f"the C++ step has no {form.function!r} with these options"
     return None
 
 
@@ -76,74 +74,33 @@ def center(form: Form, u, labels, lengths):
     centers, ids = form.centers.float(), labels
     if labels.ndim == 2:  # one centre a row
         centers, ids = row_centers(labels, centers, form.ties.float()).contiguous(), None
-    if form.function == "csq":
-        return ops.step_csq(u, centers, ids, lengths, *form.constants)
-    check.one_of(form.function, "function", ("csq", "dpn", "dpn_ternary"))
-    return ops.step_dpn(u, centers, ids, lengths, *form.constants, form.function == "dpn_ternary")
+    return ops.step_center(u, centers, ids, lengths, form.function, form.constants)
 
 
 def pairs(form: Form, u, labels, lengths):
-    kind, constants, bits, weight = pair_kind(form), form.constants, form.reference_bits, _penalty_weight(form)
     own, *bank = comparable(labels, form.bank)
-    halves = form.weigh == "halves"
-    if kind == "dsh":
-        return ops.step_dsh(u, own, *bank, lengths, weight, *constants, halves)
-    if kind == "dhn":
-        return ops.step_dhn(u, own, *bank, lengths, weight, bits, halves)
-    if kind == "dbdh":
-        return ops.step_dbdh(u, own, *bank, lengths, weight, form.clamp, bits, halves)
-    if kind == "lcdsh":
-        return ops.step_lcdsh(u, own, lengths, *constants, bits)
-    if kind == "dch":
-        gamma, cap = constants
-        return ops.step_dch(u, own, lengths, gamma, weight, cap)
-    # The operator adds the attraction to a softmax, here one of weight 0 (labels have two classes or more).
-    classes = form.bank.num_classes
-    return ops.step_center_softmax(
-        u, own, u.new_ones(classes, sum(lengths)), lengths, 0.0, 0.0, 0.0, 0.0, *bank
+    return ops.step_pairs(
+        u, own, *(bank or (None, None, None)), lengths, form.function, form.constants, *(form.penalty or NO_PENALTY),
+        form.weigh, form.over, form.clamp, form.reference_bits,
     )  # fmt: skip
 
 
-FUNCTIONS = ("contrastive", "likelihood", "locality", "cauchy", "attraction")
-# What the operators have: (function, penalty, batch alone, over) -> (their name, how they may weigh pairs).
-KINDS = {
-    ("contrastive", "absolute", False, "pairs"): ("dsh", ("no", "halves")),
-    ("likelihood", "log_cosh", False, "pairs"): ("dhn", ("no", "halves")),
-    ("likelihood", "balance", False, "pairs"): ("dbdh", ("no", "halves")),
-    ("locality", "none", True, "pairs"): ("lcdsh", ("no",)),
-    ("cauchy", "cauchy", True, "pairs"): ("dch", ("rarity",)),
-    ("attraction", "none", False, "similar"): ("attraction", ("no",)),
-}
-PENALTIES = {"contrastive": "absolute", "likelihood": "log_cosh", "cauchy": "cauchy"}  # what a weight of 0 may be
-
-
-def pair_kind(form: Form) -> str | None:
-    """The operators' name of a form, or None."""
-    check.one_of(form.function, "function", FUNCTIONS)
-    penalty = PENALTIES.get(form.function, "none") if form.penalty is None else form.penalty.kind
-    kind, weighs = KINDS.get((form.function, penalty, form.bank is None, form.over), (None, ()))
-    scaled, clamped = form.reference_bits != 0, form.clamp != math.inf
-    if form.weigh not in weighs or (scaled and kind not in ("dhn", "dbdh", "lcdsh")) or (clamped and kind != "dbdh"):
-        return None
-    return kind
-
-
 def triplets(form: Form, u, labels, lengths):
-    check.one_of(form.function, "function", ("logistic",))
-    margin, low, high = form.constants
-    return ops.step_dtsh(u, sets(labels), lengths, margin, _penalty_weight(form), low, high, form.reference_bits)
+    penalty = form.penalty or NO_PENALTY
+    return ops.step_triplets(
+        u, sets(labels), lengths, form.function, form.constants, *penalty, form.reference_bits
+    )  # fmt: skip
 
 
-def softmax(form: Form, u, labels, lengths, *bank):
-    check.one_of(form.function, "function", ("likelihood",))
-    negative_weight, share = form.constants
-    return ops.step_center_softmax(
-        u, sets(labels), form.centers.float(), lengths, share / u.shape[0], negative_weight, _penalty_weight(form),
-        form.reference_bits, *bank,
+def softmax(form: Form, u, labels, lengths):
+    return ops.step_softmax(
+        u, sets(labels), form.centers.float(), lengths, form.function, form.constants,
+        *(form.penalty or NO_PENALTY), form.reference_bits,
     )  # fmt: skip
 
 
 BODIES: dict[str, Callable] = {"center": center, "pairs": pairs, "triplets": triplets, "softmax": softmax}
+FUNCTIONS = {body: tuple(ops.step_functions(body).split(", ")) for body in BODIES}
 
 
 def sets(labels: torch.Tensor) -> torch.Tensor:
@@ -161,18 +118,10 @@ def comparable(labels: torch.Tensor, bank: Bank | None) -> tuple[torch.Tensor, .
     return sets(labels), bank.u, sets(theirs), bank.written
 
 
-def _penalty_weight(form: Form) -> float:
-    return (form.penalty or NO_PENALTY).weight
-
-
 def sum_of_forms(forms, u: torch.Tensor, labels, lengths) -> tuple[torch.Tensor, torch.Tensor]:
     """(values (m,), deltas (N, sum of the lengths)) of the sum of the forms at u (N, L)."""
     first, *others = forms
-    if first.body == "softmax" and others and others[0].function == "attraction":  # one operator has both
-        own, *bank = comparable(labels, others.pop(0).bank)
-        values, deltas = softmax(first, u, own, lengths, *bank)
-    else:
-        values, deltas = BODIES[first.body](first, u, labels, lengths)
+    values, deltas = BODIES[first.body](first, u, labels, lengths)
     for form in others:
         more, slopes = BODIES[form.body](form, u, labels, lengths)
         values.add_(more), deltas.add_(slopes)
