@@ -1,7 +1,8 @@
 """Which rows are similar: class ids compared, or multi-hot rows packed into 32-bit words that share a bit.
 
 Ids are compared and nothing else: no address is made of one, so that one out of range is a class of its own (beside
-multi-hot rows, of none). What reads or writes by id asserts the range.
+multi-hot rows: of none). Pairs and triplets look no further on a CUDA device; what reads or writes by id asserts the
+range.
 """
 
 from typing import NamedTuple

@@ -62,8 +62,8 @@ def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
 
 def refuses_form(form: Form) -> str | None:
     """Why a form cannot be served, or None."""
-    if not torch.compiler.is_compiling():  # there, the operator itself says it
-        check.one_of(form.function, "function", functions(form.body))
+    if not _has(form.body, form.function):
+        check.one_of(form.function, "function", functions(form.body))  # raises
     if form.bank is not None and form.bank.u.dtype != torch.float32:
         return f"the bank is {form.bank.u.dtype}, the C++ step computes in float32"
     return None
@@ -106,8 +106,16 @@ BODIES: dict[str, Callable] = {"center": center, "pairs": pairs, "triplets": tri
 
 @functools.cache
 def functions(body: str) -> tuple[str, ...]:
-    """Names of a body's functions, as the library has them."""
+    """Names of the functions that a body of the library takes."""
     return tuple(ops.step_functions(body).split(", "))
+
+
+def _has(body: str, function: str) -> bool:
+    return function in functions(body)
+
+
+# See `nhl_fast.core.first_use.load`; on what functools.cache makes the mark would go unseen.
+_has._dynamo_marked_constant = True
 
 
 def sets(labels: torch.Tensor) -> torch.Tensor:
