@@ -75,6 +75,7 @@ class PairFunction(NamedTuple):
         signs: it looks at the product of the signs, too.
         of_zero: what stands for 1 / norm of a row without a direction, in a cosine.
         large: when its large tiles fit into the registers: "always", "unweighed" or "never".
+        ships: with what it is compiled ahead of time: penalty, clamp, whether against a bank, ways to weigh, mean.
     """
 
     code: Any
@@ -82,6 +83,11 @@ class PairFunction(NamedTuple):
     signs: bool = False
     of_zero: float = 0.0
     large: str = "never"
+    ships: tuple = ()
+
+
+def _bank(*penalties, weigh=("no", "halves"), over="pairs"):
+    return tuple((kind, clamp, True, way, over) for kind, clamp in penalties for way in weigh)
 
 
 PAIR_FUNCTIONS = {

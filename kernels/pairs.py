@@ -11,6 +11,7 @@ multi-hot labels. Multiply-adds per pair: the length of every job for the inner 
 (632 in all for 8 to 128 bits). Bytes: the bank once a row tile and job, from L2.
 """
 
+import itertools
 import math
 from functools import cache
 from typing import NamedTuple
