@@ -29,7 +29,7 @@ _PUBLISHED = {
 _HOMES = {**_PUBLISHED, "Bank": "bank", "NestedLoss": "base", "PerLength": "per_length"}
 NAMES = tuple(name.lower() for name in _PUBLISHED)
 
-__all__ = [*_HOMES, "NAMES", "REGISTRY", "build"]  # noqa: PLE0604 (the keys are strings)
+__all__ = [*_HOMES, "REGISTRY", "build"]  # noqa: PLE0604 (the keys are strings)
 
 
 @functools.cache
