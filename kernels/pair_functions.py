@@ -8,7 +8,7 @@
     similar   S_ij; b the code length as a float; c0, c1 the loss's constants.
 
 All else belongs to the body (`pairs`): the geometry and its gradient, clamping, weights of pairs, the mean,
-penalties. A new function is one such, a line in `PAIR_FUNCTIONS` and one in `SHIPPED`.
+penalties. A new pairwise loss is one such function and a line in `PAIR_FUNCTIONS`.
 """
 
 import math
@@ -75,6 +75,7 @@ class PairFunction(NamedTuple):
         signs: it looks at the product of the signs, too.
         of_zero: what stands for 1 / norm of a row without a direction, in a cosine.
         large: when its large tiles fit into the registers: "always", "unweighed" or "never".
+        ships: with what it is compiled ahead of time: penalty, clamp, whether against a bank, ways to weigh, mean.
     """
 
     code: Any
@@ -82,23 +83,22 @@ class PairFunction(NamedTuple):
     signs: bool = False
     of_zero: float = 0.0
     large: str = "never"
+    ships: tuple = ()
+
+
+def _bank(*penalties, weigh=("no", "halves"), over="pairs"):
+    return tuple((kind, clamp, True, way, over) for kind, clamp in penalties for way in weigh)
 
 
 PAIR_FUNCTIONS = {
-    "contrastive": PairFunction(contrastive, "distance", large="unweighed"),
-    "likelihood": PairFunction(likelihood, "product", large="always"),
-    "locality": PairFunction(locality, "product", signs=True),
-    "cauchy": PairFunction(cauchy, "cosine"),
-    "attraction": PairFunction(attraction, "cosine", of_zero=1e12),
-}
-
-# What ships, for ahead-of-time compilation: function, penalty, clamp, whether there is a bank, ways to weigh, mean.
-SHIPPED = (
-    ("contrastive", "absolute", math.inf, True, ("no", "halves"), "pairs"),
-    ("likelihood", "log_cosh", math.inf, True, ("no", "halves"), "pairs"),
-    ("likelihood", "balance", 1.0, True, ("no", "halves"), "pairs"),
-    ("likelihood", "balance", math.inf, True, ("no", "halves"), "pairs"),
-    ("locality", "none", math.inf, False, ("no",), "pairs"),
-    ("cauchy", "cauchy", math.inf, False, ("rarity",), "pairs"),
-    ("attraction", "none", math.inf, True, ("no",), "similar"),
-)
+    "contrastive": PairFunction(contrastive, "distance", large="unweighed", ships=_bank(("absolute", math.inf))),
+    "likelihood": PairFunction(
+        likelihood, "product", large="always",
+        ships=_bank(("log_cosh", math.inf), ("balance", 1.0), ("balance", math.inf)),
+    ),
+    "locality": PairFunction(locality, "product", signs=True, ships=(("none", math.inf, False, "no", "pairs"),)),
+    "cauchy": PairFunction(cauchy, "cosine", ships=(("cauchy", math.inf, False, "rarity", "pairs"),)),
+    "attraction": PairFunction(
+        attraction, "cosine", of_zero=1e12, ships=_bank(("none", math.inf), weigh=("no",), over="similar")
+    ),
+}  # fmt: skip

@@ -11,6 +11,7 @@ multi-hot labels. Multiply-adds per pair: the length of every job for the inner 
 (632 in all for 8 to 128 bits). Bytes: the bank once a row tile and job, from L2.
 """
 
+import itertools
 import math
 from functools import cache
 from typing import NamedTuple
@@ -22,7 +23,7 @@ import triton.language as tl
 from . import pair_sums, tiles
 from .device import penalties
 from .device.arithmetic import bit_sign, dot, inverse_norm, load_tile, zeros
-from .pair_functions import PAIR_FUNCTIONS, SHIPPED, PairFunction
+from .pair_functions import PAIR_FUNCTIONS, PairFunction
 from .similarity import comparable, count_pairs, similar_tile
 
 SMALL = tiles.Tiles(rows=32, columns=16, bits=16, width=64, warps=4, stages=1)
@@ -326,20 +327,15 @@ def variants(lengths=(8, 16, 32, 64, 128)):
         **dict.fromkeys(floats, "*fp32"), **dict.fromkeys(integers, "i32"), "written": "*u8", "reference": "fp32",
         **dict.fromkeys(("row_labels", "column_labels", "number", "counts"), "*i64"), "c": ("fp32", "fp32"),
     }  # fmt: skip
-    for function, penalty, clamp, bank, ways, over in SHIPPED:
-        for precision in tiles.PRECISIONS:
-            for weigh in ways:
-                for columns in (64, 13_000):
-                    tile = config(PAIR_FUNCTIONS[function], weigh != "no", columns, precision)
-                    if columns > 64 and tile is SMALL:
-                        continue
-                    fixed = shape(
-                        function, lengths, tile, penalty, clamp, weigh, over, not bank, False, bank, precision
-                    )
-                    name = "/".join((
-                        "-".join([function] + [penalty] * (penalty != "none") + ["clamped"] * (clamp < math.inf)),
-                        precision, f"m{columns}", *([weigh] if weigh == "halves" else []),
-                    ))  # fmt: skip
-                    constants = {"FUNCTION": PAIR_FUNCTIONS[function].code, "SHAPE": fixed}
-                    made.append((name, pair_kernel, signature, constants, tile.options()))
+    for function, known in PAIR_FUNCTIONS.items():
+        cases = itertools.product(known.ships, tiles.PRECISIONS, (64, 13_000))
+        for (penalty, clamp, bank, weigh, over), precision, columns in cases:
+            tile = config(known, weigh != "no", columns, precision)
+            if columns > 64 and tile is SMALL:
+                continue
+            form = "-".join([function] + [penalty] * (penalty != "none") + ["clamped"] * (clamp < math.inf))
+            fixed = shape(function, lengths, tile, penalty, clamp, weigh, over, not bank, False, bank, precision)
+            name = f"{form}/{precision}/m{columns}" + "/halves" * (weigh == "halves")
+            constants = {"FUNCTION": known.code, "SHAPE": fixed}
+            made.append((name, pair_kernel, signature, constants, tile.options()))
     return made

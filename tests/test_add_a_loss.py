@@ -14,13 +14,10 @@ from numeric import Expected
 from step_cases import check, make
 
 from nhl_fast import losses
-from nhl_fast.core import check as checks
-from nhl_fast.core.labels import similarity
 from nhl_fast.head.layer import NestedHashLayer
 from nhl_fast.head.objective import NestedObjective
-from nhl_fast.losses import Bank, NestedLoss, naive
-from nhl_fast.losses.bank import BankMixin
-from nhl_fast.losses.form import PENALTIES, Form
+from nhl_fast.losses import NestedLoss, naive, pairs
+from nhl_fast.losses.form import PENALTIES
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE = (ROOT / "docs/add-a-loss.md").read_text()
@@ -54,10 +51,7 @@ def defined() -> type[NestedLoss]:
     plain = dict(vars(naive))
     exec(formula, plain)
     module = type("naive", (), {"hashnet": staticmethod(plain["hashnet"])})
-    space = {
-        "NestedLoss": NestedLoss, "BankMixin": BankMixin, "Bank": Bank, "Form": Form, "check": checks,
-        "naive": module, "similarity": similarity, "__name__": __name__,
-    }  # fmt: skip
+    space = {**vars(pairs), "naive": module}
     exec(loss, space)
     return space["HashNet"]
 
@@ -66,11 +60,11 @@ def defined() -> type[NestedLoss]:
 def hashnet(monkeypatch):
     """The loss under a name of its own, its line of the registry set."""
     monkeypatch.setitem(losses.REGISTRY, "hashnet", defined())
-    return Case("hashnet", bank=True)
+    return Case("hashnet")
 
 
 def test_the_reference_serves_it(hashnet):
-    loss, u = make_loss(hashnet, (3, 8, 20)).eval(), torch.randn(9, 20)
+    loss, u = make_loss(hashnet, (3, 8, 20)), torch.randn(9, 20)
     labels = draw_labels(9, 5)
     values = loss(u, labels, backend="reference")
     for k, b in enumerate((3, 8, 20)):
@@ -82,7 +76,7 @@ def test_the_reference_serves_it(hashnet):
 @pytest.mark.numeric
 @pytest.mark.parametrize("multi", [False, True], ids=["ids", "multi-hot"])
 def test_the_compiled_step_equals_its_formula(hashnet, multi):
-    loss = make_loss(hashnet, (8, 20, 64), multi=multi, num_train=150).eval()
+    loss = make_loss(hashnet, (8, 20, 64))
     problem = loss, torch.randn(27, 64), draw_labels(27, 5, multi)
     right = Expected(lambda: reference_by_length(*problem), truth=lambda: naive_by_length(*problem))
     right.check(of_backend(*problem, "cpp"))
@@ -90,42 +84,40 @@ def test_the_compiled_step_equals_its_formula(hashnet, multi):
 
 @native
 @pytest.mark.numeric
-def test_a_whole_step(hashnet, monkeypatch):
-    monkeypatch.setattr("step_cases.BANKS", ("hashnet",))
+def test_a_whole_step(hashnet):
     check(make("hashnet", 40, 33, (8, 20, 64)))
 
 
 @native
 def test_training_it(hashnet):
-    """A few steps of gradient descent give the same layer and bank, from the reference and from the C++ step."""
+    """A few steps of gradient descent give the same layer, from the reference and from the C++ step."""
     trained = []
     for backend in ("reference", "cpp"):
         torch.manual_seed(0)
-        layer, loss = NestedHashLayer(12, (4, 16)), make_loss(hashnet, (4, 16), unwritten=30)
+        layer, loss = NestedHashLayer(12, (4, 16)), make_loss(hashnet, (4, 16))
         x, labels = torch.randn(30, 12), torch.arange(30) % 5
         objective = NestedObjective(layer, loss, backend=backend)
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
         totals = []
         for step in range(8):
             index = (torch.arange(10) + 10 * step) % 30
-            total = objective(x[index], labels[index], index).total
+            total = objective(x[index], labels[index]).total
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
             totals.append(total.detach())
-        trained.append((torch.stack(totals), layer.hash_layer.weight.detach(), loss.bank.u))
+        trained.append((torch.stack(totals), layer.hash_layer.weight.detach()))
     for reference, compiled in zip(*trained):
         torch.testing.assert_close(compiled, reference, rtol=1e-4, atol=1e-5)
     assert trained[0][0][-1] < trained[0][0][0]
 
 
 def test_by_its_name(hashnet):
-    with pytest.raises(ValueError, match="num_train: the loss 'hashnet' keeps a bank"):
-        losses.build("hashnet", num_classes=4)
     loss = losses.build("hashnet", num_classes=4, code_lengths=(8, 16), num_train=10)
     assert type(loss).__name__ == "HashNet"
+    assert loss.code_lengths == (8, 16)
     with pytest.raises(TypeError, match="unknown option alpha"):
-        losses.build("hashnet", num_classes=4, num_train=10, alpha=1)
+        losses.build("hashnet", num_classes=4, alpha=1)
 
 
 # ------------------------------------------------------------------------------------------------------ the lists

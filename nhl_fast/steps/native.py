@@ -6,6 +6,7 @@ threads.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -61,7 +62,8 @@ def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
 
 def refuses_form(form: Form) -> str | None:
     """Why a form cannot be served, or None."""
-    check.one_of(form.function, "function", FUNCTIONS[form.body])
+    if not _has(form.body, form.function):
+        check.one_of(form.function, "function", functions(form.body))  # raises
     if form.bank is not None and form.bank.u.dtype != torch.float32:
         return f"the bank is {form.bank.u.dtype}, the C++ step computes in float32"
     return None
@@ -100,7 +102,20 @@ def softmax(form: Form, u, labels, lengths):
 
 
 BODIES: dict[str, Callable] = {"center": center, "pairs": pairs, "triplets": triplets, "softmax": softmax}
-FUNCTIONS = {body: tuple(ops.step_functions(body).split(", ")) for body in BODIES}
+
+
+@functools.cache
+def functions(body: str) -> tuple[str, ...]:
+    """Names of the functions that a body of the library takes."""
+    return tuple(ops.step_functions(body).split(", "))
+
+
+def _has(body: str, function: str) -> bool:
+    return function in functions(body)
+
+
+# See `nhl_fast.core.first_use.load`; on what functools.cache makes the mark would go unseen.
+_has._dynamo_marked_constant = True
 
 
 def sets(labels: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,8 @@
 import pytest
 import torch
 from against import check
+from losses_cases import draw_labels
+from test_add_a_loss import defined
 from test_forms import LENGTHS, Named, Together, center, inputs, make, softmax
 
 from nhl_fast.head.layer import NestedHashLayer
@@ -101,3 +103,10 @@ def test_a_function_that_there_is_not(form, known, device):
     ):
         with pytest.raises(ValueError, match=f"function: expected one of .*{known}.*, got 'hinge'"):
             call()
+
+
+@pytest.mark.parametrize("multi", [False, True], ids=["ids", "multi-hot"])
+def test_the_recipes_loss(multi, device):
+    """docs/add-a-loss.md: a combination of function, weights and penalty that no published loss has."""
+    loss = defined()(5, LENGTHS).to(device)
+    check(loss, torch.randn(12, LENGTHS[-1], device=device), draw_labels(12, 5, multi, device))
