@@ -22,7 +22,6 @@ import re
 import subprocess
 import sys
 import tempfile
-import warnings
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -115,7 +114,6 @@ def measure(name, *variant, ones: bool = False) -> dict:
 
 def table(architectures=ARCHITECTURES, match: str = "", ones: bool = False, report=None) -> list[dict]:
     """Resources of every shipped variant whose name contains `match`; `report` is called with each row."""
-    warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")
     rows = []
     for name, *variant in kernel_variants():
         for arch in architectures if match in name else ():

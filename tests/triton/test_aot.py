@@ -63,6 +63,10 @@ def test_integers_of_one_are_constants():
     assert_sound(rows(90, "pair_sums/cauchy", ones=True))
 
 
+def test_multiply_adds_are_fused_by_every_launch():
+    assert [name for name, *_, options in aot.kernel_variants() if not options.get("enable_fp_fusion")] == []
+
+
 ASSERTED = """
 import sys
 sys.path[:0] = ["tests/triton", "."]

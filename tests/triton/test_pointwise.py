@@ -102,6 +102,21 @@ def test_one_launch_for_all_lengths(device):
     assert found == ["center_kernel"]
 
 
+def test_tie_centres_that_are_not_contiguous(device):
+    u, ties = torch.randn(6, 16, device=device), torch.tensor([1.0, -1.0], device=device).repeat_interleave(24)[::2]
+    labels = torch.ones(6, 2, dtype=torch.bool, device=device)
+    centers = torch.stack([torch.ones(24, device=device), -torch.ones(24, device=device)])  # every bit is a tie
+    weight = torch.randn(16, 5, device=device)
+    for call in (
+        lambda t: torch.ops.nhl_fast.center(u, labels, centers, t, [8, 16], "dpn", [1.0]),
+        lambda t: torch.ops.nhl_fast.project_center(
+            u[:, :5], weight, u[0], labels, centers, t, [8, 16], "dpn", [1.0], False
+        ),
+    ):
+        for ours, expected in zip(call(ties), call(ties.contiguous())):
+            assert torch.equal(ours, expected)
+
+
 def test_layouts(device):
     loss, u, labels = make("csq", 9, (5, 12), device, torch.int64)
     values, deltas = fused(loss, u, labels)
