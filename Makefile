@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*.* csrc/*/*.*)
+$(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*/*.* csrc/*/*/*.*)
 	@echo "setup: virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setup: PyTorch ($(TORCH))"
@@ -53,9 +53,9 @@ lint: setup
 	@$(BIN)/ruff format -q --check .
 
 bench: setup
-	@$(BIN)/python bench/bench_head_step.py --write
-	@$(BIN)/python bench/bench_hamming.py
-	@$(BIN)/python bench/plot_hamming.py
+	@$(BIN)/python -m bench.step.head --write
+	@$(BIN)/python -m bench.search.hamming
+	@$(BIN)/python -m bench.search.plot
 
 # All of them; EXPERIMENTS="--quick" for a taste, EXPERIMENTS="centers weighting --write" for some, with their tables.
 experiments: setup

@@ -8,6 +8,8 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING
 
+from .core.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from . import losses
     from .centers.aligned import class_similarity
@@ -57,7 +59,6 @@ __all__ = [
     "search",
     "unpack_codes",
 ]
-__version__ = "0.1.0"
 
 # Modules are loaded when their names are first used, so that the command line answers without PyTorch. No module
 # may bear the name of a public function: its import would hide the function.

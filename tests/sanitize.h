@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "hamming.h"
+#include "hamming/hamming.h"
 
 inline std::mt19937_64 generator(1);
 

@@ -1,7 +1,6 @@
 """The Hamming benchmarks: peers give the reference's results, and what is wrong is not timed."""
 
 import csv
-import importlib
 import json
 import subprocess
 import sys
@@ -11,18 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from bench.common import peers, record
+from bench.kernels import floors
+from bench.search import device
 from nhl_fast import native
 from nhl_fast.retrieval.hamming import search
 from nhl_fast.retrieval.metrics import evaluate_retrieval
 
-BENCH = Path(__file__).resolve().parents[1] / "bench"
-
-
-@pytest.fixture
-def bench(monkeypatch):
-    """Imports a module of bench/."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    return importlib.import_module
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def rows(n, num_bytes, seed):
@@ -31,10 +26,10 @@ def rows(n, num_bytes, seed):
 
 @pytest.mark.parametrize("name", ["faiss", "usearch", "numpy", "torch"])
 @pytest.mark.parametrize("num_bytes", [4, 8, 16, 32])
-def test_peers_agree_with_the_reference(bench, name, num_bytes):
+def test_peers_agree_with_the_reference(name, num_bytes):
     if name in ("faiss", "usearch"):
         pytest.importorskip(name)
-    threads, make = torch.get_num_threads(), bench("peers").SEARCHERS[name]
+    threads, make = torch.get_num_threads(), peers.SEARCHERS[name]
     for n, k in ((1, 1), (50, 50), (1000, 10), (1000, 999)):
         database = rows(n, num_bytes, 0)
         searcher = make(database, 1)
@@ -48,7 +43,7 @@ def test_peers_agree_with_the_reference(bench, name, num_bytes):
 
 
 @pytest.mark.parametrize("form", ["ids", "sets"])
-def test_average_precision_of_the_device_peer(bench, form):
+def test_average_precision_of_the_device_peer(form):
     generator = torch.Generator().manual_seed(0)
     codes = [torch.from_numpy(rows(n, 2, n)) for n in (7, 90)]
     labels = [torch.randint(0, 3, (len(c),), generator=generator) for c in codes]
@@ -56,12 +51,12 @@ def test_average_precision_of_the_device_peer(bench, form):
         labels = [torch.rand(len(c), 5, generator=generator) < 0.3 for c in codes]
     for topk in (11, 90):
         for chunk_bytes in (1, 2**20):
-            found = bench("peers").device_map(*codes, *labels, (8, 16), topk, torch.float32, chunk_bytes)
+            found = peers.device_map(*codes, *labels, (8, 16), topk, torch.float32, chunk_bytes)
             expected = evaluate_retrieval(*codes, *labels, (8, 16), topk, backend="reference").average_precision
             torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-def small(gpu_hamming, **changes):
+def small(**changes):
     settings = {
         "databases": ((500, 128), (300, 32)),
         "queries": (70, 1),
@@ -71,19 +66,18 @@ def small(gpu_hamming, **changes):
         "copied": 1 << 12,
         "chunk_bytes": 1 << 16,
     }
-    return gpu_hamming.Sizes(**{**settings, **changes})
+    return device.Sizes(**{**settings, **changes})
 
 
-def measured(bench, seconds=60.0, backend="auto", **changes):
-    gpu_hamming = bench("gpu_hamming")
+def measured(seconds=60.0, backend="auto", **changes):
     saved = []
-    run = gpu_hamming.measure("cpu", backend, seconds, saved.append, small(gpu_hamming, **changes), budget_s=0.0)
+    run = device.measure("cpu", backend, seconds, saved.append, small(**changes), budget_s=0.0)
     assert saved[-1] is run.rows
     return run
 
 
-def test_device_benchmark_on_the_cpu(bench):
-    run = measured(bench)
+def test_device_benchmark_on_the_cpu():
+    run = measured()
     assert not run.wrong
     assert not run.missed
     timed = [row for row in run.rows if "contender" in row]
@@ -106,8 +100,7 @@ def test_device_benchmark_on_the_cpu(bench):
     assert "not reached" not in summary
 
 
-def test_wrong_results_are_not_timed(bench, monkeypatch):
-    gpu_hamming = bench("gpu_hamming")
+def test_wrong_results_are_not_timed(monkeypatch):
 
     def checked(change):
         def changed(queries, database, k, **options):
@@ -116,8 +109,8 @@ def test_wrong_results_are_not_timed(bench, monkeypatch):
                 change(*found)
             return found
 
-        monkeypatch.setattr(gpu_hamming, "search", changed)
-        run = measured(bench, databases=((400, 32),), ks=(40,), peer_ks=(40,), queries=(3,), protocols=())
+        monkeypatch.setattr(device, "search", changed)
+        run = measured(databases=((400, 32),), ks=(40,), peer_ks=(40,), queries=(3,), protocols=())
         assert run.wrong == ["search n 400, 32 bits, nq 3, k 40"]
         assert not [row for row in run.rows if "contender" in row]
         assert "FAILED: search n 400" in run.summary()
@@ -127,49 +120,45 @@ def test_wrong_results_are_not_timed(bench, monkeypatch):
     assert "not that of its id" in checked(lambda d, ids: ids[1, 3].add_(1).remainder_(400))
 
 
-def test_wrong_average_precision_is_not_timed(bench, monkeypatch):
-    gpu_hamming = bench("gpu_hamming")
+def test_wrong_average_precision_is_not_timed(monkeypatch):
 
     def changed(*arguments, **options):
         result = evaluate_retrieval(*arguments, **options)
         result.average_precision[0, 0] += 1e-6
         return result
 
-    monkeypatch.setattr(gpu_hamming, "evaluate_retrieval", changed)
-    run = measured(bench, databases=((50, 8),), ks=(1,), queries=(1,))
+    monkeypatch.setattr(device, "evaluate_retrieval", changed)
+    run = measured(databases=((50, 8),), ks=(1,), queries=(1,))
     assert run.wrong == ["evaluation ids", "evaluation sets"]
     assert {row["part"] for row in run.rows if "contender" in row} == {"search"}
 
 
-def test_time_that_is_over_starts_nothing(bench):
-    run = measured(bench, seconds=0.0)
+def test_time_that_is_over_starts_nothing():
+    run = measured(seconds=0.0)
     assert [row["part"] for row in run.rows] == ["ceilings"]
     assert run.missed == ["search n 500, 128 bits", "search n 300, 32 bits", "evaluation ids", "evaluation sets"]
     assert "not reached in the time: search n 500" in run.summary()
 
 
-def test_a_case_that_would_not_end_in_time_is_left_out(bench):
-    gpu_hamming = bench("gpu_hamming")
-    run = gpu_hamming.Measurement("cpu", "auto", 60.0, small(gpu_hamming), lambda rows: None)
+def test_a_case_that_would_not_end_in_time_is_left_out():
+    run = device.Measurement("cpu", "auto", 60.0, small(), lambda rows: None)
     run.popcounts = 1e9
     run.case("short", lambda: None, counts=10**9)
     run.case("long", lambda: pytest.fail("started"), counts=10**10)
     assert run.missed == ["long"]
 
 
-def test_ties_given_in_another_order_are_noticed(bench):
-    gpu_hamming = bench("gpu_hamming")
+def test_ties_given_in_another_order_are_noticed():
     database = torch.zeros(6, 1, dtype=torch.uint8)
     queries = database[:1]
     right = search(queries, database, 4, backend="reference")
-    gpu_hamming.check_search(queries, database, 4, right, right[0])
+    device.check_search(queries, database, 4, right, right[0])
     for ids, what in (([0, 2, 1, 3], "not in the order"), ([0, 1, 2, 4], "ids differ from the reference's")):
-        with pytest.raises(gpu_hamming.WrongResult, match=what):
-            gpu_hamming.check_search(queries, database, 4, (right[0], torch.tensor([ids])), None)
+        with pytest.raises(device.WrongResult, match=what):
+            device.check_search(queries, database, 4, (right[0], torch.tensor([ids])), None)
 
 
-def test_floors(bench):
-    floors = bench("floors")
+def test_floors():
     assert floors.search(200, 10**6, 128, 10) == (16 * (10**6 + 200) + 12 * 200 * 10, 200 * 10**6 * 4)
     assert floors.search(1, 10, 33, 1) == (5 * 11 + 12, 20)
     # 128 bits are four words; 8 and 16 end inside the first.
@@ -177,15 +166,15 @@ def test_floors(bench):
     assert floors.evaluation(1, 1, (12,))[1] == 1
 
 
-def test_peers_only_where_they_are_wanted(bench):
-    run = measured(bench, databases=((500, 128),), queries=(2, 70), peer_ks=(300,), peer_pairs=1000, protocols=())
+def test_peers_only_where_they_are_wanted():
+    run = measured(databases=((500, 128),), queries=(2, 70), peer_ks=(300,), peer_pairs=1000, protocols=())
     peers = [(r["queries"], r["k"]) for r in run.rows if r.get("contender") == "torch product, topk"]
     assert peers == [(2, 300)]
     assert len([r for r in run.rows if r.get("contender") == "nhl_fast"]) == 6
 
 
-def test_rows_are_written(bench, tmp_path):
-    bench("record").write("hamming_cuda", [{"a": 1}, {"a": 2, "b": "x"}], tmp_path / "new", popcounts=7)
+def test_rows_are_written(tmp_path):
+    record.write("hamming_cuda", [{"a": 1}, {"a": 2, "b": "x"}], tmp_path / "new", popcounts=7)
     document = json.loads((tmp_path / "new/hamming_cuda.json").read_text())
     assert document["rows"] == [{"a": 1}, {"a": 2, "b": "x"}]
     assert document["popcounts"] == 7
@@ -196,14 +185,15 @@ def test_rows_are_written(bench, tmp_path):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 @pytest.mark.parametrize(
-    ("script", "code"), [(["bench_hamming.py", "--device", "cuda"], 1), (["gpu_check.py", "--parts", "hamming"], 2)]
+    ("module", "code"),
+    [(["bench.search.hamming", "--device", "cuda"], 1), (["bench.gpu.check", "--parts", "hamming"], 2)],
 )
-def test_without_cuda_it_refuses(script, code, tmp_path):
+def test_without_cuda_it_refuses(module, code, tmp_path):
     done = subprocess.run(
-        [sys.executable, str(BENCH / script[0]), *script[1:]],
+        [sys.executable, "-m", *module],
         capture_output=True,
         text=True,
-        cwd=tmp_path,
+        cwd=ROOT,
         check=False,
         env={"OUT": str(tmp_path)},
     )
@@ -215,8 +205,7 @@ def test_without_cuda_it_refuses(script, code, tmp_path):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not native.cuda_status()[0], reason="needs a GPU")
-def test_device_benchmark_on_the_gpu(bench):
-    gpu_hamming = bench("gpu_hamming")
-    run = gpu_hamming.measure("cuda", "cuda", 60.0, lambda rows: None, small(gpu_hamming), budget_s=0.0)
+def test_device_benchmark_on_the_gpu():
+    run = device.measure("cuda", "cuda", 60.0, lambda rows: None, small(), budget_s=0.0)
     assert not run.wrong
     assert not [row for row in run.rows if "note" in row]

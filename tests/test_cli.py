@@ -12,10 +12,11 @@ import torch
 from nhl_fast.cli.arguments import main, size
 from nhl_fast.data import RetrievalData
 from nhl_fast.retrieval.codes import pack_codes
-from nhl_fast.training import run_folder
+from nhl_fast.training import lock
 from nhl_fast.training.config import TrainConfig
-from nhl_fast.training.run_folder import hold
-from nhl_fast.training.trainer import Trainer, train
+from nhl_fast.training.lock import hold
+from nhl_fast.training.state import TrainState
+from nhl_fast.training.trainer import train
 
 TINY = ["--epochs", "2", "--hidden", "32", "--lengths", "5,12,20"]
 
@@ -151,14 +152,14 @@ SETTINGS += ["--lr", "0.002", "--weighting", "1,2", "--split-seed", "3", "--vali
 
 def test_resume_reads_the_runs_own_settings_and_data(tmp_path, capsys, monkeypatch):
     whole = as_json(capsys, "train", "--out", tmp_path / "whole", *SETTINGS)
-    close = Trainer._close_epoch
+    close = TrainState.close_epoch
 
     def stop(self, record):
         close(self, record)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_close_epoch", stop)
+        patch.setattr(TrainState, "close_epoch", stop)
         status, _, err = output(capsys, "train", "--out", tmp_path / "run", *SETTINGS)
     assert status == 130
     assert f"nhl-fast train --resume {tmp_path / 'run'}" in err
@@ -219,7 +220,7 @@ def test_runs_that_only_python_can_resume(tmp_path, capsys):
 
 def test_no_other_process_writes_into_a_run_that_is_evaluated_or_trained(run, capsys, monkeypatch):
     with hold(run):
-        monkeypatch.setattr(run_folder, "_held", {})
+        monkeypatch.setattr(lock, "_held", {})
         for argv in (["evaluate", run], ["train", "--resume", run]):
             status, _, err = output(capsys, *argv)
             assert status == 1

@@ -24,7 +24,7 @@ LEVELS = {path: symbol for path, symbol in LEVELS.items() if path.stem in ("scal
 
 def compiled(compiler, source, target):
     """Compile one file of csrc as it ships, with every warning an error."""
-    command = [*COMPILERS[compiler], *builder._CXX_FLAGS.split(), *BASELINE, "-Werror", builder._TARGET]
+    command = [*COMPILERS[compiler], *builder.CXX_FLAGS.split(), *BASELINE, "-Werror", builder.TARGET]
     command += ['-DNHL_FAST_SOURCE_HASH="tests"', "-isystem", str(Path(torch.__file__).parent / "include")]
     done = subprocess.run(
         [*command, "-c", str(ROOT / "csrc" / source), "-o", str(target)],
@@ -73,7 +73,7 @@ def test_a_warning_is_an_error(compiler, tmp_path):
 def test_a_shared_function_inside_a_level_is_noticed(tmp_path):
     source = tmp_path / "level.cpp"
     source.write_text(
-        f'#include "{ROOT}/csrc/target.h"\nNHL_TARGET("avx2")\n'
+        f'#include "{ROOT}/csrc/common/target.h"\nNHL_TARGET("avx2")\n'
         "inline __attribute__((noinline)) int shared(int x) { return x * x; }\n"
         "int level(int x) { return shared(x); }\n"
         "NHL_TARGET_END\n"
@@ -110,7 +110,8 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 from nhl_fast import native
-native._PACKAGE = Path(sys.argv[2])
+from nhl_fast.native import library
+library._PACKAGE = Path(sys.argv[2])
 assert native.cpu_status()[0], native.cpu_status()
 import torch, test_compilers
 torch.save(test_compilers.everything(), sys.argv[3])

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-import nhl_fast.core.backend
+import nhl_fast.core.extras
 from nhl_fast.data import RetrievalData, Split, load_dataset
 
 PARTS = ("train", "validation", "query", "database")
@@ -222,6 +222,6 @@ def test_load_dataset_refuses(arguments, options, error, match):
 
 
 def test_missing_package_says_what_to_install(monkeypatch):
-    monkeypatch.setattr(nhl_fast.core.backend.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(nhl_fast.core.extras.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r"'sklearn': pip install 'nhl-fast\[data\]'"):
         load_dataset("digits")

@@ -1,6 +1,5 @@
-"""bench/gpu_check.py without a GPU: what it refuses, how it goes on after a crash, a hang or the end of its time."""
+"""bench/gpu without a GPU: what it refuses, how it goes on after a crash, a hang or the end of its time."""
 
-import importlib
 import json
 import subprocess
 import sys
@@ -10,19 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-BENCH = Path(__file__).resolve().parents[1] / "bench"
+from bench.gpu import check, jobs, parts
+from bench.gpu import report as reports
+from bench.kernels import floors
+from bench.step import device as steps
+from nhl_fast import losses
 
-
-@pytest.fixture
-def bench(monkeypatch):
-    """Imports a module of bench/."""
-    monkeypatch.syspath_prepend(str(BENCH))
-    return importlib.import_module
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_no_device(bench, capsys, tmp_path):
-    assert bench("gpu_check").main(["--state", str(tmp_path / "a"), "--out", str(tmp_path / "b")]) == 2
+def test_no_device(capsys, tmp_path):
+    assert check.main(["--state", str(tmp_path / "a"), "--out", str(tmp_path / "b")]) == 2
     assert "no CUDA device" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -36,18 +34,17 @@ def test_no_device(bench, capsys, tmp_path):
         (["--budget", "long"], "invalid float"),
     ],
 )
-def test_bad_arguments(arguments, message, bench, capsys):
+def test_bad_arguments(arguments, message, capsys):
     with pytest.raises(SystemExit) as stopped:
-        bench("gpu_check").main(arguments)
+        check.main(arguments)
     assert stopped.value.code == 2
     assert message in capsys.readouterr().err
 
 
 WORKER = """
 import os, sys, time
-sys.path.insert(0, {bench!r})
 from pathlib import Path
-from gpu_jobs import work
+from bench.gpu.jobs import work
 
 def good(x):
     yield {{"case": x, "ms": 1.0}}
@@ -84,11 +81,11 @@ sys.exit(work(Path(options["--rows"]), jobs, float(options["--seconds"]), alive)
 """
 
 
-def test_jobs_go_on_after_a_failure_a_lost_device_a_crash_and_a_hang(bench, tmp_path):
-    jobs, script, path, log = bench("gpu_jobs"), tmp_path / "worker.py", tmp_path / "rows.jsonl", tmp_path / "log"
-    script.write_text(WORKER.format(bench=str(BENCH), folder=str(tmp_path)))
+def test_jobs_go_on_after_a_failure_a_lost_device_a_crash_and_a_hang(tmp_path):
+    script, path, log = tmp_path / "worker.py", tmp_path / "rows.jsonl", tmp_path / "log"
+    script.write_text(WORKER.format(folder=str(tmp_path)))
     command = [sys.executable, str(script)]
-    assert jobs.supervise(path, command, 60, log, patience=2.5) is True
+    assert jobs.supervise(path, command, 60, log, patience=2.5, environment=parts.environment()) is True
     notes = {row["case"]: row.get("note") for row in jobs.rows(path)}
     assert notes == {
         "first": None, "bad": "ValueError: boom", "crash": "the process ended with code 9",
@@ -97,12 +94,12 @@ def test_jobs_go_on_after_a_failure_a_lost_device_a_crash_and_a_hang(bench, tmp_
     # Once more after the lost device, the crash and the hang; every job ran once.
     assert log.read_text().count("worker") == 4
     assert [r["case"] for r in jobs.rows(path)].count("first") == 1
-    assert jobs.supervise(path, command, 20, log) is True
+    assert jobs.supervise(path, command, 20, log, environment=parts.environment()) is True
     assert len(jobs.rows(path)) == 8
 
 
-def test_jobs_stop_with_the_time_and_give_their_rows_once(bench, tmp_path):
-    jobs, path = bench("gpu_jobs"), tmp_path / "rows.jsonl"
+def test_jobs_stop_with_the_time_and_give_their_rows_once(tmp_path):
+    path = tmp_path / "rows.jsonl"
 
     def two():
         yield {"case": "a"}
@@ -123,8 +120,7 @@ def test_jobs_stop_with_the_time_and_give_their_rows_once(bench, tmp_path):
     assert len(jobs.rows(path)) == 2
 
 
-def test_a_worker_that_cannot_begin_is_told(bench, tmp_path):
-    jobs = bench("gpu_jobs")
+def test_a_worker_that_cannot_begin_is_told(tmp_path):
     command = [sys.executable, "-c", "raise SystemExit('no such device')"]
     with pytest.raises(RuntimeError, match="no such device"):
         jobs.supervise(tmp_path / "rows", command, 20, tmp_path / "log")
@@ -134,8 +130,7 @@ def options(**given):
     return types.SimpleNamespace(budget=20, losses="", **given)
 
 
-def test_parts_that_are_done_are_not_run_again(bench, tmp_path, monkeypatch, capsys):
-    check, parts, report = bench("gpu_check"), bench("gpu_parts"), bench("gpu_report")
+def test_parts_that_are_done_are_not_run_again(tmp_path, monkeypatch, capsys):
     runs, broken = [], [True]
 
     def build(report, seconds, options):
@@ -156,7 +151,7 @@ def test_parts_that_are_done_are_not_run_again(bench, tmp_path, monkeypatch, cap
         return ""
 
     monkeypatch.setattr(check, "PARTS", {"build": build, "steps": steps, "hamming": hamming})
-    made = report.Report(tmp_path / "state", tmp_path / "out")
+    made = reports.Report(tmp_path / "state", tmp_path / "out")
     assert not check.check(made, ["build", "steps", "hamming"], options())
     assert {name: part["state"] for name, part in made.parts.items()} == {
         "build": "done", "steps": "incomplete", "hamming": "failed",
@@ -164,7 +159,7 @@ def test_parts_that_are_done_are_not_run_again(bench, tmp_path, monkeypatch, cap
     assert "ValueError: odd" in made.parts["hamming"]["note"]
     assert sum(seconds for _, seconds in runs) > 20  # time that was not used goes to the parts after
     broken.clear()
-    again = report.Report(tmp_path / "state", tmp_path / "out")
+    again = reports.Report(tmp_path / "state", tmp_path / "out")
     assert check.check(again, ["build", "steps", "hamming"], options())
     assert [name for name, _ in runs] == ["build", "steps", "hamming", "steps", "hamming"]
     assert "build: done before" in capsys.readouterr().out
@@ -178,23 +173,21 @@ def test_parts_that_are_done_are_not_run_again(bench, tmp_path, monkeypatch, cap
     ]
 
 
-def test_other_sources_are_not_gone_on_with(bench, tmp_path, monkeypatch):
-    report = bench("gpu_report")
-    first = report.Report(tmp_path / "state", tmp_path / "out")
+def test_other_sources_are_not_gone_on_with(tmp_path, monkeypatch):
+    first = reports.Report(tmp_path / "state", tmp_path / "out")
     first.add({"part": "ceilings", "ms": 1.0})
-    bench("gpu_jobs").append(first.jobs("steps"), {"finished": "x"})
-    assert report.Report(tmp_path / "state", tmp_path / "out").own == first.own
+    jobs.append(first.jobs("steps"), {"finished": "x"})
+    assert reports.Report(tmp_path / "state", tmp_path / "out").own == first.own
     for change in ({"fresh": True}, {}):
         if not change:
-            monkeypatch.setattr(report, "fingerprint", lambda: "another")
-        second = report.Report(tmp_path / "state", tmp_path / "out", **change)
+            monkeypatch.setattr(reports, "fingerprint", lambda: "another")
+        second = reports.Report(tmp_path / "state", tmp_path / "out", **change)
         assert (second.own, second.parts) == ([], {})
         assert not second.jobs("steps").exists()
         second.add({"part": "ceilings", "ms": 1.0})
 
 
-def test_the_steps_cover_what_was_asked(bench):
-    steps, losses = bench("gpu_steps"), importlib.import_module("nhl_fast.losses")
+def test_the_steps_cover_what_was_asked():
     wanted = steps.wanted(None)
     full = {(name, n, d, contender) for name, n, d, contender, options in wanted if not options}
     for n, d in ((64, 2048), (256, 2048), (4096, 768), (32768, 2048)):
@@ -211,7 +204,7 @@ def test_the_steps_cover_what_was_asked(bench):
         steps.wanted(["csq", "triplet"])
 
 
-def test_summary_compares_like_with_like(bench):
+def test_summary_compares_like_with_like():
     base = {"part": "steps", "case": "csq", "n": 64, "d": 9, "dtype": "float32", "tf32": False, "distill": 1.0}
     ours, reference, literal = "nhl_fast triton", "reference", "literal"
     rows = [
@@ -223,13 +216,13 @@ def test_summary_compares_like_with_like(bench):
         {**base, "contender": reference, "note": "does not fit"},
         {**base, "n": 128, "contender": reference, "graph": False, "ms": 9.0, "peak_mb": 3},
     ]
-    found = [line.split("graph=")[1].split()[:2] for line in bench("gpu_parts").summary(rows).splitlines()]
+    found = [line.split("graph=")[1].split()[:2] for line in parts.summary(rows).splitlines()]
     assert found == [["False", "4.00"], ["False", "10.00"], ["True", "3.00"], ["True", "20.00"]]
 
 
-def test_floors_of_a_step_hold_its_parts(bench):
-    floors, lengths = bench("floors"), (8, 16, 32, 64, 128)
-    for name in importlib.import_module("nhl_fast.losses").REGISTRY:
+def test_floors_of_a_step_hold_its_parts():
+    lengths = (8, 16, 32, 64, 128)
+    for name in losses.REGISTRY:
         bank = 13_000 if name in floors.WITH_BANK else 0
         for n, d in ((64, 2048), (32768, 768)):
             moved, operations = floors.step(name, n, d, lengths, bank=bank)
@@ -249,10 +242,10 @@ def test_rehearsal(tmp_path):
     import os
     import subprocess
 
-    command = [sys.executable, str(BENCH / "gpu_check.py"), "--losses", "dpn", "--budget", "1200"]
+    command = [sys.executable, "-m", "bench.gpu.check", "--losses", "dpn", "--budget", "1200"]
     command += ["--parts", "ceilings,warm,steps,tests_kernels,kernels", "--state", str(tmp_path / "state")]
     environment = {**os.environ, "NHL_FAST_REHEARSAL": "1", "OUT": str(tmp_path / "out")}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     document = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
     assert "rehearsal" in document["environment"]
@@ -267,7 +260,7 @@ def test_rehearsal(tmp_path):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the sizes of use take longer on a card")
 def test_the_table_of_kernels_on_a_cpu_says_that_it_is_no_result(tmp_path):
     command = [sys.executable, "-m", "bench.kernels", "--only", "bank_store", "--json", str(tmp_path / "rows.json")]
-    done = subprocess.run(command, cwd=BENCH.parent, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert done.stdout.startswith("no results")
     assert "floor us" in done.stdout

@@ -14,7 +14,6 @@ from nhl_fast.core import names
 from nhl_fast.data import _LOADERS
 from nhl_fast.data.cifar10 import PROTOCOLS
 from nhl_fast.head import distillation
-from nhl_fast.retrieval.metrics import TIES
 from nhl_fast.training import backbones
 
 HEAVY = ("torch._dynamo", "torch._inductor", "triton", "sympy", "scipy", "sklearn", "matplotlib", "PIL", "tqdm")
@@ -113,7 +112,6 @@ def test_names_known_without_torch_are_those_of_the_modules():
     assert tuple(n for n, c in losses.REGISTRY.items() if "centers" in _options(c)) == names.CENTER_LOSSES
     assert backbones.NAMES == names.BACKBONES
     assert distillation.TEACHERS == names.TEACHERS
-    assert TIES == names.TIES
     assert tuple(_LOADERS) == names.DATASETS
     assert tuple(PROTOCOLS) == names.PROTOCOLS
     assert set(names.CENTERS) == {*importlib.import_module("nhl_fast.centers.make").KINDS, "aligned"}

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nhl_fast.core.known_gradient import per_length_gradients
 from nhl_fast.core.prefixes import expand, segment_matrix, split
 from nhl_fast.head.distillation import distillation_losses, expanded_distillation_losses
-from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.losses import PerLength, build
 from nhl_fast.losses.softmax import softmax_likelihood
 

@@ -141,7 +141,7 @@ def test_read_only_memory_map(tmp_path, isa):
     database = make_rows(500, 16)
     database.tofile(tmp_path / "codes")
     mapped = np.memmap(tmp_path / "codes", dtype=np.uint8, mode="r", shape=(500, 16))
-    from nhl_fast.retrieval.codes import as_tensor
+    from nhl_fast.core.arrays import as_tensor
 
     found = native.topk(torch.from_numpy(database[:3]), as_tensor(mapped), 5, 128)
     assert np.array_equal(found[1].numpy(), brute_topk(oracle.distances(database[:3], database, 128), 5)[1])

@@ -1,6 +1,5 @@
 """The CUDA kernels: emulated on the CPU against the CPU engine, and on a real card where there is one."""
 
-import importlib
 import re
 import shlex
 import subprocess
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.kernels import resources
 from nhl_fast import native
 from nhl_fast.native import BuildError, builder
 from nhl_fast.retrieval.hamming import hamming_distances, radius_search, search
@@ -43,15 +43,15 @@ def as_plain_cpp(source: str) -> str:
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 def test_emulated_kernels_agree_with_the_cpu_engine(tmp_path):
     plain = []
-    for path in (ROOT / "csrc/cuda").glob("*.cuh"):
+    for path in (ROOT / "csrc/hamming/cuda").glob("*.cuh"):
         (tmp_path / path.name).write_text(as_plain_cpp(path.read_text()))
     for path in builder.sources("cuda", ROOT / "csrc"):
-        if path.stem != "ops":
+        if path.parent.name != "ops":
             plain.append(tmp_path / f"{path.stem}.cpp")
             plain[-1].write_text(as_plain_cpp(path.read_text()))
     program = tmp_path / "compare"
     flags = ["-std=c++17", "-O1", "-g", "-w", "-fsanitize=undefined,bounds", "-fno-sanitize-recover=all"]
-    includes = [f"-I{EMULATION}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/cuda'}"]
+    includes = [f"-I{EMULATION}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/hamming/cuda'}"]
     sources = [EMULATION / "compare.cpp", *plain, *builder.engine_sources(ROOT / "csrc")]
     built = subprocess.run(
         [*COMPILER, *flags, *includes, *map(str, sources), "-o", str(program)],
@@ -84,13 +84,11 @@ LISTING = """
 """
 
 
-def test_the_loop_that_finds_nothing_is_read_off_the_machine_code(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    cuda_resources = importlib.import_module("cuda_resources")
-    (name, code), *others = cuda_resources.functions(LISTING).items()
+def test_the_loop_that_finds_nothing_is_read_off_the_machine_code():
+    (name, code), *others = resources.functions(LISTING).items()
     assert not others
-    assert cuda_resources.kernel_name(name) == ("tiles_kernel", "4 2 1")
-    way = cuda_resources.loop_way(code, "BMMA")
+    assert resources.kernel_name(name) == ("tiles_kernel", "4 2 1")
+    way = resources.loop_way(code, "BMMA")
     # Both loads and both products, not the atomic operation of what is found.
     assert len(way) == 9
     assert [text.split()[0] for text in way if "BRA" not in text] == [

@@ -22,10 +22,10 @@ except BuildError:
 @pytest.mark.parametrize(
     ("driver", "sanitizer", "rounds"),
     [
-        ("native_sanitize.cpp", "address,undefined", "120"),
-        ("native_sanitize.cpp", "thread", "40"),
-        ("train_sanitize.cpp", "address,undefined", "300"),
-        ("train_sanitize.cpp", "thread", "60"),
+        ("hamming_sanitize.cpp", "address,undefined", "120"),
+        ("hamming_sanitize.cpp", "thread", "40"),
+        ("step_sanitize.cpp", "address,undefined", "300"),
+        ("step_sanitize.cpp", "thread", "60"),
     ],
 )
 def test_native_code_is_clean(driver, sanitizer, rounds, tmp_path):

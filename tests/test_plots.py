@@ -4,7 +4,7 @@ import sys
 import numpy as np
 import pytest
 
-from nhl_fast.core import backend
+from nhl_fast.core import extras
 from nhl_fast.pictures.plots import plot_gallery, plot_history, plot_map_vs_bits, plot_pr_curves
 
 matplotlib = pytest.importorskip("matplotlib")
@@ -115,8 +115,8 @@ def test_pyplot_is_never_imported_and_matplotlib_only_on_use(tmp_path):
 
 @pytest.mark.parametrize("name", DRAWERS)
 def test_missing_matplotlib(tmp_path, name, monkeypatch):
-    find = backend.importlib.util.find_spec
-    monkeypatch.setattr(backend.importlib.util, "find_spec", lambda n, *a: None if n == "matplotlib" else find(n, *a))
+    find = extras.importlib.util.find_spec
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda n, *a: None if n == "matplotlib" else find(n, *a))
     with pytest.raises(ImportError, match=r"pip install 'nhl-fast\[plot\]'"):
         DRAWERS[name](tmp_path / "p.png")
     assert not list(tmp_path.iterdir())

@@ -92,7 +92,7 @@ def test_fork_with_a_runtime_that_keeps_its_threads(backend):
     script = (
         WORK
         + """
-from nhl_fast import _fork
+from nhl_fast.core import fork
 fork._pause = lambda: None
 expected = work(sys.argv[1])
 child = os.fork()

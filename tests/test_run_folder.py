@@ -16,9 +16,14 @@ import pytest
 from test_train import assert_same, blobs, config, weights
 
 from nhl_fast.core import files
-from nhl_fast.training import run_folder
-from nhl_fast.training.run_folder import CHECKPOINT, CONFIG, LOCK, LOG, WEIGHTS, RunInUseError, check_output, hold
+from nhl_fast.training import lock
+from nhl_fast.training.lock import RunInUseError, hold
+from nhl_fast.training.run_folder import RunFolder, check_output
 from nhl_fast.training.trainer import Trainer, train
+
+# Written out: they are a format that folders of earlier versions have, too.
+CONFIG, CHECKPOINT, LOG, WEIGHTS = "config.json", "checkpoint.safetensors", "log.jsonl", "model.safetensors"
+LOCK = ".nhl_fast.lock"
 
 TESTS = os.path.dirname(__file__)
 
@@ -150,7 +155,7 @@ def test_only_temporary_files_of_dead_processes_are_removed(tmp_path):
 def test_what_a_killed_write_leaves_is_known_and_removed(tmp_path):
     code = """
         import time
-        from nhl_fast.files import atomic_write
+        from nhl_fast.core.files import atomic_write
         with atomic_write({path!r}) as handle:
             print("ready", flush=True)
             time.sleep(60)
@@ -170,7 +175,7 @@ TRAINS = """
     import sys, time
     sys.path.insert(0, {tests!r})
     from test_train import blobs, config
-    from nhl_fast.train import train
+    from nhl_fast.training.trainer import train
     def wait(record):
         print("ready", flush=True)
         time.sleep(60)
@@ -201,7 +206,7 @@ def test_two_runs_that_start_at_once(tmp_path):
         import sys
         sys.path.insert(0, {TESTS!r})
         from test_train import blobs, config
-        from nhl_fast.train import train
+        from nhl_fast.training.trainer import train
         sys.stdin.read(1)
         train(blobs(), config(epochs=3), {str(tmp_path / "run")!r}, progress=False)
     """
@@ -222,7 +227,7 @@ def test_two_runs_that_start_at_once(tmp_path):
 
 HOLDS = """
     import os, pathlib, time
-    from nhl_fast.run_folder import hold
+    from nhl_fast.training.lock import hold
     with hold(pathlib.Path({run!r})):
         if os.fork():
             print("ready", flush=True)
@@ -275,16 +280,16 @@ def test_a_lock_file_without_a_name_in_it(tmp_path, monkeypatch):
     """A second process may come before the first has written who it is."""
     with hold(tmp_path):
         (tmp_path / LOCK).write_text("")
-        monkeypatch.setattr(run_folder, "_held", {})
+        monkeypatch.setattr(lock, "_held", {})
         with pytest.raises(RunInUseError, match="another process"), hold(tmp_path):
             pass
 
 
 def test_a_file_system_without_locks_is_said(tmp_path, monkeypatch):
     def refuse(*_):
-        raise OSError(run_folder.errno.ENOLCK, "No locks available")
+        raise OSError(lock.errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(run_folder.fcntl, "flock", refuse)
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
     with pytest.warns(UserWarning, match="no locks"), hold(tmp_path):
         assert list(tmp_path.iterdir()) == []
 
@@ -332,3 +337,22 @@ def test_a_run_from_before_some_settings_is_resumed(tmp_path):
     (run / ".0123456789abcdef.tmp").write_text("a write that was cut short, under its old name")
     resumed = train(blobs(), config(epochs=3), run, resume=True, progress=False)
     assert_same(weights(resumed), weights(train(blobs(), config(epochs=3), progress=False)))
+
+
+def test_the_names_of_a_run_folders_files():
+    folder = RunFolder("runs/one")
+    names = ("config", "checkpoint", "log", "split", "metrics", "metrics_table", "lock")
+    files = [getattr(folder, name) for name in names]
+    files += [folder.weights(), folder.weights(8), folder.codes("query"), folder.labels("database")]
+    files += [folder.picture("gallery"), folder.comparison, folder.comparison_table]
+    said = [file.relative_to("runs/one").as_posix() for file in files]
+    assert said == [
+        *(CONFIG, CHECKPOINT, LOG, "split.json", "metrics.json", "metrics.csv", LOCK),
+        *(WEIGHTS, "model_8.safetensors", "codes/query.npy", "codes/database_labels.npy"),
+        *("pictures/gallery.png", "compare.json", "compare.csv"),
+    ]
+    assert [folder.owns(file) for file in files] == [True] * 12 + [False] * 2
+    assert not folder.owns(folder.path / "model_8.safetensors.bak")
+    assert not folder.owns(folder.path / "deeper" / CONFIG)
+    with pytest.raises(TypeError, match=r"^run: expected a path .*int"):
+        RunFolder(3)

@@ -13,7 +13,9 @@ from nhl_fast.data import RetrievalData
 from nhl_fast.losses import REGISTRY
 from nhl_fast.training.checkpoint import load_state, save_state
 from nhl_fast.training.config import TrainConfig
-from nhl_fast.training.trainer import CHECKPOINT, LOG, Trainer, load_model, train, weights_file
+from nhl_fast.training.run import load_model
+from nhl_fast.training.run_folder import RunFolder
+from nhl_fast.training.trainer import Trainer, train
 
 LENGTHS = (4, 12, 20)
 
@@ -85,9 +87,8 @@ def test_resumed_run_equals_an_unbroken_one(tmp_path, name, extra):
     resumed = train(data, config(loss=name, **extra), tmp_path / "broken", resume=True, progress=False)
     assert_same(weights(whole), weights(resumed))
     assert without_times(whole.history) == without_times(resumed.history)
-    logs = [
-        without_times(map(json.loads, (tmp_path / run / LOG).read_text().splitlines())) for run in ("whole", "broken")
-    ]
+    files = [RunFolder(tmp_path / run).log for run in ("whole", "broken")]
+    logs = [without_times(map(json.loads, file.read_text().splitlines())) for file in files]
     assert logs[0] == logs[1] == without_times(whole.history)
 
 
@@ -95,7 +96,7 @@ KILLED = """
     import os, random, signal, sys, time
     sys.path.insert(0, {tests!r})
     from test_train import blobs, config
-    from nhl_fast.train import train
+    from nhl_fast.training.trainer import train
     import torch
     moments, killed = random.Random(0), 0
     for attempt in range(400):
@@ -136,7 +137,7 @@ def test_killed_at_any_moment(tmp_path):
     assert killed >= 5
     resumed = train(blobs(), config(epochs=20), run, resume=True, progress=False)
     assert_same(weights(resumed), weights(train(blobs(), config(epochs=20), progress=False)))
-    assert len((run / LOG).read_text().splitlines()) == 20
+    assert len(RunFolder(run).log.read_text().splitlines()) == 20
     assert not list(run.glob(".*.tmp")), (killed, sorted(p.name for p in run.iterdir()))
 
 
@@ -144,7 +145,7 @@ FULL_DISK = """
     import resource, signal, sys
     sys.path.insert(0, {tests!r})
     from test_train import blobs, config
-    from nhl_fast.train import train
+    from nhl_fast.training.trainer import train
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     def fill(record):
         if record["epoch"] == 2:
@@ -160,7 +161,7 @@ def test_full_disk_in_the_middle_of_a_checkpoint(tmp_path):
     assert done.returncode != 0
     assert "OSError" in done.stderr
     assert ".safetensors" in done.stderr.splitlines()[-1]
-    assert load_state(run / CHECKPOINT)["epoch"] == 2
+    assert load_state(RunFolder(run).checkpoint)["epoch"] == 2
     assert not [p.name for p in run.iterdir() if "tmp" in p.name]
     resumed = train(blobs(), config(epochs=5), run, resume=True, progress=False)
     assert_same(weights(resumed), weights(train(blobs(), config(epochs=5), progress=False)))
@@ -205,7 +206,7 @@ def test_best_per_length(tmp_path):
     for b, epoch in result.best_per_length.items():
         scores = [r["validation"][str(b)] for r in result.history]
         assert epoch == scores.index(max(scores)) + 1
-        assert (tmp_path / "run" / weights_file(b)).exists()
+        assert RunFolder(tmp_path / "run").weights(b).exists()
         load_model(tmp_path / "run", data, length=b)
 
 
@@ -289,7 +290,7 @@ def test_a_kill_between_checkpoint_and_weights(tmp_path, monkeypatch):
         patch.setattr(Trainer, "_keep_weights", lambda self, length: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(data, config(epochs=1), path, progress=False)
-    assert not (path / weights_file()).exists()
+    assert not RunFolder(path).weights().exists()
     resumed = train(data, config(epochs=1), path, resume=True, progress=False)
     assert_same(weights(resumed), weights(train(data, config(epochs=1), progress=False)))
 
@@ -353,7 +354,7 @@ class TestBadInput:
     @pytest.mark.parametrize("damage", [b"", b"garbage", None])
     def test_damaged_checkpoint(self, tmp_path, damage):
         again = run_with(tmp_path)
-        path = tmp_path / "run" / CHECKPOINT
+        path = RunFolder(tmp_path / "run").checkpoint
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if damage is None else damage)
         with pytest.raises(ValueError, match="checkpoint"):
             again(resume=True)
@@ -361,7 +362,7 @@ class TestBadInput:
     def test_weights_of_another_model(self, tmp_path):
         run_with(tmp_path)
         train(blobs(), config(hidden=(8,), epochs=1), tmp_path / "other", progress=False)
-        os.replace(tmp_path / "other" / weights_file(), tmp_path / "run" / weights_file())
+        os.replace(*(RunFolder(tmp_path / name).weights() for name in ("other", "run")))
         with pytest.raises(ValueError, match="do not fit"):
             load_model(tmp_path / "run", blobs())
 

@@ -16,7 +16,8 @@ from nhl_fast.retrieval.metrics import evaluate_retrieval
 from nhl_fast.training.checkpoint import load_weights
 from nhl_fast.training.config import TrainConfig
 from nhl_fast.training.model import encode_split
-from nhl_fast.training.trainer import Trainer, weights_file
+from nhl_fast.training.run_folder import RunFolder
+from nhl_fast.training.trainer import Trainer
 
 from . import datasets, measures, weightings
 
@@ -75,7 +76,7 @@ def run(job: Job) -> dict:
         if keep:
             shared = {k: v.clone() for k, v in result.model.state_dict().items()}
             for b in config.code_lengths:
-                load_weights(f"{folder}/{weights_file(b)}", result.model)
+                load_weights(RunFolder(folder).weights(b), result.model)
                 own[b] = _evaluate(result.model, data, (b,))[1][b]
             result.model.load_state_dict(shared)
     history = result.history

@@ -11,8 +11,8 @@ from nhl_fast.data import RetrievalData
 from nhl_fast.retrieval.advise import advise
 from nhl_fast.retrieval.metrics import evaluate_retrieval
 from nhl_fast.retrieval.quality import code_quality
+from nhl_fast.training.evaluate import prefix_map
 from nhl_fast.training.model import HashModel, batches, encode_split
-from nhl_fast.training.run import prefix_map
 
 SHORTLIST = 1000
 

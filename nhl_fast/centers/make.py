@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ..core import check
-from ..retrieval.codes import as_tensor
+from ..core.arrays import as_tensor
 from .aligned import arrange, check_similarity
 from .balanced import MAX_CLASSES, search_balanced
 from .nested import hadamard_matrix, search_nested

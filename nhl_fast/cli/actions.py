@@ -21,33 +21,13 @@ from ..retrieval.hamming import search as hamming_search
 from ..retrieval.metrics import evaluate_retrieval
 from ..text.table import format_table
 from ..training import compare as comparing
+from ..training.arrays import load_array, save_array, save_csv
+from ..training.evaluate import Evaluation, best_per_length_map, evaluate_model, metric_rows, write_evaluation
+from ..training.lock import claim, hold
 from ..training.model import encode_split
-from ..training.run import (
-    Evaluation,
-    Run,
-    best_per_length_map,
-    evaluate_model,
-    label_text,
-    load_array,
-    metric_rows,
-    read_log,
-    save_array,
-    save_csv,
-    write_evaluation,
-    write_pictures,
-)
-from ..training.run_folder import (
-    CODES,
-    COMPARISON,
-    COMPARISON_TABLE,
-    METRICS,
-    METRICS_TABLE,
-    SPLIT,
-    check_output,
-    claim,
-    hold,
-    read_config,
-)
+from ..training.run import Run
+from ..training.run_folder import RunFolder, check_output
+from ..training.run_pictures import label_text, write_pictures
 from ..training.trainer import Trainer
 
 
@@ -64,8 +44,8 @@ def train(args) -> None:
     if args.topk is not None:
         check.positive_int(args.topk, "--topk")
     resume = args.resume is not None
-    split = Path(args.out) / SPLIT if resume and (Path(args.out) / SPLIT).exists() else None
-    data = load_dataset(split_file=split, **args.data_spec)
+    split = RunFolder(args.out).split
+    data = load_dataset(split_file=split if resume and split.exists() else None, **args.data_spec)
     trainer = Trainer(data, args.config, args.out, data_spec=args.data_spec, progress=not args.json)
     with claim(args.out, resume) as folder:
         train_and_evaluate(args, trainer, resume, folder)
@@ -98,7 +78,7 @@ def evaluate(args) -> None:
     if (args.run is None) == (not any(files)):
         raise ValueError("give either a run folder or --query-codes, --database-codes and their labels")
     if args.run is not None:
-        read_config(args.run)
+        RunFolder(args.run).read_config()
         with hold(Path(args.run)):
             evaluate_run(args, open_run(args), {"run": args.run})
         return
@@ -119,17 +99,18 @@ def evaluate_run(args, run: Run, said: dict) -> None:
     evaluation = evaluate_model(
         run.model, run.data, lengths=args.lengths, topk=args.topk, ties=args.ties, workers=args.workers
     )
-    metrics = write_evaluation(run.path, evaluation, run.data)
-    history = read_log(run.path)
+    metrics = write_evaluation(run.folder, evaluation, run.data)
+    history = run.folder.read_log()
     try:
-        pictures, note = write_pictures(run.path, evaluation, run.data, history, run.code_lengths), ""
+        pictures, note = write_pictures(run.folder, evaluation, run.data, history, run.code_lengths), ""
     except ImportError as error:
         pictures, note = [], f"no pictures: {error}"
     rows = metrics["lengths"]
     if run.config["best_per_length"]:
         own = best_per_length_map(run, topk=args.topk, ties=args.ties)
         rows = [{**row, "mAP_own_best": own.get(row["bits"])} for row in rows]
-    written = [str(run.path / name) for name in (METRICS, METRICS_TABLE, CODES)]
+    folder = run.folder
+    written = [str(p) for p in (folder.metrics, folder.metrics_table, folder.all_codes)]
     paths = [str(p) for p in pictures]
     where = "over the whole ranking" if args.topk is None else f"over the first {args.topk}"
     title = f"{run.data.name}: {len(run.data.query)} queries, {len(run.data.database)} database items, mAP {where}"
@@ -138,7 +119,7 @@ def evaluate_run(args, run: Run, said: dict) -> None:
 
 
 def encode(args) -> None:
-    stored = read_config(args.run)["data"]
+    stored = RunFolder(args.run).read_config()["data"]
     read = [None if args.input is None else as_path(args.input, "--input"), args.places.get("path")]
     output = check_output(args.output, "--output", [*read, stored.get("path"), stored.get("labels")])
     run = open_run(args)
@@ -223,20 +204,21 @@ def compare(args) -> None:
     folder = as_path(args.out, "--out")
     folder.mkdir(parents=True, exist_ok=True)
     with hold(folder):
-        for name in (COMPARISON, COMPARISON_TABLE):
-            check_output(folder / name, "--out")
-        run_comparison(args, folder)
+        files = RunFolder(folder)
+        check_output(files.comparison, "--out")
+        check_output(files.comparison_table, "--out")
+        run_comparison(args, files)
 
 
-def run_comparison(args, folder: Path | None) -> None:
+def run_comparison(args, folder: RunFolder | None) -> None:
     data = load_dataset(**args.data_spec)
     first = args.config.seed
     result = comparing.compare(data, args.config, range(first, first + args.seeds), progress=not args.json)
     result |= {"split": data.summary(), "data_spec": args.data_spec, "data_fingerprint": data.run_fingerprint}
     result["environment"] = environment(args.config.device)
     if folder is not None:
-        write_json(folder / COMPARISON, result)
-        save_csv(folder / COMPARISON_TABLE, result["summary"])
+        write_json(folder.comparison, result)
+        save_csv(folder.comparison_table, result["summary"])
     times, means = result["time"], result["mean"]
     lines = [
         format_table(result["summary"]),
@@ -275,7 +257,7 @@ def report(args) -> None:
 
 
 def advise(args) -> None:
-    metrics = Path(args.run) / METRICS
+    metrics = RunFolder(args.run).metrics
     if not metrics.is_file():
         raise FileNotFoundError(f"{args.run} is not evaluated yet: run 'nhl-fast evaluate {args.run}' first")
     stored = read_json(metrics)

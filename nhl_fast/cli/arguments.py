@@ -6,14 +6,14 @@ import argparse
 import dataclasses
 import json
 import sys
-from pathlib import Path
 
-from .. import __version__
 from ..core import names
 from ..core.files import as_path
+from ..core.version import __version__
+from ..retrieval.ties import RULES
 from ..training.config import TrainConfig
 from ..training.presets import PRESETS
-from ..training.run_folder import CONFIG, check_target
+from ..training.run_folder import RunFolder, check_target
 from . import resume as resume
 from .errors import one_line, silence
 
@@ -185,7 +185,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     def evaluation(sub):
         sub.add_argument("--topk", type=int, help="mAP over the first K of the ranking (default: all of it)")
-        sub.add_argument("--ties", choices=names.TIES, default="id")
+        sub.add_argument("--ties", choices=tuple(RULES), default="id")
 
     sub = command(
         "train",
@@ -352,7 +352,7 @@ def main(argv: list[str] | None = None) -> int:
         silence(sys.stdout)
         return 0
     except KeyboardInterrupt:
-        begun = args.command == "train" and (Path(args.out) / CONFIG).exists()
+        begun = args.command == "train" and RunFolder(args.out).config.exists()
         hint = f"; go on with: nhl-fast train --resume {args.out}" if begun else ""
         print(f"nhl-fast: interrupted{hint}", file=sys.stderr)
         return 130

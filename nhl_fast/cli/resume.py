@@ -8,7 +8,7 @@ from ..core import check, names
 from ..core.files import as_path
 from ..training import presets
 from ..training.config import TrainConfig
-from ..training.run_folder import check_target, free_settings, read_config
+from ..training.run_folder import RunFolder, check_target, free_settings
 
 _FLAGS = {"code_lengths": "--lengths", "loss_options": "--loss-option", "name": "--data", "seed": "--split-seed"}
 _DATA_DEFAULTS = {"name": "digits", "seed": 0, "validation": 0.1}
@@ -33,7 +33,7 @@ def prepare(args, settings: dict, data: dict) -> None:
         if as_path(args.out, "--out").resolve() != run.resolve():
             raise ValueError(f"--out: expected the folder of --resume ({args.resume}), got {args.out}")
     run = check_target(args.out, resume=True, name="--resume")
-    stored = read_config(run)
+    stored = RunFolder(run).read_config()
     config = TrainConfig.from_dict(stored["config"])
     for name in ("backbone", "weighting"):
         if getattr(config, name) == "custom":

@@ -7,7 +7,6 @@ explicit backend that is not available raises; only "auto" may fall back, and `b
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -154,9 +153,3 @@ def pick(backend: str, operation: str, device, compiled: dict[str, Callable[[], 
 def use_triton(backend: str, operation: str, device, refuses: Callable[[], str | None]) -> bool:
     """Whether the fused Triton kernels serve `operation` on `device`, the only compiled form it has (see `pick`)."""
     return pick(backend, operation, device, {"triton": refuses}) == "triton"
-
-
-def require(module: str, extra: str, purpose: str) -> None:
-    """Raise ImportError, saying which extra to install, where an optional `module` is missing."""
-    if importlib.util.find_spec(module) is None:
-        raise ImportError(f"{purpose} needs {module!r}: pip install 'nhl-fast[{extra}]'")

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .version import __version__
+
 
 def environment(device: torch.device | str | None = None) -> dict:
     """Date, processor, cores, threads, system, device and versions. No name of the host or of a person.
@@ -17,8 +19,6 @@ def environment(device: torch.device | str | None = None) -> dict:
     Args:
         device: where the work is done; the name of a CUDA device is looked up.
     """
-    from .. import __version__
-
     found = {
         "date": datetime.date.today().isoformat(),
         "cpu": cpu_name(),

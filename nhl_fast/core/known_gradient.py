@@ -102,6 +102,25 @@ def known_gradient(
     return _KnownGradient.apply(x, value, grad, columns)
 
 
+def per_length_gradients(function, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values, gradient of their sum at v); a column belongs to one length, so this is each length's own gradient."""
+    if torch.compiler.is_compiling():
+
+        def total(x):
+            # Traced, an autograd.Function right on the input of func.grad would lose its gradient (torch 2.13).
+            values = function(x.view_as(x))
+            return values.sum(), values
+
+        grad, values = torch.func.grad(total, has_aux=True)(v)
+        return values, grad
+    v = v.detach().requires_grad_()
+    values = function(v)
+    if not values.requires_grad:
+        return values, torch.zeros_like(v)
+    (grad,) = torch.autograd.grad(values.sum(), v, retain_graph=True, allow_unused=True)
+    return values, torch.zeros_like(v) if grad is None else grad
+
+
 def chunk_rows(row_elements: int, device: torch.device, total: int) -> int:
     """How many rows of `row_elements` a chunk takes: what stays in a CPU's L2 cache, or 256 MiB on a GPU."""
     if torch.compiler.is_compiling():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import backend, check
+from ..core import check, extras
 from ..core.files import as_path, existing_file
 from . import splits
 from .dataset import Table, check_class_names, single_or_multi
@@ -107,7 +107,7 @@ def load(
     image_size = check.positive_int(image_size, "image_size")
     resize = check.positive_int(resize, "resize", minimum=image_size)
     augment, upright = check.flag(augment, "augment"), check.flag(upright, "upright")
-    backend.require("PIL", "data", "load_dataset('list')")
+    extras.require("PIL", "data", "load_dataset('list')")
     files = {name: existing_file(root / file, "root") for name, file in _FILES.items()}
     reader = _Reader(image_root)
     ids = {name: reader.read(file, name) for name, file in files.items()}

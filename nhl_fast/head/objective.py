@@ -10,7 +10,7 @@ from torch import nn
 
 from ..core import check
 from ..core.backend import pick
-from ..core.known_gradient import known_gradient, once_through
+from ..core.known_gradient import known_gradient, once_through, per_length_gradients
 from ..core.precision import scaled_training
 from ..core.prefixes import expand, pad, weighted_sum
 from ..losses.base import NestedLoss, fused_step, native_step, no_autocast
@@ -44,25 +44,6 @@ class _Form(NamedTuple):
     shape: tuple[int, int]
     dtype: torch.dtype
     device: torch.device
-
-
-def per_length_gradients(function, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(values, gradient of their sum at v); a column belongs to one length, so this is each length's own gradient."""
-    if torch.compiler.is_compiling():
-
-        def total(x):
-            # Traced, an autograd.Function right on the input of func.grad would lose its gradient (torch 2.13).
-            values = function(x.view_as(x))
-            return values.sum(), values
-
-        grad, values = torch.func.grad(total, has_aux=True)(v)
-        return values, grad
-    v = v.detach().requires_grad_()
-    values = function(v)
-    if not values.requires_grad:
-        return values, torch.zeros_like(v)
-    (grad,) = torch.autograd.grad(values.sum(), v, retain_graph=True, allow_unused=True)
-    return values, torch.zeros_like(v) if grad is None else grad
 
 
 class NestedObjective(nn.Module):

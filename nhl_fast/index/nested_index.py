@@ -3,47 +3,24 @@
 from __future__ import annotations
 
 import operator
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from ..core import check, fork
-from ..core.backend import NAMES, require
-from ..retrieval.codes import as_tensor, check_length, check_packed, num_bytes
+from ..core.arrays import as_tensor
+from ..core.backend import NAMES
+from ..core.extras import require
+from ..retrieval.codes import check_length, check_packed, num_bytes
 from . import file
 from . import ids as index_ids
 from . import segments as index_segments
 from .file import IndexFileError
-from .ids import check_distinct, check_ids, on_cpu, some
+from .ids import check_distinct, check_ids, on_cpu
 from .segments import Segment, copy_rows, empty
+from .state import State
 
 __all__ = ["IndexFileError", "NestedIndex"]
-
-_NO_SEGMENTS: tuple[Segment, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class _State:
-    """What the index holds at one moment; a search works on one of these from start to end."""
-
-    segments: tuple[Segment, ...] = _NO_SEGMENTS
-    next_id: int = 0
-
-    @property
-    def count(self) -> int:
-        return sum(segment.count for segment in self.segments)
-
-    @property
-    def nbytes(self) -> int:
-        return sum(segment.nbytes for segment in self.segments)
-
-    def run(self) -> int | None:
-        """The first id where the ids are a run without a gap (0 where there are none), else None."""
-        if not self.segments:
-            return 0
-        lows, highs = zip(*(segment.ends() for segment in self.segments))
-        return min(lows) if max(highs) - min(lows) + 1 == self.count else None
 
 
 class NestedIndex:
@@ -81,7 +58,7 @@ class NestedIndex:
         self._length = check.positive_int(length, "length")
         if self._length > file.MAX_LENGTH:
             raise ValueError(f"length: expected at most {file.MAX_LENGTH} bits, got {self._length}")
-        self._state = _State()
+        self._state = State()
         self._writing = fork.Lock()
 
     def __getstate__(self) -> dict:
@@ -95,7 +72,7 @@ class NestedIndex:
     def __setstate__(self, stored: dict) -> None:
         self.__init__(stored["length"])
         segments = (Segment(as_tensor(codes), *rest) for codes, *rest in stored["segments"])
-        self._state = _State(tuple(segments), stored["next_id"])
+        self._state = State(tuple(segments), stored["next_id"])
 
     def __copy__(self) -> NestedIndex:
         out = type(self)(self._length)
@@ -156,7 +133,7 @@ class NestedIndex:
         ids = check_ids(ids, "ids")
         out = torch.empty(len(ids), num_bytes(self._length), dtype=torch.uint8)
         state = self._state
-        for i, which, positions in _locate(state, ids):
+        for i, which, positions in state.locate(ids):
             out[torch.from_numpy(which)] = state.segments[i].codes[torch.from_numpy(positions)]
         return out
 
@@ -183,22 +160,13 @@ class NestedIndex:
         ids = check_distinct(ids, len(rows))
         added = self._segments_of(rows, ids)
         with self._writing:
-            state = self._state
-            taken = [ids[segment.find(ids)[0]] for segment in state.segments]
-            if any(map(len, taken)):
-                raise ValueError(f"ids: expected new ids, but the index holds {some(np.concatenate(taken))}")
-            next_id = max(state.next_id, int(ids.max(initial=-1)) + 1)
-            self._state = _State(index_segments.tidy(state.segments + added), next_id)
+            self._state = self._state.adding(ids, added)
         return torch.from_numpy(ids)
 
     def _add_running(self, rows: torch.Tensor) -> torch.Tensor:
         with self._writing:
-            state = self._state
-            first, next_id = state.next_id, state.next_id + len(rows)
-            if next_id > index_ids.LIMIT:
-                raise ValueError(f"ids: running ids would pass 2**63 - 1 (the next is {first}): pass ids")
-            added = (Segment(rows, first),) if len(rows) else ()
-            self._state = _State(index_segments.tidy(state.segments + added), next_id)
+            first = self._state.next_id
+            self._state = self._state.running_on(rows)
         ids = torch.from_numpy(empty((len(rows),), np.int64))
         return torch.arange(len(rows), out=ids).add_(first)
 
@@ -212,7 +180,7 @@ class NestedIndex:
         """
         ids = check_distinct(ids)
         with self._writing:
-            self._state = self._replaced(ids, ())
+            self._state = self._state.replacing(ids)
 
     @check.memory
     def update(self, ids, codes) -> None:
@@ -230,15 +198,7 @@ class NestedIndex:
         ids = check_distinct(ids, len(rows))
         added = self._segments_of(rows, ids)
         with self._writing:
-            self._state = self._replaced(ids, added)
-
-    def _replaced(self, ids: np.ndarray, added: tuple[Segment, ...]) -> _State:
-        """The present state without `ids`, which must all be there, and with `added`."""
-        state = self._state
-        segments = list(state.segments)
-        for i, _, positions in _locate(state, ids):
-            segments[i] = segments[i].without(positions)
-        return _State(index_segments.tidy((*segments, *added)), state.next_id)
+            self._state = self._state.replacing(ids, added)
 
     # ----------------------------------------------------------------------------------------------------- search
 
@@ -341,11 +301,11 @@ class NestedIndex:
         """
         contents = file.read(path, check.flag(mmap, "mmap"), check.flag(verify, "verify"))
         index = cls(contents.length)
-        segments = _NO_SEGMENTS
+        segments = ()
         if len(contents.codes):
             first = contents.first_id if contents.ids is None else int(contents.ids[0])
             segments = (Segment(as_tensor(contents.codes), first, contents.ids),)
-        index._state = _State(segments, contents.next_id)
+        index._state = State(segments, contents.next_id)
         return index
 
     def to_faiss(self):
@@ -429,17 +389,6 @@ class NestedIndex:
         order = None if (ids[1:] > ids[:-1]).all() else ids.argsort()
         rows = copy_rows(rows, self._length, order)
         return (Segment.of(rows, ids.copy() if order is None else ids[order]),)
-
-
-def _locate(state: _State, ids: np.ndarray):
-    """(segment number, which of `ids` it holds, their positions) for all ids; KeyError where some are nowhere."""
-    found = [(i, *segment.find(ids)) for i, segment in enumerate(state.segments)]
-    missing = np.ones(len(ids), dtype=bool)
-    for _, which, _ in found:
-        missing[which] = False
-    if missing.any():
-        raise KeyError(f"ids: not in the index: {some(ids[missing])}")
-    return [part for part in found if len(part[1])]
 
 
 def _check_allow(allow) -> np.ndarray | None:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..core.arrays import as_tensor
 from ..retrieval import codes, hamming
 
 # Segments are merged while the older is at most this many times the newer ...
@@ -87,7 +88,7 @@ class Segment:
         """A segment of at least one row; ascending ids without a gap are not stored."""
         first = int(ids[0])
         run = int(ids[-1]) - first + 1 == len(ids)
-        return cls(codes.as_tensor(rows), first, None if run else ids)
+        return cls(as_tensor(rows), first, None if run else ids)
 
     def __len__(self) -> int:
         return len(self.codes)
@@ -283,7 +284,7 @@ def merge(segments: Sequence[Segment]) -> Segment:
         if ids is not None:
             ids[done : done + len(block)] = block_ids
         done += len(block)
-    return Segment(codes.as_tensor(rows), lowest, ids)
+    return Segment(as_tensor(rows), lowest, ids)
 
 
 def _join(segments: Sequence[Segment]) -> Segment:

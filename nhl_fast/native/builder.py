@@ -24,9 +24,14 @@ MINIMUM_TORCH = (2, 10)
 LIBRARIES = {"cpp": "_cpp.abi3.so", "cuda": "_cuda.abi3.so"}
 CUDA_ARCHITECTURES = "80 90 100"
 
-_CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unused-parameter"
-_NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --expt-relaxed-constexpr"
-_TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
+CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unused-parameter"
+NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --expt-relaxed-constexpr"
+# What goes into each library, headers and all; "*.cpp" and "*.cu" of these are compiled.
+_FILES = {
+    "cpp": ("common/*", "hamming/*", "hamming/cpu/*", "step/*", "ops/*.h", "ops/*.cpp"),
+    "cuda": ("common/*.h", "hamming/*", "hamming/cuda/*", "ops/*.h", "ops/*.cu"),
+}
+TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
 
 class BuildError(RuntimeError):
@@ -46,7 +51,7 @@ def source_dir() -> Path:
     """csrc/: beside this package in a checkout, inside it when installed."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package.parent / "csrc", package / "csrc"):
-        if (folder / "hamming.h").is_file():
+        if (folder / "hamming" / "hamming.h").is_file():
             return folder
     raise BuildError("the C++ sources (csrc/) are neither beside nor inside the nhl_fast package")
 
@@ -59,23 +64,24 @@ def in_checkout() -> bool:
 
 def sources(kind: str, folder: Path) -> list[Path]:
     """The files to compile for library `kind`."""
-    if kind == "cuda":
-        return sorted(folder.glob("cuda/*.cu"))
-    return [*sorted(folder.glob("*.cpp")), *engine_sources(folder)]
+    return [path for path in _files(kind, folder) if path.suffix in (".cpp", ".cu")]
 
 
 def engine_sources(folder: Path) -> list[Path]:
     """Those of the "cpp" library that need no PyTorch."""
-    return [path for part in ("cpu", "train") for path in sorted(folder.glob(f"{part}/*.cpp"))]
+    return [path for path in sources("cpp", folder) if path.parent.name != "ops"]
 
 
 def source_hash(kind: str, folder: Path) -> str:
     """A short hash of everything that goes into library `kind`, to notice one built from other sources."""
     digest = hashlib.sha256()
-    patterns = ("cuda/*",) if kind == "cuda" else ("*", "cpu/*", "train/*")
-    for path in sorted(p for pattern in patterns for p in folder.glob(pattern) if p.is_file()):
+    for path in _files(kind, folder):
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()[:16]
+
+
+def _files(kind: str, folder: Path) -> list[Path]:
+    return sorted(path for pattern in _FILES[kind] for path in folder.glob(pattern) if path.is_file())
 
 
 def find_torch() -> Torch:
@@ -158,11 +164,11 @@ def commands(kind: str, torch: Torch, folder: Path, targets: list[str] | None = 
         if (torch.path / "lib/libtorch_cuda.so").is_file():
             names.append("torch_cuda")  # PyTorch's current stream; without it, the library loads and says so
         libraries = ["-Xlinker", "--no-as-needed", f"-L{torch.path / 'lib'}", *(f"-l{name}" for name in names)]
-        return [nvcc, *_NVCC_FLAGS.split(), *generate, _TARGET, stamp, *include], [nvcc, "-shared"], libraries
+        return [nvcc, *NVCC_FLAGS.split(), *generate, TARGET, stamp, *include], [nvcc, "-shared"], libraries
     cxx = shlex.split(find_compiler())
     # torch is loaded first, so its libraries are found by name; no path of this machine goes in.
     libraries = [f"-L{torch.path / 'lib'}", "-ltorch_cpu", "-ltorch", "-lc10"]
-    return [*cxx, *_CXX_FLAGS.split(), _TARGET, stamp, f"-I{torch.path / 'include'}"], [*cxx, "-shared"], libraries
+    return [*cxx, *CXX_FLAGS.split(), TARGET, stamp, f"-I{torch.path / 'include'}"], [*cxx, "-shared"], libraries
 
 
 def build(
@@ -187,7 +193,8 @@ def build(
     output.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="nhl_fast_build_") as temporary:
         work = Path(temporary)
-        objects = {path: work / f"{path.parent.name}_{path.stem}.o" for path in sources(kind, folder)}
+        names = {path: "_".join(path.relative_to(folder).with_suffix(".o").parts) for path in sources(kind, folder)}
+        objects = {path: work / name for path, name in names.items()}
         _run_all([[*compile_, "-c", str(path), "-o", str(target)] for path, target in objects.items()], progress)
         library = work / LIBRARIES[kind]
         _run([*link, *map(str, objects.values()), *libraries, "-o", str(library)])

@@ -49,7 +49,7 @@ def _digest(*parts) -> str:
 
 def _base(kind: str, targets: list[str] | None) -> Path:
     """The folder of every library of this source, for this PyTorch and system."""
-    torch, flags = builder.find_torch(), (builder._CXX_FLAGS, builder._NVCC_FLAGS, builder._TARGET)
+    torch, flags = builder.find_torch(), (builder.CXX_FLAGS, builder.NVCC_FLAGS, builder.TARGET)
     system = platform.system(), platform.machine(), platform.libc_ver()
     key = _digest(builder.source_hash(kind, builder.source_dir()), torch.version, torch.cuda, system, flags, targets)
     return root() / f"{kind}-{key}"

@@ -12,13 +12,13 @@ from functools import cache
 
 import torch
 
+from .library import library_path
+
 _STOPPED = "nhl_fast: the call was stopped"
 
 
 @cache
 def _raise_kept() -> Callable[[], None]:
-    from . import library_path
-
     function = ctypes.PyDLL(str(library_path("cpp"))).nhl_fast_raise_kept
     function.restype = None
     return function

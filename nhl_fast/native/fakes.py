@@ -1,12 +1,66 @@
-"""Shapes of the training step's operators for tracing (torch.compile, opcheck); see `nhl_fast.steps.native`."""
+"""Shapes and dtypes of the native operators for tracing (torch.compile, opcheck)."""
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 
 
+@cache
 def register() -> None:
     """Register them; the library is loaded."""
+    _register_hamming()
+    _register_step()
+
+
+def _register_hamming() -> None:
+    """The Hamming engine's; see `nhl_fast.native.hamming`."""
+    fake = torch.library.register_fake
+
+    def bins(lengths, num_queries):
+        return sum(2 * (b + 1) for b in lengths) * num_queries
+
+    @fake("nhl_fast::pack")
+    def _(x):
+        return x.new_empty(x.shape[0], (x.shape[1] + 7) // 8, dtype=torch.uint8)
+
+    @fake("nhl_fast::distances")
+    def _(queries, database, lengths):
+        return queries.new_empty(len(lengths), queries.shape[0], database.shape[0], dtype=torch.int32)
+
+    @fake("nhl_fast::histograms")
+    def _(queries, database, query_labels, database_labels, lengths):
+        return queries.new_empty(bins(lengths, queries.shape[0]), dtype=torch.int64)
+
+    @fake("nhl_fast::evaluate")
+    def _(queries, database, query_labels, database_labels, lengths, cutoff):
+        m, q, n = len(lengths), queries.shape[0], database.shape[0]
+        return (
+            queries.new_empty(bins(lengths, q), dtype=torch.int64),
+            queries.new_empty(m, q, dtype=torch.float64),
+            queries.new_empty(m, q, dtype=torch.int64),
+            queries.new_empty(m, n, dtype=torch.float64),
+            queries.new_empty(m, n, dtype=torch.float64),
+        )
+
+    @fake("nhl_fast::topk")
+    def _(queries, database, k, length, allow=None, base=0):
+        shape = (queries.shape[0], k)
+        return queries.new_empty(shape, dtype=torch.int32), queries.new_empty(shape, dtype=torch.int64)
+
+    @fake("nhl_fast::radius")
+    def _(queries, database, radius, length, allow=None, base=0):
+        found = torch.library.get_ctx().new_dynamic_size()
+        return (
+            queries.new_empty(queries.shape[0] + 1, dtype=torch.int64),
+            queries.new_empty(found, dtype=torch.int32),
+            queries.new_empty(found, dtype=torch.int64),
+        )
+
+
+def _register_step() -> None:
+    """The training step's; see `nhl_fast.steps.native`."""
     fake = torch.library.register_fake
 
     def loss(u, *rest):

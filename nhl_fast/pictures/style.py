@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..core.backend import require
+from ..core.extras import require
 from ..core.files import as_path, atomic_write
 
 STYLE = {

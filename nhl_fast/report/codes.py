@@ -10,12 +10,12 @@ import numpy as np
 
 from ..retrieval.metrics import evaluate_retrieval
 from ..retrieval.quality import code_quality
-from ..training.run import CURVE_POINTS, load_array
+from ..training.arrays import load_array
+from ..training.run_folder import RunFolder
+from ..training.run_pictures import CURVE_POINTS
 from .files import naming
 from .groups import Method
 from .records import Record
-
-_FILES = ("query", "database", "query_labels", "database_labels")
 
 
 @dataclass
@@ -38,9 +38,11 @@ def measure_codes(record: Record) -> Measured:
         FileNotFoundError: the run's codes are gone.
         ValueError: they are damaged, or are not those that its metrics were measured on.
     """
-    q_codes, db_codes, q_labels, db_labels = (_array(record.path, name) for name in _FILES)
+    folder = RunFolder(record.path)
+    files = [of(split) for of in (folder.codes, folder.labels) for split in ("query", "database")]
+    q_codes, db_codes, q_labels, db_labels = (_array(folder, file) for file in files)
     lengths = sorted(record.map)
-    with naming(record.path, "codes"):
+    with naming(folder.all_codes):
         found = evaluate_retrieval(
             q_codes,
             db_codes,
@@ -53,7 +55,7 @@ def measure_codes(record: Record) -> Measured:
         for b, value in found.mean_average_precision.items():
             if abs(value - record.map[b]) > 1e-6:
                 raise ValueError(
-                    f"they give mAP {value:.6f} at {b} bits, but metrics.json says {record.map[b]:.6f}; "
+                    f"they give mAP {value:.6f} at {b} bits, but {folder.metrics.name} says {record.map[b]:.6f}; "
                     f"run 'nhl-fast evaluate {record.path}' again"
                 )
         curves = {b: found.pr_curve(b, points=CURVE_POINTS) for b in lengths}
@@ -90,8 +92,10 @@ def mean_conflicts(method: Method) -> list[list[float]] | None:
     return np.average([table for _, table in tables], axis=0, weights=weights).tolist()
 
 
-def _array(path: Path, name: str) -> np.ndarray:
-    file = path / "codes" / f"{name}.npy"
+def _array(folder: RunFolder, file: Path) -> np.ndarray:
     if not file.is_file():
-        raise FileNotFoundError(f"run: {path} holds no codes/{name}.npy; run 'nhl-fast evaluate {path}' to write it")
+        lost = file.relative_to(folder.path).as_posix()
+        raise FileNotFoundError(
+            f"run: {folder.path} holds no {lost}; run 'nhl-fast evaluate {folder.path}' to write it"
+        )
     return load_array(file, "run")

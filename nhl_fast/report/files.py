@@ -10,27 +10,26 @@ from pathlib import Path
 from ..core import check
 from ..core.files import read_json
 from ..data import splits
-from ..retrieval.metrics import TIES
-from ..training.run_folder import LOG, METRICS, SPLIT
+from ..retrieval.ties import RULES
+from ..training.run_folder import RunFolder
 
 
 @contextlib.contextmanager
-def naming(path: Path, name: str) -> Iterator[None]:
+def naming(file: Path) -> Iterator[None]:
     """Errors of the block, with the folder and the file in front."""
-    where = f"run: {path / name}"
     try:
         yield
     except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
-        if str(error).startswith("run: ") or str(path / name) in str(error):
+        if str(error).startswith("run: ") or str(file) in str(error):
             raise
         missing = "lacks " if isinstance(error, KeyError) else ""
-        raise ValueError(f"{where}: {missing}{error}") from error
+        raise ValueError(f"run: {file}: {missing}{error}") from error
 
 
-def read_metrics(path: Path, longest: int) -> tuple[dict, dict, dict]:
+def read_metrics(folder: RunFolder, longest: int) -> tuple[dict, dict, dict]:
     """metrics.json as {metric: {bits: value}}, mAP of the prefixes, and the rest; codes have `longest` bits."""
-    content = read_object(path, METRICS)
-    with naming(path, METRICS):
+    content = read_object(folder.metrics)
+    with naming(folder.metrics):
         for name, kind in (("data", str), ("protocol", str), ("lengths", list), ("prefix_map", dict)):
             if not isinstance(content[name], kind):
                 raise ValueError(f"{name}: expected {kind.__name__}, got {check.describe(content[name])}")
@@ -40,7 +39,7 @@ def read_metrics(path: Path, longest: int) -> tuple[dict, dict, dict]:
             content["topk"] = check.positive_int(content["topk"], "topk")
             if content["topk"] >= content["num_database"]:  # the whole ranking
                 content["topk"] = None
-        check.one_of(content["ties"], "ties", TIES)
+        check.one_of(content["ties"], "ties", tuple(RULES))
         found: dict[str, dict[int, float]] = {}
         for row in content["lengths"]:
             bits = check.positive_int(row["bits"], "bits")
@@ -57,16 +56,17 @@ def read_metrics(path: Path, longest: int) -> tuple[dict, dict, dict]:
     return found, prefixes, content
 
 
-def read_split(path: Path, head: dict) -> tuple[splits.Indices, dict]:
-    content = read_object(path, SPLIT)
-    with naming(path, SPLIT):
+def read_split(folder: RunFolder, head: dict) -> tuple[splits.Indices, dict]:
+    content = read_object(folder.split)
+    with naming(folder.split):
         num_rows = check.positive_int(content["num_rows"], "num_rows")
         if not isinstance(content["fingerprint"], str):
             raise ValueError(f"fingerprint: expected text, got {check.describe(content['fingerprint'])}")
-        indices, header = splits.load(path / SPLIT, {"dataset": head["data"], "protocol": head["protocol"]}, num_rows)
+        indices, header = splits.load(folder.split, {"dataset": head["data"], "protocol": head["protocol"]}, num_rows)
         sizes = header["sizes"]
         if (sizes["query"], sizes["database"]) != (head["num_queries"], head["num_database"]):
-            raise ValueError(f"its sizes are not those of {METRICS}; run 'nhl-fast evaluate {path}' again")
+            other = f"its sizes are not those of {folder.metrics.name}"
+            raise ValueError(f"{other}; run 'nhl-fast evaluate {folder.path}' again")
         facts = {
             "num_classes": header["num_classes"],
             "split_seed": header["seed"],
@@ -76,12 +76,12 @@ def read_split(path: Path, head: dict) -> tuple[splits.Indices, dict]:
     return indices, facts
 
 
-def read_history(path: Path, lengths: list[int]) -> list[dict]:
-    log = path / LOG
+def read_history(folder: RunFolder, lengths: list[int]) -> list[dict]:
+    log = folder.log
     if not log.is_file():
-        raise FileNotFoundError(f"run: {path} holds no {LOG}, the training log")
+        raise FileNotFoundError(f"run: {folder.path} holds no {log.name}, the training log")
     history = []
-    with naming(path, LOG):
+    with naming(log):
         for i, line in enumerate(log.read_text(encoding="utf-8").splitlines(), 1):
             try:
                 record = json.loads(line)
@@ -113,14 +113,14 @@ def _check_conflicts(table, m: int) -> None:
             share(value, "conflicts")
 
 
-def read_object(path: Path, name: str) -> dict:
+def read_object(file: Path) -> dict:
     """The object in a JSON file of a folder."""
-    if not (path / name).is_file():
-        raise FileNotFoundError(f"run: {path} holds no {name}")
-    with naming(path, name):
-        content = read_json(path / name)
+    if not file.is_file():
+        raise FileNotFoundError(f"run: {file.parent} holds no {file.name}")
+    with naming(file):
+        content = read_json(file)
     if not isinstance(content, dict):
-        raise ValueError(f"run: {path / name} holds no object, but {check.describe(content)[:60]}")
+        raise ValueError(f"run: {file} holds no object, but {check.describe(content)[:60]}")
     return content
 
 

@@ -8,17 +8,12 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..retrieval.ties import RULES
 from .records import Conditions, Record
 
 # Where files lie and how rows were drawn say nothing about the method: the rows are compared themselves.
 _NOT_THE_METHOD = ("name", "seed", "protocol", "queries_per_class", "train_per_class", "num_queries", "num_train")
 _PATHS = ("root", "path", "labels")
-_MEASURES = {
-    "id": "items at equal distance in the order of the database",
-    "expected": "exact mean over all orders of items at equal distance",
-    "best": "relevant items first among those at equal distance",
-    "worst": "relevant items last among those at equal distance",
-}
 
 
 @dataclass
@@ -60,7 +55,7 @@ class Section:
         ranking = "the whole ranking" if c.topk is None else f"the first {c.topk:,} of the ranking"
         return (
             f"{c.data}, protocol: {c.protocol}; {sizes}{ranking}; "
-            f"ties: {c.ties} ({_MEASURES[c.ties]}); AP divides by the relevant items found."
+            f"ties: {c.ties} ({RULES[c.ties].says}); AP divides by the relevant items found."
         )
 
     def rows(self, metric: str = "mAP", named: str | None = None) -> list[dict]:

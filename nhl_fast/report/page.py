@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..core.backend import require
+from ..core.extras import require
 from ..text.markup import Markup, tag
 from . import facts as facts
 from . import parts as parts

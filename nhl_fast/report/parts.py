@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from ..paper_table import cell_of, cell_text, methods_table
 from ..pictures import plots
 from ..text.markup import Markup, html_table, scroll, tag
+from ..training.run_folder import RunFolder
 from .codes import Measured, common, mean_conflicts, mean_curves, mean_quality
 from .files import naming
 from .groups import Method, Section, value_text
@@ -182,7 +183,7 @@ def training(section: Section, pictures: bool) -> list[Markup]:
 def _history(method: Method, record: Record) -> Markup:
     lengths = record.config["code_lengths"]
     name = f"{method.name}, seed {record.seed}"
-    with naming(record.path, "log.jsonl"):
+    with naming(RunFolder(record.path).log):
         image = svg(
             lambda path: plots.plot_history(record.history, path, code_lengths=lengths),
             f"Training log of {name} over {record.epochs} epochs: loss, weight, self-distillation and validation mAP "
@@ -226,7 +227,7 @@ def gallery(section: Section) -> list[Markup]:
             continue
         name = f"{method.name}, seed {record.seed}"
         alt = f"Nearest database images of some queries at each code length, {name}; right and wrong ones are marked."
-        image = png(record.path / "pictures" / "gallery.png", alt)
+        image = png(RunFolder(record.path).picture("gallery"), alt)
         if image is not None:
             caption = f"{name}: the first query of each of the first classes, not chosen by result."
             found.append(figure(image, caption, wide=True))

@@ -13,8 +13,8 @@ from ..core import check
 from ..core.files import as_path
 from ..data import splits
 from ..training.config import TrainConfig
-from ..training.run import weights_sha256
-from ..training.run_folder import COMPARISON, CONFIG, METRICS, read_config
+from ..training.evaluate import weights_sha256
+from ..training.run_folder import RunFolder
 from .files import naming, read_history, read_metrics, read_object, read_split, share
 
 
@@ -98,13 +98,15 @@ def load_records(path) -> list[Record]:
         raise FileNotFoundError(f"run: {path} does not exist")
     if path.is_file():
         return _comparison(path)
-    has_run, has_comparison = (path / CONFIG).is_file(), (path / COMPARISON).is_file()
+    folder = RunFolder(path)
+    has_run, has_comparison = folder.config.is_file(), folder.comparison.is_file()
     if not has_run and not has_comparison:
         raise FileNotFoundError(
-            f"run: {path} is no run folder: it holds neither {CONFIG} (of train) nor {COMPARISON} (of compare)"
+            f"run: {path} is no run folder: it holds neither {folder.config.name} (of train) nor "
+            f"{folder.comparison.name} (of compare)"
         )
-    found = [_run(path)] if has_run else []
-    return found + (_comparison(path / COMPARISON) if has_comparison else [])
+    found = [_run(folder)] if has_run else []
+    return found + (_comparison(folder.comparison) if has_comparison else [])
 
 
 def distinct_names(records: list[Record]) -> list[Record]:
@@ -129,20 +131,20 @@ def best_epoch(history: list[dict]) -> int:
     return epoch
 
 
-def _run(path: Path) -> Record:
-    stored = read_config(path)
-    if not (path / METRICS).is_file():
+def _run(folder: RunFolder) -> Record:
+    path, stored = folder.path, folder.read_config()
+    if not folder.metrics.is_file():
         raise FileNotFoundError(f"run: {path} is not evaluated yet: run 'nhl-fast evaluate {path}' first")
-    with naming(path, CONFIG):
+    with naming(folder.config):
         config = TrainConfig.from_dict(stored["config"]).to_dict()
         environments = stored.get("environments", [])
         for found in environments:
             check.positive_int(found.get("from_epoch", 1), "from_epoch")
-    metrics, prefixes, head = read_metrics(path, config["code_lengths"][-1])
-    if head.get("weights_sha256") is not None and weights_sha256(path) not in (None, head["weights_sha256"]):
+    metrics, prefixes, head = read_metrics(folder, config["code_lengths"][-1])
+    if head.get("weights_sha256") is not None and weights_sha256(folder) not in (None, head["weights_sha256"]):
         raise ValueError(f"run: {path} was trained on after its evaluation: run 'nhl-fast evaluate {path}' again")
-    indices, facts = read_split(path, head)
-    history = read_history(path, config["code_lengths"])
+    indices, facts = read_split(folder, head)
+    history = read_history(folder, config["code_lengths"])
     steps = [r["seconds"] / r["steps"] for r in history]
     rows = hashlib.sha256(facts["labels_sha256"].encode())
     for part in (sorted([*indices.train.tolist(), *indices.validation.tolist()]), indices.query, indices.database):
@@ -170,11 +172,11 @@ def _run(path: Path) -> Record:
 
 def _comparison(path: Path) -> list[Record]:
     """Both sides of a comparison, every seed."""
-    folder = path.parent
-    content = read_object(folder, path.name)
-    with naming(folder, path.name):
+    folder = RunFolder(path.parent)
+    content = read_object(path)
+    with naming(path):
         if not isinstance(content.get("seeds"), list) or not content["seeds"]:
-            raise ValueError(f"is no comparison of nhl-fast compare (which writes {COMPARISON})")
+            raise ValueError(f"is no comparison of nhl-fast compare (which writes {folder.comparison.name})")
         config = TrainConfig.from_dict(content["config"]).to_dict()
         fingerprint = content.get("data_fingerprint")
         split, options = content.get("split", {}), content.get("data_spec", {})
@@ -194,7 +196,7 @@ def _comparison(path: Path) -> list[Record]:
         facts["labels_sha256"] = split.get("fingerprint")
         common = {
             "path": path,
-            "name": folder.resolve().name if path.name == COMPARISON else path.name,
+            "name": path.resolve().parent.name if path.name == folder.comparison.name else path.name,
             "data_options": options,
             "fingerprint": fingerprint,
             "conditions": conditions,

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..core.files import as_path, atomic_write
+from ..core.version import __version__
 from ..paper_table import methods_table, summarize
 from ..training.run_folder import check_output
 from .groups import Section, group
@@ -84,8 +85,6 @@ def tables_text(sections: Sequence[Section], format: str) -> str:
 
 def made_with() -> str:
     """Versions of what makes the page."""
-    from .. import __version__
-
     return f"page made with nhl_fast {__version__}, PyTorch {torch.__version__}, NumPy {np.__version__}, Python " + (
         platform.python_version()
     )

@@ -14,6 +14,7 @@ import torch
 
 from .. import native
 from ..core import backend, check
+from ..core.arrays import as_tensor
 from . import codes
 
 DEFAULT_CHUNK_BYTES = 256 * 2**20
@@ -194,7 +195,7 @@ def _cut(queries: torch.Tensor, database: torch.Tensor, length: int) -> tuple[to
 def _check_allow(allow, database: torch.Tensor) -> torch.Tensor | None:
     if allow is None:
         return None
-    allow = check.tensor(codes.as_tensor(allow, "allow"), "allow")
+    allow = check.tensor(as_tensor(allow, "allow"), "allow")
     if allow.dtype != torch.bool:
         raise TypeError(f"allow: expected a bool mask, got {check.describe(allow)}")
     if allow.shape != (len(database),):

@@ -6,12 +6,11 @@ import numpy as np
 import torch
 
 from ..core import check
+from ..core.arrays import as_tensor
 from ..core.labels import check_labels
-from . import codes, ranking
-from . import ties as tie_rules
+from . import codes, ranking, tie_groups
 from .hamming import DEFAULT_CHUNK_BYTES, body_of, spans
-
-TIES = ("id", *tie_rules.RULES)
+from .ties import RULES, TieRule
 
 
 @check.memory
@@ -63,8 +62,8 @@ def evaluate_retrieval(
     q_labels, db_labels = _check_label_pair(q_labels, db_labels, len(q_codes), len(db_codes))
     n = len(db_codes)
     cutoff = n if topk is None else min(n, check.positive_int(topk, "topk"))
-    check.one_of(ties, "ties", TIES)
-    check.one_of(denominator, "denominator", tie_rules.DENOMINATORS)
+    rule = RULES[check.one_of(ties, "ties", tuple(RULES))]
+    check.one_of(denominator, "denominator", tie_groups.DENOMINATORS)
     chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
 
     used = codes.num_bytes(lengths[-1])
@@ -74,13 +73,13 @@ def evaluate_retrieval(
         q_labels.to(q_codes.device),
         db_labels.to(q_codes.device),
         lengths,
-        cutoff if ties == "id" else None,
+        cutoff if rule.ranked else None,
         chunk_bytes,
     )
-    if ties == "id":
+    if rule.ranked:
         average_precision = _ranked_average_precision(histograms[0], sums, cutoff, denominator)
     else:
-        rows = [_tied_average_precision(h, cutoff, ties, denominator, chunk_bytes) for h in histograms]
+        rows = [_tied_average_precision(h, cutoff, rule, denominator, chunk_bytes) for h in histograms]
         average_precision = torch.stack(rows)
     return RetrievalResult(lengths, topk, ties, denominator, average_precision, histograms, sums)
 
@@ -93,9 +92,9 @@ def _non_empty(rows: torch.Tensor, name: str) -> torch.Tensor:
 
 def _check_label_pair(q_labels, db_labels, num_queries: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Both label sets, checked against the row counts and against each other's classes."""
-    q_labels = check_labels(codes.as_tensor(q_labels, "q_labels"), num_queries, name="q_labels")
+    q_labels = check_labels(as_tensor(q_labels, "q_labels"), num_queries, name="q_labels")
     classes = q_labels.shape[1] if q_labels.ndim == 2 else None
-    db_labels = check_labels(codes.as_tensor(db_labels, "db_labels"), n, classes, name="db_labels")
+    db_labels = check_labels(as_tensor(db_labels, "db_labels"), n, classes, name="db_labels")
     if q_labels.ndim == 1 and db_labels.ndim == 2:
         q_labels = check_labels(q_labels, num_queries, db_labels.shape[1], name="q_labels")
     return check.present(q_labels, "q_labels"), check.present(db_labels, "db_labels")
@@ -115,13 +114,13 @@ def _ranked_average_precision(
 
 
 def _tied_average_precision(
-    histogram: torch.Tensor, cutoff: int, ties: str, denominator: str, chunk_bytes: int
+    histogram: torch.Tensor, cutoff: int, rule: TieRule, denominator: str, chunk_bytes: int
 ) -> torch.Tensor:
     # Some twenty float64 arrays: over distances, and over the relevant items a cut group may give.
     widest = max(histogram.shape[1], min(cutoff, int(histogram[..., 1].max())))
     step = max(1, chunk_bytes // (160 * widest))
     parts = [
-        tie_rules.average_precision(histogram[span], cutoff, ties, denominator)
+        tie_groups.average_precision(histogram[span], cutoff, rule, denominator)
         for span in spans(len(histogram), step)
     ]
     return torch.cat(parts)
@@ -261,7 +260,7 @@ class RetrievalResult:
     def _density(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:
         """(hits, recall) by rank for one length: measured for ties="id", else worked out once and kept."""
         if length not in self._densities:
-            self._densities[length] = tie_rules.rank_density(self._histograms[length], self.ties)
+            self._densities[length] = tie_groups.rank_density(self._histograms[length], RULES[self.ties])
         return self._densities[length]
 
     def _ball(self, length: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""The head's training step on the CPU, from the native operators `torch.ops.nhl_fast.step_*` (csrc/train/).
+"""The head's training step on the CPU, from the native operators `torch.ops.nhl_fast.step_*` (csrc/step/).
 
 Imported only where the backend found the library. Everything is computed in float32; nothing depends on
 the number of threads.
@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import torch
 
-from ..core.known_gradient import known_gradient, once, once_through
+from ..core.known_gradient import known_gradient, once, once_through, per_length_gradients
 from ..core.labels import to_multi_hot
 from ..core.precision import no_autocast
 from ..core.prefixes import expand
@@ -248,8 +248,6 @@ def step(objective, features: torch.Tensor, labels, index, scaled: bool = False)
 
 def _foreign(loss, u, labels, index, recorded: bool):
     """Values (with their graph) and deltas of a loss without a C++ form."""
-    from ..head.objective import per_length_gradients
-
     with torch.inference_mode(False), torch.enable_grad():
         with torch.set_grad_enabled(recorded):
             u, labels = loss.prepare(u.clone(), labels, index)

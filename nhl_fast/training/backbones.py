@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..core import check
-from ..core.backend import require
+from ..core.extras import require
 from ..core.names import BACKBONES as NAMES
 
 

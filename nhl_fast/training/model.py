@@ -86,3 +86,16 @@ def encode_split(model: HashModel, split, batch_size: int = 256, workers: int = 
     if not codes:
         return torch.empty(0, -(-model.code_lengths[-1] // 8), dtype=torch.uint8)
     return torch.cat(codes)
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device `name`; a clear error where it is none, or is not on this machine."""
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device: expected a device such as 'cpu' or 'cuda', got {name!r}") from None
+    if device.type == "meta":
+        raise ValueError("device: 'meta' holds no numbers to train on")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(f"device: {name!r} was asked for, but PyTorch sees no CUDA device")
+    return device

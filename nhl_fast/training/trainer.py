@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
-from ..core.environment import continued, environment
-from ..core.files import as_path, write_json
 from ..data import RetrievalData
 from ..head.graphs import make_graphed, replayable
 from ..head.objective import NestedObjective
 from ..losses import MDSH
 from ..retrieval.metrics import evaluate_retrieval
 from .backbones import build_backbone
-from .checkpoint import load_state, load_weights, save_state, save_weights, write_lines
 from .config import TrainConfig
-from .model import HashModel, batches, encode_split
-from .run_folder import CHECKPOINT, CONFIG, LOG, SPLIT, WEIGHTS, claim, free_settings, read_config, weights_file
+from .lock import claim
+from .model import HashModel, batches, encode_split, resolve_device
+from .run_folder import RunFolder
+from .state import TrainState
 
 
 @dataclass
@@ -50,19 +47,6 @@ class TrainResult:
 def epoch_seed(seed: int, epoch: int) -> int:
     """Seed of an epoch's order and dropout: every epoch stands alone, so that a resumed run repeats it."""
     return (seed * 1_000_003 + epoch * 7_919 + 1) % 2**63
-
-
-def resolve_device(name: str) -> torch.device:
-    """The device `name`; a clear error where it is none, or is not on this machine."""
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device: expected a device such as 'cpu' or 'cuda', got {name!r}") from None
-    if device.type == "meta":
-        raise ValueError("device: 'meta' holds no numbers to train on")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise RuntimeError(f"device: {name!r} was asked for, but PyTorch sees no CUDA device")
-    return device
 
 
 class Trainer:
@@ -110,7 +94,7 @@ class Trainer:
         if config.best_per_length and run_dir is None:
             raise ValueError("best_per_length: needs a run_dir to keep each length's weights")
         self.data, self.config, self.progress, self.on_epoch = data, config, progress, on_epoch
-        self.run_dir = None if run_dir is None else as_path(run_dir, "run_dir")
+        self.folder = None if run_dir is None else RunFolder(run_dir, "run_dir")
         self.data_spec = data_spec
         self.device = resolve_device(config.device)
         with torch.random.fork_rng(self._rng_devices()):
@@ -144,9 +128,17 @@ class Trainer:
         if isinstance(loss, MDSH) and loss.bank is not None:
             average = get_ema_multi_avg_fn(config.momentum)
             self.momentum_model = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True).eval()
-        self.history: list[dict] = []
-        self.best = {"score": None, "epoch": 0, "bad": 0, "lengths": {}}
-        self._best_weights: dict[str, dict] = {}
+        self.state = TrainState(
+            self.folder,
+            config,
+            data,
+            self.model,
+            loss=loss,
+            optimizer=self.optimizer,
+            scheduler=self.scheduler,
+            scaler=self.scaler,
+            momentum_model=self.momentum_model,
+        )
         self._fitted = False
         self._step_of_head = None
 
@@ -181,23 +173,25 @@ class Trainer:
         """
         if self._fitted:
             raise RuntimeError("fit: this trainer was used; make another (with resume=True to go on)")
-        if resume and self.run_dir is None:
+        if resume and self.folder is None:
             raise ValueError("resume: expected a trainer with a run_dir, but this one has none to go on with")
         self._fitted = True
-        with contextlib.nullcontext() if self.run_dir is None else claim(self.run_dir, resume):
+        with contextlib.nullcontext() if self.folder is None else claim(self.folder.path, resume):
             return self._fit(resume)
 
     def _fit(self, resume: bool) -> TrainResult:
-        start = self._open(resume)
+        start = self.state.open(resume, self.data_spec, self.device)
         epochs = range(start, self.config.epochs + 1)
         bar = tqdm(epochs, desc="training", unit="epoch", disable=None if self.progress else True, leave=False)
         with torch.random.fork_rng(self._rng_devices()), _deterministic(self.device):
             for epoch in bar:
-                if self._out_of_patience():
+                if self.state.out_of_patience():
                     break
                 record = self._epoch(epoch)
                 record["validation"] = self._validate(epoch)
-                self._close_epoch(record)
+                self.state.close_epoch(record)
+                if self.on_epoch is not None:
+                    self.on_epoch(record)
                 if record["validation"]:
                     scores = record["validation"].values()
                     bar.set_postfix(loss=f"{record['total']:.3f}", mAP=f"{sum(scores) / len(scores):.3f}")
@@ -296,117 +290,12 @@ class Trainer:
         )
         return {str(b): value for b, value in result.mean_average_precision.items()}
 
-    def _out_of_patience(self) -> bool:
-        return self.config.patience is not None and self.best["bad"] >= self.config.patience
-
-    def _close_epoch(self, record: dict) -> None:
-        """Write the checkpoint, then the weights where they are the best so far, then the log."""
-        self.history.append(record)
-        scores, best = record["validation"], self.best
-        if len(self.data.validation) == 0:
-            best["epoch"] = record["epoch"]
-        elif scores:
-            mean = sum(scores.values()) / len(scores)
-            if best["score"] is None or mean > best["score"]:
-                best.update(score=mean, epoch=record["epoch"], bad=0)
-            else:
-                best["bad"] += 1
-            if self.config.best_per_length:
-                for b, value in scores.items():
-                    if b not in best["lengths"] or value > best["lengths"][b][0]:
-                        best["lengths"][b] = [value, record["epoch"]]
-        if self.run_dir is not None:
-            save_state(self.run_dir / CHECKPOINT, self._state())
-        for length in self._best_now():
-            self._keep_weights(length)
-        if self.run_dir is not None:
-            with open(self.run_dir / LOG, "a", encoding="utf-8") as log:
-                log.write(json.dumps(record) + "\n")
-        if self.on_epoch is not None:
-            self.on_epoch(record)
-
-    def _best_now(self) -> list[int | None]:
-        """For which the weights of the last epoch are the best: None (all lengths together), and single lengths."""
-        epoch = len(self.history)
-        shared = [None] if self.best["epoch"] == epoch else []
-        return shared + [int(b) for b, (_, best) in self.best["lengths"].items() if best == epoch]
-
-    def _keep_weights(self, length: int | None) -> None:
-        if self.run_dir is None:
-            state = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-            self._best_weights[weights_file(length)] = state
-        else:
-            save_weights(self.run_dir / weights_file(length), self.model)
-
-    def _state(self) -> dict:
-        return {
-            "epoch": len(self.history),
-            "model": self.model.state_dict(),
-            "loss": self.objective.loss.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
-            "scaler": self.scaler.state_dict(),
-            "momentum_model": None if self.momentum_model is None else self.momentum_model.state_dict(),
-            "history": self.history,
-            "best": self.best,
-        }
-
-    def _open(self, resume: bool) -> int:
-        """Prepare the run folder; the number of the next epoch."""
-        if self.run_dir is None:
-            return 1
-        described = {
-            "config": self.config.to_dict(),
-            "data": self.data_spec or {"name": self.data.name},
-            "data_fingerprint": self.data.run_fingerprint,
-        }
-        checkpoint, now = self.run_dir / CHECKPOINT, environment(self.device)
-        if resume and self.config.weighting == "custom":
-            raise ValueError("weighting: a run whose weights come from a callable cannot be resumed")
-        stored = read_config(self.run_dir) if resume else {}
-        if resume:
-            self._check_same_run(stored, described)
-        if not checkpoint.exists():  # new, or killed in its first epoch
-            # The settings come first: they make the folder a run that can be resumed.
-            write_json(self.run_dir / CONFIG, {**described, "environments": continued([], now, 1)})
-            self.data.save_split(self.run_dir / SPLIT)
-            write_lines(self.run_dir / LOG, [])
-            return 1
-        state = load_state(checkpoint)
-        self.model.load_state_dict(state["model"])
-        self.objective.loss.load_state_dict(state["loss"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        if self.scheduler is not None:
-            self.scheduler.load_state_dict(state["scheduler"])
-        if self.momentum_model is not None:
-            self.momentum_model.load_state_dict(state["momentum_model"])
-        self.history, self.best = state["history"], state["best"]
-        machines = continued(stored.get("environments", []), now, state["epoch"] + 1)
-        write_json(self.run_dir / CONFIG, {**described, "environments": machines})
-        write_lines(self.run_dir / LOG, self.history)
-        for length in self._best_now():  # a kill may have come between the checkpoint and the weights
-            self._keep_weights(length)
-        return state["epoch"] + 1
-
-    def _check_same_run(self, stored: dict, described: dict) -> None:
-        if stored.get("data_fingerprint") != described["data_fingerprint"]:
-            raise ValueError(f"run_dir: {self.run_dir} was trained on other data, or on another split of it")
-        # A setting that came later than the run has its default there.
-        old, new = TrainConfig.from_dict(stored["config"]).to_dict(), described["config"]
-        changed = [k for k in new if k not in free_settings(new["schedule"]) and old[k] != new[k]]
-        if changed:
-            differences = ", ".join(f"{k} {old[k]!r} -> {new[k]!r}" for k in changed)
-            raise ValueError(f"run_dir: {self.run_dir} was trained with other settings ({differences})")
-
     def _finish(self) -> TrainResult:
-        if self.run_dir is not None and (self.run_dir / WEIGHTS).exists():
-            load_weights(self.run_dir / WEIGHTS, self.model)
-        elif WEIGHTS in self._best_weights:
-            self.model.load_state_dict(self._best_weights[WEIGHTS])
+        state = self.state
+        state.load_best()
         self.model.eval()
-        lengths = {int(b): epoch for b, (_, epoch) in self.best["lengths"].items()}
-        return TrainResult(self.model, self.history, self.best["epoch"], lengths)
+        lengths = {int(b): epoch for b, (_, epoch) in state.best["lengths"].items()}
+        return TrainResult(self.model, state.history, state.best["epoch"], lengths)
 
 
 @contextlib.contextmanager
@@ -428,25 +317,3 @@ def train(
 ) -> TrainResult:
     """Train a nested hash model: `Trainer(data, config, run_dir, **options).fit(resume)`."""
     return Trainer(data, TrainConfig() if config is None else config, run_dir, **options).fit(resume)
-
-
-def load_model(
-    run_dir, data: RetrievalData, *, length: int | None = None, backbone: nn.Module | None = None
-) -> HashModel:
-    """The trained model of a run folder, in evaluation mode.
-
-    Args:
-        run_dir: the folder.
-        data: the run's data (for the shape of the inputs).
-        length: with best-per-length runs, the length whose best weights to load; None for the shared ones.
-        backbone: the module, for runs with a custom backbone.
-    """
-    run_dir = Path(as_path(run_dir, "run_dir"))
-    config = TrainConfig.from_dict(read_config(run_dir)["config"])
-    if backbone is None:
-        if config.backbone == "custom":
-            raise ValueError("backbone: this run has a custom backbone; give the module")
-        backbone = build_backbone(config.backbone, data.input_shape, hidden=config.hidden, dropout=config.dropout)
-    model = HashModel(backbone, config.code_lengths)
-    load_weights(run_dir / weights_file(length), model)
-    return model.eval()

@@ -4,9 +4,9 @@
 #include <numeric>
 #include <random>
 
-#include "cuda/levels.cuh"
-#include "cuda/plan.h"
-#include "hamming.h"
+#include "hamming/cuda/levels.cuh"
+#include "hamming/cuda/plan.h"
+#include "hamming/hamming.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // A stand-in for the CUDA runtime that runs kernels on the CPU: every CUDA thread is a fiber, the blocks of a grid run
-// one after another, and a thread runs until it meets a barrier or a warp-wide operation. Only what csrc/cuda uses is
+// one after another, and a thread runs until it meets a barrier or a warp-wide operation. Only what csrc/hamming/cuda uses is
 // here. It shows that indices, masks, barriers and results are right; it shows nothing about speed, or about what
 // needs real concurrency.
 #pragma once

@@ -1,4 +1,4 @@
-// csrc/cuda/mma.cuh on the CPU: matrices put together from all lanes' fragments by the tables of the PTX ISA. Written
+// csrc/hamming/cuda/mma.cuh on the CPU: matrices put together from all lanes' fragments by the tables of the PTX ISA. Written
 // from those tables, not from the kernels' use of them.
 #pragma once
 

@@ -6,8 +6,8 @@ import torch
 from numeric import Expected
 
 import nhl_fast.steps.fused.step  # noqa: F401  (all fused forms register themselves)
+from nhl_fast.core.known_gradient import per_length_gradients
 from nhl_fast.core.prefixes import expand, split
-from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.steps.fused.registry import FUSED
 
 

@@ -55,15 +55,13 @@ def test_integers_of_one_are_constants():
 
 
 SMALLER = """
-import sys
-sys.path[:0] = ["bench", "."]
-import host_step
-with host_step.stubbed() as compiled:
+from bench.step import host
+with host.stubbed() as compiled:
     for name in ("csq", "dhn", "shcir", "dtsh", "dch"):
-        host_step.problem(name, 64, 2048)()
+        host.problem(name, 64, 2048)()
         before = len(compiled)
         assert before, name
-        host_step.problem(name, 50, 2048)()
+        host.problem(name, 50, 2048)()
         assert not compiled[before:], (name, compiled[before:])
 """
 

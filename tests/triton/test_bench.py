@@ -1,25 +1,21 @@
 """The microbenchmarks' cases: every kernel has one, which agrees with PyTorch and has a floor."""
 
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
-
-BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
 @pytest.fixture
 def bench(monkeypatch):
     """Imports a module of bench/; without a CUDA device at the sizes of a rehearsal."""
-    monkeypatch.syspath_prepend(str(BENCH))
     if not torch.cuda.is_available():
         monkeypatch.setenv("NHL_FAST_REHEARSAL", "1")
     return importlib.import_module
 
 
 def test_every_kernel_has_a_floor_and_a_word_on_its_gap(bench):
-    cases, floors = bench("kernel_cases"), bench("floors")
+    cases, floors = bench("bench.kernels.cases"), bench("bench.kernels.floors")
     assert set(floors.GAPS) == set(cases.CASES)
     assert {name for name, *_ in cases.wanted()} == set(cases.CASES)
     with pytest.raises(ValueError, match="kernels: unknown fly; there are projection"):
@@ -27,7 +23,7 @@ def test_every_kernel_has_a_floor_and_a_word_on_its_gap(bench):
 
 
 def test_rows(bench):
-    cases, kernels = bench("kernel_cases"), bench("gpu_kernels")
+    cases, kernels = bench("bench.kernels.cases"), bench("bench.kernels.device")
     n, d = cases.SHAPES[0]
     (row,) = kernels.kernel("weights", n, d, torch.float32, {"copy_gb_s": 4000.0, "matmul_fp32_tflop_s": 50.0})
     moved, operations = row["bytes"], row["operations"]
@@ -41,7 +37,7 @@ def test_rows(bench):
 
 
 def test_a_wrong_kernel_is_not_timed(bench, monkeypatch):
-    cases, kernels = bench("kernel_cases"), bench("gpu_kernels")
+    cases, kernels = bench("bench.kernels.cases"), bench("bench.kernels.device")
     n, d = cases.SHAPES[0]
     right = cases.CASES["bank_store"](n, d, torch.float32)
     wrong = right._replace(plain=lambda: [t + 1 for t in right.fused()])
@@ -52,9 +48,9 @@ def test_a_wrong_kernel_is_not_timed(bench, monkeypatch):
 
 
 def test_tile_sizes_are_put_back(bench):
-    kernels = bench("gpu_kernels")
-    before = kernels.pairwise.config
+    kernels = bench("bench.kernels.device")
+    before = kernels.pairs.config
     (row,) = kernels.tile("dch", 16, (16, 32, 16, 32, 4))
     assert row["tile"] == "16 32 16 32 4"
     assert row["ms"] > 0
-    assert kernels.pairwise.config is before
+    assert kernels.pairs.config is before

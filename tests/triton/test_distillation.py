@@ -6,9 +6,9 @@ from against import by_length
 from launches import launches
 from numeric import Expected
 
+from nhl_fast.core.known_gradient import per_length_gradients
 from nhl_fast.core.prefixes import expand, segment_matrix, split
 from nhl_fast.head.distillation import expanded_distillation_losses
-from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.steps.fused.distillation import distill
 
 LENGTHS = (8, 16, 32, 64, 128)

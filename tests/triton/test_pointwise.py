@@ -10,8 +10,8 @@ from launches import launches
 from numeric import Expected
 
 import nhl_fast.steps.fused.center as fused
+from nhl_fast.core.known_gradient import per_length_gradients
 from nhl_fast.core.prefixes import expand, split
-from nhl_fast.head.objective import per_length_gradients
 from nhl_fast.losses import CSQ, DPN
 from nhl_fast.losses.center import CenterLoss
 

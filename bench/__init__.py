@@ -1,0 +1,1 @@
+"""Benchmarks and their results: `python -m bench.PACKAGE.MODULE` from a checkout."""

@@ -1,0 +1,1 @@
+"""What every benchmark shares: timing, the machine, random data, and what others offer."""

@@ -1,0 +1,1 @@
+"""What only a card can say, in minutes: tests, times and profiles, resumed where they stopped."""

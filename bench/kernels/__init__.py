@@ -1,0 +1,1 @@
+"""Every Triton kernel by itself, beside its floor; `python -m bench.kernels` prints a table each."""

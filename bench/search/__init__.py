@@ -1,0 +1,1 @@
+"""Hamming search, evaluation and the index, beside what others offer."""

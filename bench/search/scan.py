@@ -1,0 +1,111 @@
+"""Top-k search on a CUDA device by each unit that can count bits there: `python -m bench.search.scan [--seconds 60]`.
+
+A case is timed only after its first queries agree with the CPU engine on distances and ids. Times are of whole calls,
+repeated between two events for at least 20 ms, and of the same calls replayed as a CUDA graph, which leaves out the
+host. Writes scan_cuda.csv to $OUT, or to bench/results/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import os
+import time
+from pathlib import Path
+
+import torch
+
+from bench.common.record import RESULTS
+from nhl_fast import native
+
+# (bits, items, queries, k), the most wanted first.
+CASES = [
+    *((128, n, q, 10) for n in (10**6, 10**7) for q in (1000, 200, 64, 16, 1, 10_000)),
+    *((128, 10**6, 1000, k) for k in (100, 1000, 2048, 3000)),
+    *((128, 10**8, q, k) for q, k in ((1, 10), (16, 10), (200, 10), (1000, 100))),
+    *((b, 10**6, q, 10) for b in (64, 32, 256, 512, 1024) for q in (1000, 1)),
+    *((128, 10**7, 1000, k) for k in (100, 1000)),
+]
+
+
+def units() -> list[str]:
+    return [*(["mma"] if torch.cuda.get_device_capability()[0] in (8, 9) else []), "imma", "popc"]
+
+
+def milliseconds(function) -> float:
+    """Device time of one call, of as many between two events as take 20 ms; the median of five such."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+
+    def timed(count: int) -> float:
+        begin.record()
+        for _ in range(count):
+            function()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / count
+
+    timed(1)
+    count = max(1, int(20 / max(timed(2), 1e-3)))
+    return sorted(timed(count) for _ in range(5 if count > 1 else 3))[2 if count > 1 else 1]
+
+
+def graph_of(function):
+    """A function that replays what `function` launches."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        function()
+    return graph.replay
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60, help="starts no case after these")
+    parser.add_argument("--units", type=lambda text: text.split(","), help="some of mma, imma and popc")
+    args = parser.parse_args()
+    if not native.cuda_status()[0]:
+        raise SystemExit(f"scan: {native.cuda_status()[1]}")
+    ends = time.monotonic() + args.seconds
+    path = Path(os.environ.get("OUT") or RESULTS) / "scan_cuda.csv"
+    rows, wrong, codes = [], 0, {}
+    for bits, n, num, k in CASES:
+        if time.monotonic() > ends:
+            print(f"not reached: {bits} bits, {n} items, {num} queries, k {k}")
+            continue
+        shape = (n, bits // 8)
+        if shape not in codes:
+            codes.clear()  # one database at a time
+            codes[shape] = torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda")
+        items, queries = codes[shape], torch.randint(0, 256, (num, bits // 8), dtype=torch.uint8, device="cuda")
+        few = min(num, 2 if n > 10**7 else 8)
+        expected = native.topk(queries[:few].cpu(), items.cpu(), k, bits)
+        for unit in args.units or units():
+            if unit == "imma" and bits > 512:
+                continue
+            os.environ["NHL_FAST_CUDA_SCAN"] = unit
+
+            def call(queries=queries, items=items, k=k, bits=bits):
+                return native.topk(queries, items, k, bits)
+
+            row = {"bits": bits, "items": n, "queries": num, "k": k, "unit": unit}
+            found = call()
+            row["right"] = all(torch.equal(a[:few].cpu(), b) for a, b in zip(found, expected))
+            if row["right"]:
+                row["ms"], row["graph_ms"] = round(milliseconds(call), 4), round(milliseconds(graph_of(call)), 4)
+                row["giga_pairs_s"] = round(n * num / row["graph_ms"] / 1e6, 1)
+                row["items_gb_s"] = round(n * bits / 8 / row["graph_ms"] / 1e6, 1)
+            else:
+                wrong += 1
+            rows.append(row)
+            print("  ".join(f"{key}={value}" for key, value in row.items()), flush=True)
+    os.environ.pop("NHL_FAST_CUDA_SCAN", None)
+    with open(path, "w", newline="") as handle:
+        fields = ["bits", "items", "queries", "k", "unit", "right", "ms", "graph_ms", "giga_pairs_s", "items_gb_s"]
+        writer = csv.DictWriter(handle, [*fields, "device"], restval="")
+        writer.writeheader()
+        writer.writerows({**row, "device": torch.cuda.get_device_name()} for row in rows)
+    if wrong:
+        raise SystemExit(f"scan: {wrong} cases are wrong")
+
+
+if __name__ == "__main__":
+    main()

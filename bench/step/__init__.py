@@ -1,0 +1,1 @@
+"""The training step of the head, beside the literal procedure and the reference."""

@@ -1,0 +1,69 @@
+// Which instruction set serves: cpuid says what the processor has, xgetbv what the system saves.
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "../hamming/cpu/kernels.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+
+namespace nhl {
+namespace {
+
+Isa detect() {
+#if defined(__x86_64__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return Isa::scalar;
+  const bool osxsave = c >> 27 & 1, popcnt = c >> 23 & 1;
+  if (!popcnt) throw std::runtime_error("nhl_fast: this processor has no popcnt instruction (x86-64-v2)");
+  if (!osxsave || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return Isa::scalar;
+  unsigned low = 0, high = 0;
+  __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  const bool ymm = (low & 0x6) == 0x6, zmm = (low & 0xe6) == 0xe6;
+  const bool avx2 = b >> 5 & 1;
+  const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1) && (c >> 14 & 1);
+  if (zmm && avx2 && avx512) return Isa::avx512;  // F, DQ, BW, VL, VPOPCNTDQ
+  if (ymm && avx2) return Isa::avx2;
+#endif
+  return Isa::scalar;
+}
+
+Isa best_isa() {
+  static const Isa best = detect();
+  return best;
+}
+
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512"};
+
+}  // namespace
+
+bool isa_available(Isa isa) { return static_cast<int>(isa) <= static_cast<int>(best_isa()); }
+
+const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
+
+Isa active_isa() {
+  const char* wanted = std::getenv("NHL_FAST_CPU_ISA");
+  if (wanted == nullptr || *wanted == '\0') return best_isa();
+  for (int i = 0; i < 3; ++i) {
+    if (std::string(wanted) != kNames[i]) continue;
+    if (!isa_available(static_cast<Isa>(i)))
+      throw std::runtime_error("NHL_FAST_CPU_ISA: " + std::string(wanted) + " is not available on this machine, whose best level is " +
+                               isa_name(best_isa()));
+    return static_cast<Isa>(i);
+  }
+  throw std::runtime_error("NHL_FAST_CPU_ISA: expected scalar, avx2 or avx512, got " + std::string(wanted));
+}
+
+const Kernels& active_kernels() {
+  switch (active_isa()) {
+#if defined(__x86_64__)
+    case Isa::avx512: return avx512_kernels();
+    case Isa::avx2: return avx2_kernels();
+#endif
+    default: return scalar_kernels();
+  }
+}
+
+}  // namespace nhl

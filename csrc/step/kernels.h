@@ -1,0 +1,173 @@
+// What differs from one instruction set to the next in the training step: a table of kernels that each do one piece
+// of work, on one thread. Rows are contiguous unless a stride is given; "lanes" is a vector's width in floats, and
+// arrays said to be padded have rows of a multiple of kPad floats.
+#pragma once
+
+#include <cstdint>
+
+#include "../hamming/hamming.h"
+
+namespace nhl::train {
+
+constexpr int64_t kPad = 16;    // the widest vector
+constexpr int64_t kBlock = 64;  // batch rows that are worked on together
+constexpr int64_t kTile = 60;   // bank rows that are
+
+inline int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+
+// The code lengths b_1 < ... < b_m and where each one's columns begin in the expanded form (side by side), as they
+// are in tensors and padded.
+struct Layout {
+  const int64_t* lengths;
+  const int64_t* starts;         // m + 1 of them
+  const int64_t* padded_starts;  // likewise
+  int64_t m;
+  int64_t bits() const { return lengths[m - 1]; }
+  int64_t width() const { return starts[m]; }
+  int64_t padded_width() const { return padded_starts[m]; }
+  int64_t first(int64_t k) const { return k ? lengths[k - 1] : 0; }  // first column that is new in length k
+};
+
+// c (rows x cols) = a b, or c + a b; a's element (i, k) is a[i * row_step + k * depth_step].
+struct Product {
+  const float* a;
+  int64_t row_step, depth_step;
+  const float* b;
+  int64_t ldb;
+  float* c;
+  int64_t ldc;
+  int64_t rows, cols, depth;
+  bool add;
+};
+
+enum class Pointwise : int { csq = 0, dpn = 1, dpn_ternary = 2, kinds = 3 };
+
+// Sums over `rows` rows of a loss of output and centre, element by element, and its gradient times scale[k].
+struct PointwiseArgs {
+  const float* u;
+  int64_t rows;
+  const float* centers;  // (C x width), or one row a row of u where there are no ids
+  const int64_t* ids;
+  float option;  // CSQ: weight of the quantization; DPN: margin
+  const float* scale;
+  double* values;  // m, added to
+  float* deltas;   // rows x width
+  float* scratch;  // 4 * padded(bits) + m * kPad
+};
+
+enum class Penalty : int { absolute = 0, log_cosh = 1, square = 2, sign = 3, kinds = 4 };
+
+// Adds sums of a penalty f(u) over `rows` rows to values, and scale[k] f'(u) to the deltas of every length.
+struct PenaltyArgs {
+  const float* u;
+  int64_t rows;
+  const float* scale;
+  double* values;
+  float* deltas;
+  float* scratch;  // 2 * padded(bits)
+};
+
+enum class Pairs : int {
+  contrastive = 0,
+  likelihood = 1,
+  weighed_likelihood = 2,
+  attraction = 3,
+  locality = 4,
+  cauchy = 5,
+  kinds = 6
+};
+
+// Who is similar to whom: equal ids, label sets that share a class, or (neither given) every pair.
+struct Similar {
+  const int32_t* ids;        // batch, np of them
+  const uint32_t* words;     // batch label sets, word by word: (words x np)
+  const int64_t* other_ids;  // bank
+  const uint8_t* flags;      // bank label sets, one byte a class
+  int64_t classes;
+};
+
+// Pair losses of up to kBlock batch rows against bank rows [begin, end). Products of the first b_k columns are those of
+// b_(k-1) and the new columns.
+struct PairArgs {
+  const float* columns;  // batch, transposed: (bits x np)
+  const float* sign_columns;
+  int64_t n, np;
+  const float* own;  // (m x np): squared norms (contrastive), inverse norms (attraction, cauchy)
+  const float* rows;
+  const int32_t* chosen;  // bank rows to take, or null for all
+  int64_t begin, end;
+  const uint8_t* written;  // or null for all
+  Similar similar;
+  float limit;             // bank values are clamped to +-limit
+  float without;           // the inverse norm where the square is at most 1e-24
+  const float* options;    // see each loss
+  double* values;          // m
+  float* deltas;           // n x padded_width
+  float* row_sums;         // (m x np), sums of slopes (contrastive), numbers of similar rows (attraction)
+  float* scratch;          // pair_scratch(...)
+};
+int64_t pair_scratch(const Layout& layout, int64_t np);
+
+// The triplet loss of anchors [begin, end) at one length, and its gradient in theta (N x N, row stride np).
+struct TripletArgs {
+  const float* theta;
+  int64_t n, np;
+  int64_t begin, end;
+  const uint8_t* similar;  // n x n
+  const float* scale;      // an anchor's weight
+  float ratio;             // theta counts so many times
+  float margin, low, high;
+  double* value;
+  float* slope;
+  float* scratch;  // 3 * np + kPad
+};
+
+// Softmax over classes of products with the centres: values and slopes of up to kBlock rows at one length.
+struct SoftmaxArgs {
+  float* logits;  // (classes x np) in, slopes out
+  int64_t classes, n, np;
+  const int32_t* ids;     // np, or null
+  const uint32_t* words;  // (words x np)
+  float negative_weight;
+  bool wide;       // logits may be more than 80 apart
+  double* value;
+  float* scratch;  // 2 x classes x np
+};
+
+// A block of columns of the Gram matrices G_k (n rows, `stride` floats apart), which begin at grams + k * step.
+struct CascadeArgs {
+  float* grams;  // in; slopes out, for k < m - 1
+  int64_t step, stride;
+  int64_t n, columns;  // rows, and columns of the block: up to the next multiple of kPad are written
+  int64_t m;
+  float scale;     // of the slopes
+  double* values;  // m - 1, added to
+};
+
+struct Kernels {
+  void (*product)(const Product&);
+  // out[c * ldo + r] = x[r * ldx + c]; columns r of out from `rows` to `filled` become zero.
+  void (*transpose)(const float* x, int64_t ldx, int64_t rows, int64_t cols, float* out, int64_t ldo,
+                    int64_t filled);
+  void (*pointwise[static_cast<int>(Pointwise::kinds)])(const Layout&, const PointwiseArgs&);
+  void (*penalty[static_cast<int>(Penalty::kinds)])(const Layout&, const PenaltyArgs&);
+  void (*pairs[static_cast<int>(Pairs::kinds)])(const Layout&, const PairArgs&);
+  void (*triplets)(const TripletArgs&);
+  void (*softmax)(const SoftmaxArgs&);
+  void (*cascade)(const CascadeArgs&);
+  // out[k * m + i] += sum over rows of <left_k, right_i[:b_k]> for i >= k; both rows x padded_width.
+  void (*gram_dots)(const Layout&, const float* left, const float* right, int64_t rows, double* out);
+  // out (rows x bits) = sum over k of weights[k] deltas_k, deltas rows x padded_width.
+  void (*weigh)(const Layout&, const float* deltas, int64_t rows, const float* weights, float* out);
+  double (*dot)(const float* a, const float* b, int64_t n);
+  void (*add_scaled)(const float* x, float scale, int64_t n, float* out);  // out += scale x
+  bool (*finite)(const float* x, int64_t n);
+};
+
+const Kernels& scalar_kernels();
+const Kernels& avx2_kernels();
+const Kernels& avx512_kernels();
+// The level in force (see active_isa); avx2 falls to scalar where the processor has no FMA.
+const Kernels& active_kernels();
+
+}  // namespace nhl::train

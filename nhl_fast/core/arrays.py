@@ -1,0 +1,38 @@
+"""NumPy arrays as tensors that share their memory."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import torch
+
+from . import check
+
+
+def as_tensor(value, name: str = "value"):
+    """`value` as a tensor that shares its memory, where possible, where it is a NumPy array; anything else as it is.
+
+    Raises:
+        TypeError: an array that is masked, or whose dtype PyTorch doesn't know.
+    """
+    if not isinstance(value, np.ndarray):
+        return value
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name}: expected an array without a mask, got {check.describe(value)}")
+    if value.dtype.kind not in "biufc" or value.dtype.itemsize > (16 if value.dtype.kind == "c" else 8):
+        raise TypeError(
+            f"{name}: expected a tensor or an array of numbers that PyTorch knows (of at most 64 bits), "
+            f"got {check.describe(value)}"
+        )
+    if not value.dtype.isnative:
+        value = value.astype(value.dtype.newbyteorder("="))
+    # Other strides than PyTorch's: backwards (even along a dimension of one), or fields of records.
+    if any(stride < 0 or stride % value.itemsize for stride in value.strides):
+        value = value.copy()
+    if value.flags.writeable:
+        return torch.from_numpy(value)
+    with warnings.catch_warnings():
+        # Read-only arrays (memory maps) are fine here: codes and labels are only ever read.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(value)

@@ -1,0 +1,66 @@
+"""What an index holds at one moment: a value; a change makes another, which shares what stays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from .ids import LIMIT, some
+from .segments import Segment, tidy
+
+
+@dataclass(frozen=True, eq=False)
+class State:
+    """Segments in no order of ids, and the next running id; a search works on one of these from start to end."""
+
+    segments: tuple[Segment, ...] = ()
+    next_id: int = 0
+
+    @property
+    def count(self) -> int:
+        return sum(segment.count for segment in self.segments)
+
+    @property
+    def nbytes(self) -> int:
+        return sum(segment.nbytes for segment in self.segments)
+
+    def run(self) -> int | None:
+        """The first id where the ids are a run without a gap (0 where there are none), else None."""
+        if not self.segments:
+            return 0
+        lows, highs = zip(*(segment.ends() for segment in self.segments))
+        return min(lows) if max(highs) - min(lows) + 1 == self.count else None
+
+    def locate(self, ids: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
+        """(segment number, which of `ids` it holds, their positions) for all ids; KeyError where some are nowhere."""
+        found = [(i, *segment.find(ids)) for i, segment in enumerate(self.segments)]
+        missing = np.ones(len(ids), dtype=bool)
+        for _, which, _ in found:
+            missing[which] = False
+        if missing.any():
+            raise KeyError(f"ids: not in the index: {some(ids[missing])}")
+        return [part for part in found if len(part[1])]
+
+    def adding(self, ids: np.ndarray, added: tuple[Segment, ...]) -> State:
+        """With segments of new ids; ValueError where an id is taken."""
+        taken = [ids[segment.find(ids)[0]] for segment in self.segments]
+        if any(map(len, taken)):
+            raise ValueError(f"ids: expected new ids, but the index holds {some(np.concatenate(taken))}")
+        return State(tidy(self.segments + added), max(self.next_id, int(ids.max(initial=-1)) + 1))
+
+    def running_on(self, rows: torch.Tensor) -> State:
+        """With rows under running ids; ValueError where those would end."""
+        next_id = self.next_id + len(rows)
+        if next_id > LIMIT:
+            raise ValueError(f"ids: running ids would pass 2**63 - 1 (the next is {self.next_id}): pass ids")
+        added = (Segment(rows, self.next_id),) if len(rows) else ()
+        return State(tidy(self.segments + added), next_id)
+
+    def replacing(self, ids: np.ndarray, added: tuple[Segment, ...] = ()) -> State:
+        """Without `ids`, which must all be there, and with `added`."""
+        segments = list(self.segments)
+        for i, _, positions in self.locate(ids):
+            segments[i] = segments[i].without(positions)
+        return State(tidy((*segments, *added)), self.next_id)
