@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from ..retrieval.vectors import nearest_vectors
 from ..training.checkpoint import load_state, save_state
-from ..training.run_folder import hold
+from ..training.lock import hold
 from .gradient import target_of, values_and_gradient
 from .settings import CHECKPOINT, Settings
 

@@ -30,7 +30,7 @@ class Settings:
     anchors: int = 64
     neighbors: int = 16
     drawn: int = 7
-    temperature: float = 0.03
+    temperature: float = 0.025
     lr: float = 3e-3
 
     def __post_init__(self):

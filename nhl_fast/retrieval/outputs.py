@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..core import check
+from ..core.arrays import as_tensor
 from . import codes
 from .hamming import signs, spans
 from .vectors import Best
@@ -12,7 +13,7 @@ from .vectors import Best
 
 def check_outputs(value, name: str, database: torch.Tensor) -> torch.Tensor:
     """`value` as finite raw outputs (Q, L), float32 or float64, of codes as wide as those of the database."""
-    value = check.present(check.tensor(codes.as_tensor(value, name), name, ndim=2, floating=True), name)
+    value = check.present(check.tensor(as_tensor(value, name), name, ndim=2, floating=True), name)
     if codes.num_bytes(value.shape[1]) != database.shape[1]:
         raise ValueError(
             f"{name}: expected raw outputs of {8 * database.shape[1] - 7} to {8 * database.shape[1]} numbers a row, "

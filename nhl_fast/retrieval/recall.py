@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..core import check
+from ..core.arrays import as_tensor
 from . import codes
 from .hamming import DEFAULT_CHUNK_BYTES, hamming_distances, search, spans
 from .outputs import check_outputs, nearest_by_outputs
@@ -110,7 +111,7 @@ def _neighbors(given, q_codes, db_codes, q_features, db_features, k, metric, chu
     """The true neighbours (Q, k): those given, checked, or the nearest by the features."""
     shape, n = (len(q_codes), k), len(db_codes)
     if given is not None:
-        given = check.tensor(codes.as_tensor(given, "neighbors"), "neighbors")
+        given = check.tensor(as_tensor(given, "neighbors"), "neighbors")
         if given.shape != shape or given.is_floating_point() or given.dtype == torch.bool:
             raise ValueError(f"neighbors: expected integer ids of shape {shape}, got {check.describe(given)}")
         given = given.to(q_codes.device, torch.int64)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from ..core import check
+from ..core.arrays import as_tensor
 from . import codes
 from .hamming import DEFAULT_CHUNK_BYTES, search, spans
 from .outputs import check_outputs, nearest_by_outputs, scores_of
@@ -89,7 +90,7 @@ def _by_outputs(queries, candidates, packed, k, length, chunk_bytes):
 
 def check_candidates(value, name: str, num_queries: int, num_items: int, device) -> torch.Tensor:
     """`value` as int64 ids (Q, c) of the database's items, -1 for none, on `device`."""
-    value = check.present(check.tensor(codes.as_tensor(value, name), name), name)
+    value = check.present(check.tensor(as_tensor(value, name), name), name)
     if value.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"{name}: expected int64 ids, got {check.describe(value)}")
     if value.ndim != 2 or len(value) != num_queries or value.shape[1] == 0:
@@ -169,7 +170,7 @@ def funnel_search(
         TypeError, ValueError: an argument does not fit, naming it.
     """
     database = codes.check_packed(database, "database")
-    raw = codes.as_tensor(queries, "queries")
+    raw = as_tensor(queries, "queries")
     # A matrix of -1 and +1 is a code (check_packed packs it), whatever its dtype.
     raw = raw if isinstance(raw, torch.Tensor) and raw.is_floating_point() and bool((raw.abs() != 1).any()) else None
     outputs = None if raw is None else check_outputs(raw, "queries", database)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from ..core import check
-from .codes import as_tensor
+from ..core.arrays import as_tensor
 from .hamming import DEFAULT_CHUNK_BYTES, spans
 
 METRICS = ("cosine", "product")
