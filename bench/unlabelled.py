@@ -1,11 +1,11 @@
 """Codes without labels: recall of the nearest neighbours at every length, and what fitting takes.
 
-    python -m bench.unlabelled --data texts.npz cifar10.npz --out runs/unlabelled    # goes on where it was stopped
-    python -m bench.unlabelled --out runs/unlabelled --write                         # bench/results/unlabelled.{json,md}
+    python -m bench.unlabelled --data texts.npz cifar10.npz --out runs/unlabelled  # goes on where it was stopped
+    python -m bench.unlabelled --out runs/unlabelled --write                       # bench/results/unlabelled.*
 
-A file holds `features` (n, d); rows are brought to length 1. A split keeps 2,000 random rows as queries; the others are
-fitted to and are the database. Recall: the share of a query's exact cosine top 10 among the code's first 10 (ties by
-ascending row).
+A file holds `features` (n, d); rows are brought to length 1. A split keeps 2,000 random rows as queries; the others
+are fitted to and are the database. Recall: the share of a query's exact cosine top 10 among the code's first 10 (ties
+by ascending row).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from nhl_fast.core.files import atomic_write, read_json, write_json
 RESULTS = Path(__file__).parent / "results"
 LENGTHS = (8, 16, 32, 64, 128, 256)
 METHODS = ("random", "pca", "itq a length", "itq", "learned")
+ASYMMETRIC = ("itq", "learned")  # whose queries' raw outputs are measured, too
 QUERIES, NEIGHBORS, CANDIDATES = 2000, 10, (10, 100)
 FUNNELS = {
     "64 bits, 500 of them by 256 bits": ((64, 500),),
@@ -67,6 +68,8 @@ def measure(name: str, path: Path, seed: int, method: str, out: Path, known: dic
         codes = layer.encode(database)
         options = {"lengths": (b,), "k": NEIGHBORS, "candidates": CANDIDATES, "neighbors": known["neighbors"]}
         row["recall"][str(b)] = nhl.neighbor_recall(layer.encode(queries), codes, **options).recall[b]
+        if method not in ASYMMETRIC:
+            continue
         raw = nhl.neighbor_recall(layer.project(queries).detach(), codes, asymmetric=True, **options)
         row["asymmetric"][str(b)] = raw.recall[b]
     if method == "learned":
@@ -103,7 +106,7 @@ def table(rows: list[dict], key: str) -> list[str]:
     """Mean recall over the splits (and their spread), a line a method."""
     lines = [f"| method | {' | '.join(f'{b} bits' for b in LENGTHS)} |", "|---" * (len(LENGTHS) + 1) + "|"]
     for method in METHODS:
-        mine = [r for r in rows if r["method"] == method]
+        mine = [r for r in rows if r["method"] == method and r[key]]
         if mine:
             cells = []
             for b in LENGTHS:
@@ -117,7 +120,9 @@ def table(rows: list[dict], key: str) -> list[str]:
 def gains(rows: list[dict]) -> tuple[dict[int, float], float] | None:
     """Of `learned` over the better of PCA and ITQ a length: a length, and the mean of these ratios."""
     mean = {
-        method: {b: statistics.mean(r["recall"][str(b)]["10"] for r in rows if r["method"] == method) for b in LENGTHS}
+        method: {
+            b: statistics.mean(r["recall"][str(b)]["10"] for r in rows if r["method"] == method) for b in LENGTHS
+        }
         for method in METHODS
         if any(r["method"] == method for r in rows)
     }
@@ -155,7 +160,10 @@ def write(out: Path) -> None:
             seconds = [(r["cpu_seconds"], r["wall_seconds"]) for r in mine if r["method"] == method]
             if seconds:
                 cpu, wall = (statistics.median(s) for s in zip(*seconds))
-                lines += ["", f"Fitting, {method}: {cpu:.1f} s of one core's time ({wall:.0f} s on the shared machine)."]
+                lines += [
+                    "",
+                    f"Fitting, {method}: {cpu:.1f} s of one core's time ({wall:.0f} s on the shared machine).",
+                ]
         for row in (r for r in mine if "funnel" in r):
             lines += ["", f"Coarse to fine (split {row['split']}):", ""]
             lines += [f"- {said}: {value:.4f}" for said, value in row["funnel"].items()]

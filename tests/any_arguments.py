@@ -268,6 +268,16 @@ def calls(folder) -> dict[str, tuple]:
                  "reference_bits": None, "seed": 0},
         "SHCIR": {"centers": None, "quantization": 1e-4, "reference_bits": None, "seed": 0},
     }  # fmt: skip
+    for name, targets, own in (
+        ("Neighbors", FEATURES, {"temperature": 0.1}),
+        ("Contrastive", LABELS, {"temperature": 0.3, "bottleneck": 0.1}),
+    ):
+        kind = getattr(nhl.losses, name)
+        out[name] = (kind, {"code_lengths": LENGTHS, **own})
+        out[f"{name}.forward"] = (
+            lambda kind=kind, **arguments: kind(LENGTHS)(**arguments),
+            {"u": OUTPUTS, "labels": targets, "backend": "auto"},
+        )
     for name, own in options.items():
         kind = getattr(nhl.losses, name)
         out[name] = (kind, {"num_classes": 3, "code_lengths": LENGTHS, **own})

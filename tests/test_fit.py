@@ -6,7 +6,8 @@ import torch
 
 import nhl_fast as nhl
 from nhl_fast.fit import closed, rows
-from nhl_fast.fit.gradient import target_of, values_and_gradient
+from nhl_fast.fit.gradient import values_and_gradient
+from nhl_fast.losses.unlabelled import neighbor_targets
 from nhl_fast.training.checkpoint import load_state, save_state
 
 LENGTHS = (4, 8, 16, 24)
@@ -116,25 +117,19 @@ def test_methods_rank_as_expected():
 # ---------------------------------------------------------------------------------------------------- learning
 
 
-def test_the_gradient_is_that_of_the_definition():
+def test_the_gradient_is_that_of_the_loss():
+    x, lengths, temperatures = vectors(40).double(), (3, 8, 21), (0.05, 0.1, 0.2)
     generator = torch.Generator().manual_seed(0)
-    x = vectors(40).double()
-    lengths = (3, 8, 21)
     u = torch.randn(40, 21, generator=generator, dtype=torch.float64).requires_grad_()
-    log_scales = torch.tensor([0.3, 1.0, 1.7], dtype=torch.float64, requires_grad=True)
-    targets = [target_of(x, t) for t in (0.05, 0.1, 0.2)]
-    z = u.tanh() + (torch.where(u > 0, 1.0, -1.0) - u.tanh()).detach()
-    expected = []
-    for k, b in enumerate(lengths):
-        logits = log_scales[k].exp() / b * (z[:, :b] @ z[:, :b].T)
-        logits = logits.masked_fill(torch.eye(40, dtype=torch.bool), -torch.inf).log_softmax(1)
-        target = torch.softmax((x @ x.T / (0.05, 0.1, 0.2)[k]).masked_fill(torch.eye(40).bool(), -torch.inf), 1)
-        expected.append(-(target * logits.masked_fill(torch.eye(40).bool(), 0)).sum(1).mean())
-    torch.stack(expected).sum().backward()
-    values, du, scale_slopes = values_and_gradient(u.detach(), targets, log_scales.detach(), lengths)
-    assert torch.allclose(values, torch.stack(expected))
+    loss = [nhl.losses.Neighbors(lengths, temperature=t).double() for t in temperatures]
+    values = torch.stack([loss[k](u, x)[k] for k in range(3)])
+    values.sum().backward()
+    targets = [neighbor_targets(x, t) for t in temperatures]
+    found, du, slopes = values_and_gradient(u.detach(), targets, loss[0].log_scales.detach(), lengths)
+    entropy = torch.stack([torch.special.entr(t).sum(1).mean() for t in targets])
+    assert torch.allclose(found - entropy, values.detach())
     assert torch.allclose(du, u.grad)
-    assert torch.allclose(scale_slopes, log_scales.grad)
+    assert torch.allclose(slopes, torch.stack([loss[k].log_scales.grad[k] for k in range(3)]))
 
 
 def test_equal_seeds_give_equal_layers_and_leave_the_users_stream_alone():

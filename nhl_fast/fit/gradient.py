@@ -12,13 +12,6 @@ from __future__ import annotations
 import torch
 
 
-def target_of(features: torch.Tensor, temperature: float) -> torch.Tensor:
-    """(N, N) softmax(cosine / temperature) of every row over the others; rows of length 1 come in."""
-    similar = (features @ features.T).div_(temperature)
-    similar.fill_diagonal_(-torch.inf)
-    return similar.softmax(1)
-
-
 def values_and_gradient(
     u: torch.Tensor, targets: list[torch.Tensor], log_scales: torch.Tensor, code_lengths
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -26,7 +19,7 @@ def values_and_gradient(
 
     Args:
         u: raw outputs.
-        targets: m of what `target_of` gives, one a length (the same tensor may stand several times).
+        targets: m of what `losses.unlabelled.neighbor_targets` gives, one a length; one may stand several times.
         log_scales: (m,) logarithms of scale_k.
     """
     rows, soft = len(u), u.tanh()

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
+from ..losses.unlabelled import neighbor_targets
 from ..retrieval.vectors import nearest_vectors
 from ..training.checkpoint import load_state, save_state
 from ..training.lock import hold
-from .gradient import target_of, values_and_gradient
+from .gradient import values_and_gradient
 from .settings import CHECKPOINT, Settings
 
 SCALE_RATE = 5.0  # the learned scales' rate over that of the weights
@@ -71,7 +72,7 @@ class Learner:
         self.step += 1
         settings, index = self.settings, self.batch(self.step)
         x, unit = self.rows[index], self.unit[index]
-        target = target_of(unit, settings.temperature)
+        target = neighbor_targets(unit, settings.temperature)
         u = torch.addmm(self.bias, x, self.weight.T)
         values, du, scale_slopes = values_and_gradient(
             u, [target] * len(self.code_lengths), self.log_scales, self.code_lengths

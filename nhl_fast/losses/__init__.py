@@ -1,4 +1,4 @@
-"""The ten published losses, each with one value a code length, and `PerLength` for any other."""
+"""The ten published losses, each with one value a code length, two without labels, and `PerLength` for any other."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from .center import CSQ, DPN
 from .per_length import PerLength
 from .softmax import MDSH, SHCIR
 from .triplet import DTSH
+from .unlabelled import Contrastive, Neighbors
 
 REGISTRY: dict[str, type[NestedLoss]] = {
     "csq": CSQ,
@@ -40,6 +41,8 @@ __all__ = [
     "REGISTRY",
     "SHCIR",
     "Bank",
+    "Contrastive",
+    "Neighbors",
     "NestedLoss",
     "PerLength",
     "build",
