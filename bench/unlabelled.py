@@ -47,7 +47,7 @@ def layers(method: str, database: torch.Tensor, seed: int, folder: Path) -> dict
     if method == "itq a length":
         return {b: nhl.fit_layer(database, (b,), "itq", **options) for b in LENGTHS}
     if method == "learned":
-        options |= {"checkpoint": folder, "resume": (folder / "fit.safetensors").exists()}
+        options |= {"checkpoint": folder, "resume": (folder / "checkpoint.safetensors").exists()}
     layer = nhl.fit_layer(database, LENGTHS, method, **options)
     return dict.fromkeys(LENGTHS, layer)
 

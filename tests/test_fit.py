@@ -194,7 +194,7 @@ def test_a_fit_that_goes_on_ends_like_an_unbroken_one(tmp_path, monkeypatch, sto
         fit(x, checkpoint=tmp_path / "fit")
     assert torch.equal(whole, weights(fit(x, checkpoint=tmp_path / "fit", resume=True)))
     assert torch.equal(whole, weights(fit(x, checkpoint=tmp_path / "fit", resume=True)))  # it has ended
-    assert sorted(path.name for path in (tmp_path / "fit").iterdir()) == ["fit.safetensors"]
+    assert sorted(path.name for path in (tmp_path / "fit").iterdir()) == ["checkpoint.safetensors"]
 
 
 def test_a_fit_goes_on_with_its_own_settings_only(tmp_path):
@@ -204,11 +204,11 @@ def test_a_fit_goes_on_with_its_own_settings_only(tmp_path):
         fit(x, checkpoint=tmp_path, resume=True, lr=0.1)
     with pytest.raises(ValueError, match=r"^checkpoint: .*other features"):
         fit(x + 1, checkpoint=tmp_path, resume=True)
-    state = load_state(tmp_path / "fit.safetensors")
-    save_state(tmp_path / "fit.safetensors", {"step": state["step"]})
+    state = load_state(tmp_path / "checkpoint.safetensors")
+    save_state(tmp_path / "checkpoint.safetensors", {"step": state["step"]})
     with pytest.raises(ValueError, match=r"^checkpoint: .*no state of a fit"):
         fit(x, checkpoint=tmp_path, resume=True)
-    (tmp_path / "fit.safetensors").write_bytes(b"x" * 40)
+    (tmp_path / "checkpoint.safetensors").write_bytes(b"x" * 40)
     with pytest.raises(ValueError, match="damaged"):
         fit(x, checkpoint=tmp_path, resume=True)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 
 from ..core import check
+from ..core.names import FIT_METHODS
 from ..head.layer import NestedHashLayer
 from . import closed
 from .rows import check_features, moments, sample
 from .settings import Settings, check_checkpoint, resolve_device
 
-METHODS = ("learned", "itq", "pca", "random")
 DEFAULT_CODE_LENGTHS = (8, 16, 32, 64, 128, 256)
 _CLOSED_SAMPLE = 20_000  # rows that a rotation is found on
 
@@ -67,7 +67,7 @@ def fit_layer(
     """
     features = check_features(features)
     lengths = check.code_lengths(code_lengths)
-    check.one_of(method, "method", METHODS)
+    check.one_of(method, "method", FIT_METHODS)
     count = check.positive_int(sample_rows, "sample_rows", minimum=2)
     check.flag(normalize, "normalize")
     check.positive_int(rotation_steps, "rotation_steps")

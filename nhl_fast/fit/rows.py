@@ -59,5 +59,5 @@ def sample(features: torch.Tensor, count: int, generator: torch.Generator, devic
     else:  # no permutation of what may be billions
         ids = torch.randint(n, (2 * count,), generator=generator).unique()
         ids = ids[torch.randperm(len(ids), generator=generator)[:count]].sort().values
-    rows = features if n <= count else features[ids.to(features.device)]
+    rows = features[ids.to(features.device)]
     return as_numbers(rows, "features", torch.float32, device, unit)

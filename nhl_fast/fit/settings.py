@@ -10,7 +10,7 @@ import torch
 from ..core import check
 from ..core.files import as_path
 
-CHECKPOINT = "fit.safetensors"
+CHECKPOINT = "checkpoint.safetensors"
 
 
 @dataclass(frozen=True)

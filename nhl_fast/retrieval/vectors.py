@@ -18,8 +18,24 @@ METRICS = ("cosine", "product")
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+class SomeRows:
+    """Rows of vectors (n, d) by their ids, read when they are asked for: in place of a copy of what is large."""
+
+    def __init__(self, vectors: torch.Tensor, ids: torch.Tensor):
+        self.vectors, self.ids = vectors, ids
+        self.shape, self.dtype, self.device = (len(ids), vectors.shape[1]), vectors.dtype, vectors.device
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, rows) -> torch.Tensor:
+        return self.vectors[self.ids[rows]]
+
+
 def check_vectors(value, name: str, width: int | None = None, integers: bool = True) -> torch.Tensor:
     """`value` as a tensor (n, d) that shares its memory: floating point or, with `integers`, int8."""
+    if isinstance(value, SomeRows):
+        return value
     value = check.present(check.tensor(as_tensor(value, name), name), name)
     if value.dtype not in _FLOATS and not (integers and value.dtype == torch.int8):
         allowed = "float16, bfloat16, float32, float64" + (" or int8" if integers else "")
