@@ -13,7 +13,7 @@ from ..retrieval.vectors import nearest_vectors
 from .rows import Moments
 
 # Rows that judge which rotation a block takes, by their neighbours in the sample.
-_JUDGES, _NEIGHBORS, _STARTS = 1000, 10, 2
+_JUDGES, _NEIGHBORS = 1000, 10
 
 
 class Components(NamedTuple):
@@ -76,7 +76,7 @@ def turned(rows: torch.Tensor, bits: int, steps: int, generator: torch.Generator
 class Judge:
     """Which of several weights finds more neighbours of sample rows among the sample."""
 
-    def __init__(self, rows: torch.Tensor, parts: Components, generator: torch.Generator):
+    def __init__(self, rows: torch.Tensor, generator: torch.Generator):
         """rows: (n, r), the sample's components."""
         count = min(_JUDGES, len(rows) // 2)
         order = torch.randperm(len(rows), generator=generator).to(rows.device)
@@ -95,12 +95,12 @@ class Judge:
         return found.recall[b][self.k]
 
 
-def itq_weight(parts: Components, rows: torch.Tensor, code_lengths, steps: int, generator, starts: int = _STARTS):
+def itq_weight(parts: Components, rows: torch.Tensor, code_lengths, steps: int, generator) -> torch.Tensor:
     """(L, d): ITQ nested by blocks.
 
     The bits from one length to the next rotate the components of the same numbers, so that they repeat nothing that
-    the shorter code knows; or all components so far, which long codes need, since late components hardly vary: what
-    finds more neighbours of a sample's rows (of `starts` random starts) is taken. One length alone is plain ITQ.
+    the shorter code knows; or all components so far, which long codes need, since late components hardly vary. What
+    finds more neighbours of a sample's rows is taken. One length alone is plain ITQ.
 
     Args:
         rows: (n, d) centred sample.
@@ -109,15 +109,18 @@ def itq_weight(parts: Components, rows: torch.Tensor, code_lengths, steps: int, 
     values = rows @ parts.directions.to(rows.device)
     rank = values.shape[1]
     lengths = check.code_lengths(code_lengths)
-    judge = Judge(values, parts, generator) if len(lengths) > 1 and len(rows) >= 4 else None
+    judge = Judge(values, generator) if len(lengths) > 1 and len(rows) >= 4 else None
     weight = values.new_zeros(0, rank)
     for start, stop in zip((0, *lengths), lengths):
-        spans = {(start, stop), (0, stop), (0, rank)} if stop <= rank else {(0, rank)}
+        own, all_so_far = (start, stop), (0, min(stop, rank))
+        if judge is None or stop > rank:
+            spans = [all_so_far]
+        else:
+            spans = [own, own, all_so_far] if start else [own, own]  # from two random starts
         found = []
-        for low, high in sorted(spans) if judge is not None else [(0, min(stop, rank))]:
-            for _ in range(starts if judge is not None else 1):
-                block = values.new_zeros(stop - start, rank)
-                block[:, low:high] = turned(values[:, low:high], stop - start, steps, generator).T
-                found.append(torch.cat([weight, block]))
+        for low, high in spans:
+            block = values.new_zeros(stop - start, rank)
+            block[:, low:high] = turned(values[:, low:high], stop - start, steps, generator).T
+            found.append(torch.cat([weight, block]))
         weight = found[0] if len(found) == 1 else max(found, key=judge.recall)
     return (weight @ parts.directions.to(rows.device).T).cpu()
