@@ -52,6 +52,7 @@ lint: setup
 	@$(BIN)/ruff check -q .
 	@$(BIN)/ruff format -q --check .
 
+# Writes to $OUT if it is set, else over bench/results.
 bench: setup
 	@$(BIN)/python -m bench.step.head --write
 	@$(BIN)/python -m bench.search.hamming

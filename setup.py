@@ -84,7 +84,11 @@ def extensions():
 
 
 setup(
-    packages=[*find_packages(include=["nhl_fast", "nhl_fast.*"]), "nhl_fast.csrc", "nhl_fast.kernels"],
+    packages=[
+        *find_packages(include=["nhl_fast", "nhl_fast.*"]),
+        "nhl_fast.csrc",
+        *("nhl_fast." + name for name in find_packages(include=["kernels", "kernels.*"])),
+    ],
     package_dir={"nhl_fast.kernels": "kernels", "nhl_fast.csrc": "csrc"},
     package_data={"nhl_fast.csrc": ["**/*"]},
     ext_modules=extensions(),

@@ -1,136 +1,167 @@
 """The head's backward pass: dF = dU W, dW = dU^T F and dc = sum dU, in one launch, times the incoming gradient.
 
-Floor: F and dF once, dU and W from L2; 4 N d L operations.
+A program owns a tile of dF or of dW. Floor: F and dF once, dU and W from L2; 4 N d L operations.
 """
+
+from functools import cache
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
+from . import tiles
+from .device.arithmetic import multiply, zeros
 from .dots import sum_splits
-from .projection import MODES, multiply, precision
 from .weighting import combined_tile
 
 
+class Shape(NamedTuple):
+    """What is fixed when the kernel is compiled.
+
+    Attributes:
+        lengths: the code lengths, or the longest alone where dU is given. form: it is formed here from the deltas.
+        nan: dU is NaN where the outputs are not finite. scaled: there is an incoming gradient.
+        ready: dW and dc are there, in slices. need_w: they are asked for.
+    """
+
+    lengths: tuple[int, ...]
+    total: int
+    tiles: tiles.Tiles
+    form: bool
+    nan: bool
+    scaled: bool
+    ready: bool
+    need_w: bool
+    precision: str
+
+
+@cache
+def shape(lengths, tile, form, nan, scaled, ready, need_w, precision) -> Shape:
+    return Shape(lengths, sum(lengths), tile, form, nan, scaled, ready, need_w, precision)
+
+
 @triton.jit
-def gradient_tile(
-    du, weights, u, rows, columns, N, L, T: tl.constexpr, LENGTHS: tl.constexpr, FORM: tl.constexpr,
-    NAN: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+def _gradient_tile(
+    du, weights, u, rows, columns, num_rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SHAPE: tl.constexpr
 ):  # fmt: skip
-    """A tile of dU; FORM: `du` holds the lengths' deltas (N, T), which the weights combine here."""
-    if FORM:
-        return combined_tile(weights, du, u, rows, columns, N, L, T, LENGTHS, NAN, ROWS, COLUMNS)
+    """A tile of dU; `form`: `du` holds the lengths' deltas (N, T), which the weights combine here."""
+    L: tl.constexpr = SHAPE.lengths[-1]
+    if SHAPE.form:
+        return combined_tile(weights, du, u, rows, columns, num_rows, ROWS, COLUMNS, SHAPE)
     else:
-        mask = (rows < N)[:, None] & (columns < L)[None, :]
+        mask = (rows < num_rows)[:, None] & (columns < L)[None, :]
         return tl.load(du + rows[:, None] * L + columns[None, :], mask=mask, other=0.0)
 
 
-@triton.jit(do_not_specialize=["N", "splits", "first_weight"])
+@triton.jit(do_not_specialize=["num_rows", "splits", "first_weight"])
 def backward_kernel(
-    scale, du, weights, u, features, w, product, sums, df, dw, db,
-    N, L, d, splits, x_row, x_column, w_row, w_column, first_weight, wide_tiles, T: tl.constexpr,
-    LENGTHS: tl.constexpr, FORM: tl.constexpr, NAN: tl.constexpr,
-    SCALED: tl.constexpr, READY: tl.constexpr, NEED_W: tl.constexpr, PRECISION: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
+    scale, du, weights, u, features, w, product, sums, df, dw, db, num_rows, num_features, splits, x_strides,
+    w_strides, first_weight, SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """dF = dU W in the first programs, dW = dU^T F and dc = sum dU in the rest, times the incoming 0-d gradient.
-
-    READY: dW and dc are there, as slices to add up, and want the factor alone. FORM: see `gradient_tile`.
-    """
+    """dF = dU W in the first programs, dW = dU^T F and dc = sum dU in the rest, times the incoming 0-d gradient."""
+    ROWS: tl.constexpr = SHAPE.tiles.rows
+    WIDTH: tl.constexpr = SHAPE.tiles.width
+    DEPTH: tl.constexpr = SHAPE.tiles.depth
+    PRECISION: tl.constexpr = SHAPE.precision
+    L: tl.constexpr = SHAPE.lengths[-1]
     program = tl.program_id(0)
-    wide = (program % wide_tiles).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
+    wide_tiles = tl.cdiv(num_features, WIDTH)
+    wide = (program % wide_tiles).to(tl.int64) * WIDTH + tl.arange(0, WIDTH)
     factor = 1.0
-    if SCALED:
+    if SHAPE.scaled:
         factor = tl.load(scale).to(tl.float32)
     if program < first_weight:
-        rows = (program // wide_tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-        acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-        for first in range(0, L, BLOCK_K):
-            ks = (first + tl.arange(0, BLOCK_K)).to(tl.int64)
-            x = gradient_tile(du, weights, u, rows, ks, N, L, T, LENGTHS, FORM, NAN, BLOCK_M, BLOCK_K)
+        rows = (program // wide_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        acc = zeros(ROWS, WIDTH)
+        for first in range(0, L, DEPTH):
+            ks = (first + tl.arange(0, DEPTH)).to(tl.int64)
+            x = _gradient_tile(du, weights, u, rows, ks, num_rows, ROWS, DEPTH, SHAPE)
             y = tl.load(
-                w + ks[:, None] * w_row + wide[None, :] * w_column,
-                mask=(ks < L)[:, None] & (wide < d)[None, :],
+                w + ks[:, None] * w_strides[0] + wide[None, :] * w_strides[1],
+                mask=(ks < L)[:, None] & (wide < num_features)[None, :],
                 other=0.0,
             ).to(tl.float32)
             acc = multiply(x, y, acc, PRECISION, "both")
-        at = df + rows[:, None] * d + wide[None, :]
-        tl.store(at, (acc * factor).to(df.dtype.element_ty), mask=(rows < N)[:, None] & (wide < d)[None, :])
-    elif NEED_W:
+        tl.store(
+            df + rows[:, None] * num_features + wide[None, :],
+            (acc * factor).to(df.dtype.element_ty),
+            mask=(rows < num_rows)[:, None] & (wide < num_features)[None, :],
+        )
+    elif SHAPE.need_w:
         rest = program - first_weight
-        rows = (rest // wide_tiles).to(tl.int64) * BLOCK_M + tl.arange(0, BLOCK_M)
-        mask = (rows < L)[:, None] & (wide < d)[None, :]
-        bias = tl.zeros((BLOCK_M,), tl.float32)
-        if READY:
-            acc = sum_splits(product, rows, wide, mask, splits, L, d)
+        rows = (rest // wide_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        mask = (rows < L)[:, None] & (wide < num_features)[None, :]
+        bias = tl.zeros((ROWS,), tl.float32)
+        if SHAPE.ready:
+            acc = sum_splits(product, rows, wide, mask, splits, L, num_features)
             for split in range(splits):
                 bias += tl.load(sums + split * L + rows, mask=rows < L, other=0.0)
         else:
-            acc = tl.zeros((BLOCK_M, BLOCK_D), tl.float32)
-            for first in range(0, N, BLOCK_K):
-                ks = (first + tl.arange(0, BLOCK_K)).to(tl.int64)
-                x = gradient_tile(du, weights, u, ks, rows, N, L, T, LENGTHS, FORM, NAN, BLOCK_K, BLOCK_M)
+            acc = zeros(ROWS, WIDTH)
+            for first in range(0, num_rows, DEPTH):
+                ks = (first + tl.arange(0, DEPTH)).to(tl.int64)
+                x = _gradient_tile(du, weights, u, ks, rows, num_rows, DEPTH, ROWS, SHAPE)
                 y = tl.load(
-                    features + ks[:, None] * x_row + wide[None, :] * x_column,
-                    mask=(ks < N)[:, None] & (wide < d)[None, :],
+                    features + ks[:, None] * x_strides[0] + wide[None, :] * x_strides[1],
+                    mask=(ks < num_rows)[:, None] & (wide < num_features)[None, :],
                     other=0.0,
                 ).to(tl.float32)
                 acc = multiply(tl.trans(x), y, acc, PRECISION, "a")
                 bias += tl.sum(x, 0)
-        tl.store(dw + rows[:, None] * d + wide[None, :], (acc * factor).to(dw.dtype.element_ty), mask=mask)
+        tl.store(dw + rows[:, None] * num_features + wide[None, :], (acc * factor).to(dw.dtype.element_ty), mask=mask)
         if rest % wide_tiles == 0:
             tl.store(db + rows, (bias * factor).to(db.dtype.element_ty), mask=rows < L)
 
 
-def backward_block(num_rows: int, longest: int, mode: str) -> dict[str, int]:
-    """Small batches: many small tiles, two or three a multiprocessor."""
+def config(num_rows: int, longest: int, form: bool, mode: str) -> tiles.Tiles:
+    """Small batches: many small tiles, two or three a multiprocessor.
+
+    Five lengths' deltas in three stages would take more shared memory than some devices have.
+    """
+    stages = 2 if form else 3
     if mode == "ieee":
-        return {"BLOCK_M": 64 if max(num_rows, longest) > 32 else 32, "BLOCK_D": 64, "BLOCK_K": 16}
-    return {"BLOCK_M": 128 if num_rows > 1024 else 32, "BLOCK_D": 64, "BLOCK_K": 32}
+        rows = 64 if max(num_rows, longest) > 32 else 32
+        return tiles.Tiles(rows=rows, width=64, depth=16, warps=8, stages=stages)
+    return tiles.Tiles(rows=128 if num_rows > 1024 else 32, width=64, depth=32, stages=stages)
 
 
-def options(mode: str, form: bool) -> dict:
-    """Launch options; five lengths' deltas in three stages would take more shared memory than some devices have."""
-    return {"num_warps": 8 if mode == "ieee" else 4, "num_stages": 2 if form else 3, "maxnreg": 255}
-
-
-def backward(
+def launch(
     scale, du, features, w, product=None, sums=None, *, df=None, dw=None, db=None, form=None, nan=None
-) -> None:
+) -> None:  # fmt: skip
     """Fill df (N, d) if given, and dw (L, d) with db (L,) if given, times the 0-d `scale` (None: 1).
 
     product (splits, L, d) and sums (splits, L): dW and dc, unscaled, in slices; computed here if None.
     form: (weights (m,), code lengths), where `du` holds the lengths' deltas (N, T); nan: outputs (N, L), which make
     dU NaN where they are not finite.
     """
-    (n, d), longest, mode = features.shape, w.shape[0], precision(features)
-    block = backward_block(n, longest, mode)
-    rows = block["BLOCK_M"]
-    wide_tiles = triton.cdiv(d, block["BLOCK_D"])
-    first_weight = triton.cdiv(n, rows) * wide_tiles if df is not None else 0
-    programs = first_weight + (triton.cdiv(longest, rows) * wide_tiles if dw is not None else 0)
+    (n, d), longest, mode = features.shape, w.shape[0], tiles.feature_precision(features)
+    tile = config(n, longest, form is not None, mode)
+    wide_tiles = triton.cdiv(d, tile.width)
+    first_weight = tile.row_tiles(n) * wide_tiles if df is not None else 0
+    programs = first_weight + (tile.row_tiles(longest) * wide_tiles if dw is not None else 0)
     ready = product is not None
     weights, lengths = form if form is not None else (du, (longest,))
     tensors = (du if t is None else t for t in (product, sums, df, dw, db))
+    fixed = shape(
+        tuple(lengths), tile, form is not None, nan is not None, scale is not None, ready, dw is not None, mode
+    )
     backward_kernel[(programs,)](
-        du if scale is None else scale, du, weights, du if nan is None else nan, features, w, *tensors,
-        n, longest, d, product.shape[0] if ready else 1, *features.stride(), *w.stride(), first_weight, wide_tiles,
-        T=sum(lengths), LENGTHS=tuple(lengths), FORM=form is not None, NAN=nan is not None,
-        SCALED=scale is not None, READY=ready, NEED_W=dw is not None, PRECISION=mode, **block,
-        **options(mode, form is not None),
+        du if scale is None else scale, du, weights, du if nan is None else nan, features, w, *tensors, n, d,
+        product.shape[0] if ready else 1, features.stride(), w.stride(), first_weight, SHAPE=fixed, **tile.options(),
     )  # fmt: skip
 
 
 def variants(lengths=(8, 16, 32, 64, 128)):
-    """What is compiled ahead of time: (name, kernel, signature, constants, options)."""
+    """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     found = []
-    for dtype, mode in MODES:
+    for dtype, mode in tiles.MODES:
         types = dict.fromkeys(("scale", "du", "weights", "u", "w", "product", "sums", "dw", "db"), "*fp32")
-        types |= {"features": f"*{dtype}", "df": f"*{dtype}", "first_weight": "i32", "wide_tiles": "i32:16"}
-        types |= dict.fromkeys(("L", "d", "x_row", "w_row"), "i32:16") | {"splits": "i32", "N": "i32"}
+        types |= {"features": f"*{dtype}", "df": f"*{dtype}", "num_features": "i32:16"}
+        types |= dict.fromkeys(("splits", "num_rows", "first_weight"), "i32")
+        types |= dict.fromkeys(("x_strides", "w_strides"), ("i32:16", "1"))
         for form, ready, rows in ((True, False, 64), (False, False, 64), (False, True, 256), (False, True, 32768)):
-            constants = {"SCALED": True, "READY": ready, "NEED_W": True, "PRECISION": mode, "FORM": form}
-            constants |= {"NAN": form, "LENGTHS": lengths if form else (128,), "T": sum(lengths) if form else 128}
-            constants |= {**backward_block(rows, 128, mode), "x_column": 1, "w_column": 1}
+            tile = config(rows, 128, form, mode)
+            fixed = shape(lengths if form else (128,), tile, form, form, True, ready, True, mode)
             name = f"{dtype}_{mode}{'_form' if form else '_ready' if ready else ''}_n{rows}"
-            found.append((name, backward_kernel, types, constants, options(mode, form)))
+            found.append((name, backward_kernel, types, {"SHAPE": fixed}, tile.options()))
     return found

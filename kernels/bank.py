@@ -3,9 +3,9 @@
 import triton
 import triton.language as tl
 
-from .center import as_bytes, launch_options
+from . import tiles
 
-ROWS, COLUMNS = 16, 64
+CONFIG = tiles.Tiles(rows=16, columns=64)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -34,7 +34,10 @@ def store_kernel(
             classes = start + tl.arange(0, COLUMNS)
             mask = inside[:, None] & (classes < num_classes)[None, :]
             if IDS:
-                hot = tl.load(labels + rows, mask=inside, other=-1)[:, None] == classes[None, :]
+                ids = tl.load(labels + rows, mask=inside, other=0)
+                known = (ids >= 0) & (ids < num_classes)
+                tl.device_assert(known, "labels: expected class ids below the number of classes")
+                hot = ids[:, None] == classes[None, :]
             else:
                 y = tl.load(labels + rows[:, None] * num_classes + classes[None, :], mask=mask, other=0).to(
                     tl.float32
@@ -44,27 +47,34 @@ def store_kernel(
             tl.store(bank_labels + places[:, None] * num_classes + classes[None, :], hot.to(tl.uint8), mask=mask)
 
 
-def store(u, labels, index, bank_u, bank_labels, written, num_classes: int) -> None:
+def launch(u, labels, index, bank_u, bank_labels, written, num_classes: int) -> None:
     """Write u (N, L), labels and the mark into the rows `index` (N,) of the bank, in place.
 
     labels and bank_labels are ids, or multi-hot rows; an id becomes a one-hot row where the bank's are multi-hot.
     """
-    store_kernel[(triton.cdiv(u.shape[0], ROWS),)](
-        u, as_bytes(labels.contiguous()), index.contiguous(), bank_u, as_bytes(bank_labels), as_bytes(written),
-        u.shape[0], u.shape[1], num_classes, bank_u.shape[0], IDS=labels.ndim == 1, BANK_IDS=bank_labels.ndim == 1,
-        ROWS=ROWS, COLUMNS=COLUMNS, num_warps=4, **launch_options(u.device.type),
+    store_kernel[(CONFIG.row_tiles(u.shape[0]),)](
+        u, tiles.as_bytes(labels.contiguous()), index.contiguous(), bank_u, tiles.as_bytes(bank_labels),
+        tiles.as_bytes(written), u.shape[0], u.shape[1], num_classes, bank_u.shape[0], IDS=labels.ndim == 1,
+        BANK_IDS=bank_labels.ndim == 1, ROWS=CONFIG.rows, COLUMNS=CONFIG.columns, **CONFIG.options(spend=False),
+        **tiles.launch_options(u.device.type),
     )  # fmt: skip
 
 
 def variants():
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     made = []
-    for form, labels, bank_labels in (("ids", "*i64", "*i64"), ("multi-hot", "*fp32", "*u8")):
+    forms = (("ids", "*i64", "*i64"), ("multi-hot", "*fp32", "*u8"), ("ids-in-multi-hot", "*i64", "*u8"))
+    for form, labels, bank_labels in forms:
         signature = {
             "u": "*fp32", "labels": labels, "index": "*i64", "bank_u": "*fp32", "bank_labels": bank_labels,
             "written": "*u8", "num_rows": "i32", "longest": "i32:16", "num_classes": "i32", "num_train": "i32",
         }  # fmt: skip
-        constants = {"IDS": form == "ids", "BANK_IDS": form == "ids", "ROWS": ROWS, "COLUMNS": COLUMNS}
-        options = {"num_warps": 4, "num_stages": 2, **launch_options("cuda")}
+        constants = {
+            "IDS": form != "multi-hot",
+            "BANK_IDS": form == "ids",
+            "ROWS": CONFIG.rows,
+            "COLUMNS": CONFIG.columns,
+        }
+        options = {**CONFIG.options(spend=False), **tiles.launch_options("cuda")}
         made.append((f"store/{form}", store_kernel, signature, constants, options))
     return made

@@ -6,16 +6,36 @@ slope of both orders (ij and ji) times the rows. A job is one length (or a slice
 Operations per pair of rows: 3 products of b_{k+1} and one of b_k for each k. Bytes: U once a row tile (from L2).
 """
 
+from functools import cache
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
 from . import tiles
-from .arithmetic import dot, load_tile
+from .device.arithmetic import dot, load_tile, zeros
 
-NORMS = tiles.Tiles(rows=16, columns=64, bits=32, width=16, warps=8)
+NORMS = tiles.Tiles(rows=16, columns=64, bits=32, warps=8)
 GRADIENT = tiles.Tiles(rows=16, columns=32, bits=32, width=64, warps=4)
 EPSILON = tl.constexpr(1e-12)
+
+
+class Shape(NamedTuple):
+    """What is fixed when a kernel is compiled; of the second also `jobs`."""
+
+    lengths: tuple[int, ...]
+    total: int
+    slots: int
+    tiles: tiles.Tiles
+    precision: str
+    jobs: tuple[tiles.Job, ...] = ()
+
+
+@cache
+def shape(lengths, tile, precision) -> Shape:
+    jobs = tiles.jobs(lengths[:-1], tile.width) if tile.width else ()
+    return Shape(lengths, sum(lengths), tiles.power_of_two(len(lengths), 1), tile, precision, jobs)
 
 
 def norms_tile(num_rows: int, precision: str) -> tiles.Tiles:
@@ -24,22 +44,26 @@ def norms_tile(num_rows: int, precision: str) -> tiles.Tiles:
 
 
 @triton.jit
-def _gram_pair(
-    u, first_row, first_column, num_rows, B: tl.constexpr, NEXT: tl.constexpr, L: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BITS: tl.constexpr,
-):  # fmt: skip
-    """A tile of G_k (B bits) and of G_{k+1} (NEXT bits)."""
+def _gram_pair(u, first_row, first_column, num_rows, K: tl.constexpr, SHAPE: tl.constexpr):
+    """A tile of G_k and of G_{k+1}."""
+    ROWS: tl.constexpr = SHAPE.tiles.rows
+    COLUMNS: tl.constexpr = SHAPE.tiles.columns
+    BITS: tl.constexpr = SHAPE.tiles.bits
+    L: tl.constexpr = SHAPE.lengths[-1]
+    B: tl.constexpr = SHAPE.lengths[K]
+    NEXT: tl.constexpr = SHAPE.lengths[K + 1]
+    PRECISION: tl.constexpr = SHAPE.precision
     short = tl.zeros((ROWS, COLUMNS), tl.float32)
     for start in range(0, B, BITS):
         bits = start + tl.arange(0, BITS)
-        x = load_tile(u, first_row, num_rows, bits, B, ROWS, L, False)
-        y = load_tile(u, first_column, num_rows, bits, B, COLUMNS, L, False)
+        x = load_tile(u, first_row, num_rows, bits, B, ROWS, L)
+        y = load_tile(u, first_column, num_rows, bits, B, COLUMNS, L)
         short = dot(x, tl.trans(y), short, PRECISION)
     long = short
     for start in range(B, NEXT, BITS):
         bits = start + tl.arange(0, BITS)
-        x = load_tile(u, first_row, num_rows, bits, NEXT, ROWS, L, False)
-        y = load_tile(u, first_column, num_rows, bits, NEXT, COLUMNS, L, False)
+        x = load_tile(u, first_row, num_rows, bits, NEXT, ROWS, L)
+        y = load_tile(u, first_column, num_rows, bits, NEXT, COLUMNS, L)
         long = dot(x, tl.trans(y), long, PRECISION)
     return short, long
 
@@ -50,22 +74,17 @@ def _inverse(norm):
 
 
 @triton.jit
-def _row_statistics(
-    u, norms, alongs, partial, num_rows, K: tl.constexpr, LENGTHS: tl.constexpr, PRECISION: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, BITS: tl.constexpr,
-):  # fmt: skip
-    M: tl.constexpr = len(LENGTHS)
-    L: tl.constexpr = LENGTHS[M - 1]
+def _row_statistics(u, norms, alongs, partial, num_rows, K: tl.constexpr, SHAPE: tl.constexpr):
+    ROWS: tl.constexpr = SHAPE.tiles.rows
+    M: tl.constexpr = len(SHAPE.lengths)
     tile = tl.program_id(0).to(tl.int64)
     rows = tl.arange(0, ROWS)
     first_row = tile * ROWS
     inside = rows < num_rows - first_row
     short_square = tl.zeros((ROWS,), tl.float32)
     long_square = tl.zeros((ROWS,), tl.float32)
-    for start in range(0, num_rows, COLUMNS):
-        short, long = _gram_pair(
-            u, first_row, tile * 0 + start, num_rows, LENGTHS[K], LENGTHS[K + 1], L, PRECISION, ROWS, COLUMNS, BITS
-        )
+    for start in range(0, num_rows, SHAPE.tiles.columns):
+        short, long = _gram_pair(u, first_row, tile * 0 + start, num_rows, K, SHAPE)
         short_square += tl.sum(short * short, axis=1)
         long_square += tl.sum(long * long, axis=1)
     short_norm = tl.sqrt_rn(short_square)
@@ -74,10 +93,8 @@ def _row_statistics(
     long_inverse = _inverse(long_norm)[:, None]
     along = tl.zeros((ROWS,), tl.float32)
     squares = tl.zeros((ROWS,), tl.float32)
-    for start in range(0, num_rows, COLUMNS):
-        short, long = _gram_pair(
-            u, first_row, tile * 0 + start, num_rows, LENGTHS[K], LENGTHS[K + 1], L, PRECISION, ROWS, COLUMNS, BITS
-        )
+    for start in range(0, num_rows, SHAPE.tiles.columns):
+        short, long = _gram_pair(u, first_row, tile * 0 + start, num_rows, K, SHAPE)
         unit = short * short_inverse
         difference = unit - long * long_inverse
         along += tl.sum(unit * difference, axis=1)
@@ -91,35 +108,33 @@ def _row_statistics(
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def statistics_kernel(
-    u, norms, alongs, partial, num_rows, LENGTHS: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, BITS: tl.constexpr,
-):  # fmt: skip
+def statistics_kernel(u, norms, alongs, partial, num_rows, SHAPE: tl.constexpr):
     """Grid (row tiles, m - 1): norms and alongs (N, m), partial sums of ||difference||^2 (row tiles, m)."""
-    for k in tl.static_range(len(LENGTHS) - 1):
+    for k in tl.static_range(len(SHAPE.lengths) - 1):
         if tl.program_id(1) == k:
-            _row_statistics(u, norms, alongs, partial, num_rows, k, LENGTHS, PRECISION, ROWS, COLUMNS, BITS)
+            _row_statistics(u, norms, alongs, partial, num_rows, k, SHAPE)
 
 
 @triton.jit
-def _gradient(
-    u, norms, alongs, deltas, num_rows, weight, K: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr,
-    OFFSET: tl.constexpr, LENGTHS: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, BITS: tl.constexpr,
-):  # fmt: skip
-    M: tl.constexpr = len(LENGTHS)
-    L: tl.constexpr = LENGTHS[M - 1]
-    B: tl.constexpr = LENGTHS[K]
+def _gradient(u, norms, alongs, deltas, num_rows, weight, J: tl.constexpr, SHAPE: tl.constexpr):
+    JOB: tl.constexpr = SHAPE.jobs[J]
+    PRECISION: tl.constexpr = SHAPE.precision
+    COLUMNS: tl.constexpr = SHAPE.tiles.columns
+    ROWS: tl.constexpr = SHAPE.tiles.rows
+    K: tl.constexpr = JOB.k
+    M: tl.constexpr = len(SHAPE.lengths)
+    L: tl.constexpr = SHAPE.lengths[-1]
+    B: tl.constexpr = SHAPE.lengths[K]
     tile = tl.program_id(0).to(tl.int64)
     first_row = tile * ROWS
     rows = first_row + tl.arange(0, ROWS)
-    bits = FIRST + tl.arange(0, WIDTH)
+    bits = JOB.first + tl.arange(0, JOB.width)
     own_norm = tl.load(norms + rows * M + K, mask=rows < num_rows, other=0.0)
     own_along = tl.load(alongs + rows * M + K, mask=rows < num_rows, other=0.0)
     own_inverse = _inverse(own_norm)
     own_next = _inverse(tl.load(norms + rows * M + K + 1, mask=rows < num_rows, other=0.0))
     own_scale = tl.where(own_norm > EPSILON, own_inverse, 0.0)
-    found = tl.zeros((ROWS, WIDTH), tl.float32)
+    found = zeros(ROWS, JOB.width)
     for start in range(0, num_rows, COLUMNS):
         columns = tile * 0 + start + tl.arange(0, COLUMNS)
         norm = tl.load(norms + columns * M + K, mask=columns < num_rows, other=0.0)
@@ -127,17 +142,15 @@ def _gradient(
         inverse = _inverse(norm)
         following = _inverse(tl.load(norms + columns * M + K + 1, mask=columns < num_rows, other=0.0))
         scale = tl.where(norm > EPSILON, inverse, 0.0)
-        short, long = _gram_pair(
-            u, first_row, tile * 0 + start, num_rows, LENGTHS[K], LENGTHS[K + 1], L, PRECISION, ROWS, COLUMNS, BITS
-        )
+        short, long = _gram_pair(u, first_row, tile * 0 + start, num_rows, K, SHAPE)
         unit = short * own_inverse[:, None]
         slope = (unit - long * own_next[:, None] - unit * own_along[:, None]) * own_scale[:, None]
         unit = short * inverse[None, :]
         slope += (unit - long * following[None, :] - unit * along[None, :]) * scale[None, :]
-        y = load_tile(u, tile * 0 + start, num_rows, bits, B, COLUMNS, L, False)
+        y = load_tile(u, tile * 0 + start, num_rows, bits, B, COLUMNS, L)
         found = dot(slope, y, found, PRECISION)
     size = num_rows * 1.0
-    place = rows[:, None] * T + OFFSET + bits[None, :]
+    place = rows[:, None] * SHAPE.total + JOB.offset + bits[None, :]
     mask = (rows[:, None] < num_rows) & (bits[None, :] < B)
     found = tl.load(deltas + place, mask=mask, other=0.0) + weight * (2 / (size * size)) * found
     tl.store(deltas + place, found, mask=mask)
@@ -145,27 +158,22 @@ def _gradient(
 
 @triton.jit(do_not_specialize=["num_rows", "row_tiles"])
 def gradient_kernel(
-    u, norms, alongs, partial, values, deltas, num_rows, row_tiles, weight, LENGTHS: tl.constexpr,
-    JOBS: tl.constexpr, T: tl.constexpr, MP: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr, BITS: tl.constexpr,
+    u, norms, alongs, partial, values, deltas, num_rows, row_tiles, weight, SHAPE: tl.constexpr
 ):  # fmt: skip
     """Grid (row tiles, jobs): deltas += weight * dD/du; the first program adds up the values."""
-    for j in tl.static_range(len(JOBS) // 4):
+    for j in tl.static_range(len(SHAPE.jobs)):
         if tl.program_id(1) == j:
-            _gradient(
-                u, norms, alongs, deltas, num_rows, weight, JOBS[4 * j], JOBS[4 * j + 1], JOBS[4 * j + 2],
-                JOBS[4 * j + 3], LENGTHS, T, PRECISION, ROWS, COLUMNS, BITS,
-            )  # fmt: skip
+            _gradient(u, norms, alongs, deltas, num_rows, weight, j, SHAPE)
     if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-        M: tl.constexpr = len(LENGTHS)
-        lengths = tl.arange(0, MP)
-        total = tl.zeros((MP,), tl.float32)
+        M: tl.constexpr = len(SHAPE.lengths)
+        slots = tl.arange(0, SHAPE.slots)
+        total = slots * 0.0
         for start in range(0, row_tiles, 32):
             at = start + tl.arange(0, 32)
-            mask = (at[:, None] < row_tiles) & (lengths[None, :] < M - 1)
-            total += tl.sum(tl.load(partial + at[:, None] * M + lengths[None, :], mask=mask, other=0.0), axis=0)
+            mask = (at[:, None] < row_tiles) & (slots[None, :] < M - 1)
+            total += tl.sum(tl.load(partial + at[:, None] * M + slots[None, :], mask=mask, other=0.0), axis=0)
         size = num_rows * 1.0
-        tl.store(values + lengths, total / (size * size), mask=lengths < M)
+        tl.store(values + slots, total / (size * size), mask=slots < M)
 
 
 def launch(u: torch.Tensor, lengths, weight: float, values: torch.Tensor, deltas: torch.Tensor) -> None:
@@ -181,40 +189,27 @@ def launch(u: torch.Tensor, lengths, weight: float, values: torch.Tensor, deltas
     row_tiles = tile.row_tiles(n)
     partial = u.new_empty(row_tiles, m)
     statistics_kernel[(row_tiles, m - 1)](
-        u, norms, alongs, partial, n, LENGTHS=lengths, PRECISION=precision, ROWS=tile.rows, COLUMNS=tile.columns,
-        BITS=tile.bits, **tile.options(),
-    )  # fmt: skip
-    jobs = tiles.jobs(lengths[:-1], GRADIENT.width)
-    gradient_kernel[(GRADIENT.row_tiles(n), len(jobs) // 4)](
-        u, norms, alongs, partial, values, deltas, n, row_tiles, float(weight), LENGTHS=lengths, JOBS=jobs,
-        T=sum(lengths), MP=tiles.power_of_two(m, 1), PRECISION=precision, ROWS=GRADIENT.rows,
-        COLUMNS=GRADIENT.columns, BITS=GRADIENT.bits, **GRADIENT.options(),
-    )  # fmt: skip
+        u, norms, alongs, partial, n, SHAPE=shape(lengths, tile, precision), **tile.options()
+    )
+    fixed = shape(lengths, GRADIENT, precision)
+    gradient_kernel[(GRADIENT.row_tiles(n), len(fixed.jobs))](
+        u, norms, alongs, partial, values, deltas, n, row_tiles, float(weight), SHAPE=fixed, **GRADIENT.options()
+    )
 
 
 def variants(lengths=(8, 16, 32, 64, 128)):
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     made = []
-    tensors = dict.fromkeys(("u", "norms", "alongs", "partial", "values", "deltas"), "*fp32")
+    signature = {**dict.fromkeys(("u", "norms", "alongs", "partial"), "*fp32"), "num_rows": "i32"}
+    gradient = {**signature, "values": "*fp32", "deltas": "*fp32", "row_tiles": "i32", "weight": "fp32"}
     for precision in tiles.PRECISIONS:
-        for name, kernel, config in (
-            ("statistics_n64", statistics_kernel, norms_tile(64, precision)),
-            ("statistics_n256", statistics_kernel, norms_tile(256, precision)),
-            ("gradient", gradient_kernel, GRADIENT),
+        for name, kernel, types, tile in (
+            ("statistics_n64", statistics_kernel, signature, norms_tile(64, precision)),
+            ("statistics_n256", statistics_kernel, signature, norms_tile(256, precision)),
+            ("gradient", gradient_kernel, gradient, GRADIENT),
         ):
-            if name == "statistics_n256" and config is NORMS:
+            if name == "statistics_n256" and tile is NORMS:
                 continue
-            constants = {
-                "LENGTHS": lengths, "JOBS": tiles.jobs(lengths[:-1], GRADIENT.width), "T": sum(lengths),
-                "MP": tiles.power_of_two(len(lengths), 1), "PRECISION": precision, "ROWS": config.rows,
-                "COLUMNS": config.columns, "BITS": config.bits,
-            }  # fmt: skip
-            signature = {**tensors, "num_rows": "i32", "row_tiles": "i32", "weight": "fp32"}
-            made.append((
-                f"{name}/{precision}",
-                kernel,
-                {k: v for k, v in signature.items() if k in kernel.arg_names},
-                {k: v for k, v in constants.items() if k in kernel.arg_names},
-                config.options(),
-            ))  # fmt: skip
+            constants = {"SHAPE": shape(lengths, tile, precision)}
+            made.append((f"{name}/{precision}", kernel, types, constants, tile.options()))
     return made

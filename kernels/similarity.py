@@ -1,18 +1,28 @@
 """Which rows are similar: class ids compared, or multi-hot rows packed into 32-bit words that share a bit.
 
-Ids are compared and nothing else: no address is made of one, so that one out of range is a class of its own. The
-fused LCDSH, DCH and DTSH look no further on a CUDA device; what reads or writes by id asserts the range.
+Ids are compared and nothing else: no address is made of one, so that one out of range is a class of its own (beside
+multi-hot rows: of none). Pairs and triplets look no further on a CUDA device; what reads or writes by id asserts the
+range.
 """
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
 from . import tiles
-from .center import as_bytes, launch_options
 
-PACK_ROWS = 32
-COUNT_TILE = 64
+PACK = tiles.Tiles(rows=32)
+COUNT = tiles.Tiles(rows=64, columns=64)
+
+
+class Shape(NamedTuple):
+    """What is fixed when the kernel that counts is compiled."""
+
+    tiles: tiles.Tiles
+    multi: bool
+    masked: bool
 
 
 @triton.jit
@@ -66,22 +76,23 @@ def pack_kernel(
 
 @triton.jit(do_not_specialize=["num_rows", "num_columns", "tiles_per_part"])
 def count_kernel(
-    left, right, written, partial, num_rows, num_columns, tiles_per_part, words, MULTI: tl.constexpr,
-    MASKED: tl.constexpr, TILE: tl.constexpr,
+    left, right, written, partial, num_rows, num_columns, tiles_per_part, words, SHAPE: tl.constexpr
 ):  # fmt: skip
     """partial[tile, part] (two int64): similar pairs, and all pairs that count, of a tile of rows and columns."""
+    ROWS: tl.constexpr = SHAPE.tiles.rows
+    COLUMNS: tl.constexpr = SHAPE.tiles.columns
     tile = tl.program_id(0)
     part = tl.program_id(1)
-    rows = tile.to(tl.int64) * TILE + tl.arange(0, TILE)
-    similar_pairs = tl.zeros((TILE,), tl.int32)
-    pairs = tl.zeros((TILE,), tl.int32)
-    first = part * tiles_per_part * TILE
-    for start in range(first, min(first + tiles_per_part * TILE, num_columns), TILE):
-        columns = (start + tl.arange(0, TILE)).to(tl.int64)
+    rows = tile.to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    similar_pairs = tl.zeros((ROWS,), tl.int32)
+    pairs = tl.zeros((ROWS,), tl.int32)
+    first = part * tiles_per_part * COLUMNS
+    for start in range(first, min(first + tiles_per_part * COLUMNS, num_columns), COLUMNS):
+        columns = (start + tl.arange(0, COLUMNS)).to(tl.int64)
         inside = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
-        if MASKED:
+        if SHAPE.masked:
             inside = inside & (tl.load(written + columns, mask=columns < num_columns, other=0)[None, :] != 0)
-        similar = similar_tile(left, right, rows, columns, num_rows, num_columns, words, MULTI)
+        similar = similar_tile(left, right, rows, columns, num_rows, num_columns, words, SHAPE.multi)
         similar_pairs += tl.sum((similar & inside).to(tl.int32), axis=1)
         pairs += tl.sum(inside.to(tl.int32), axis=1)
     place = partial + 2 * (tile * tl.num_programs(1) + part)
@@ -101,12 +112,11 @@ def comparable(left: torch.Tensor, right: torch.Tensor) -> tuple[torch.Tensor, t
     same = left is right
     packed = left.new_empty((left.shape[0], words), dtype=torch.int32)
     other = packed if same else right.new_empty((right.shape[0], words), dtype=torch.int32)
-    programs = triton.cdiv(left.shape[0], PACK_ROWS) + (0 if same else triton.cdiv(right.shape[0], PACK_ROWS))
+    programs = PACK.row_tiles(left.shape[0]) + (0 if same else PACK.row_tiles(right.shape[0]))
     pack_kernel[(programs,)](
-        as_bytes(left.contiguous()), as_bytes(right.contiguous()), packed, other, left.shape[0], right.shape[0],
-        num_classes, words,
-        LEFT_IDS=left.ndim == 1, RIGHT_IDS=right.ndim == 1, ROWS=PACK_ROWS, num_warps=4,
-        **launch_options(left.device.type),
+        tiles.as_bytes(left.contiguous()), tiles.as_bytes(right.contiguous()), packed, other, left.shape[0],
+        right.shape[0], num_classes, words, LEFT_IDS=left.ndim == 1, RIGHT_IDS=right.ndim == 1, ROWS=PACK.rows,
+        **PACK.options(spend=False), **tiles.launch_options(left.device.type),
     )  # fmt: skip
     return packed, other, words
 
@@ -117,13 +127,13 @@ def count_pairs(left: torch.Tensor, right: torch.Tensor, written: torch.Tensor |
     written (M,) bool: the rows of `right` that count, or None for all.
     """
     n, m = left.shape[0], right.shape[0]
-    row_tiles, column_tiles = triton.cdiv(n, COUNT_TILE), triton.cdiv(m, COUNT_TILE)
+    row_tiles, column_tiles = COUNT.row_tiles(n), triton.cdiv(m, COUNT.columns)
     parts = tiles.splits(row_tiles, column_tiles, left.device)
     partial = left.new_empty((row_tiles * parts, 2), dtype=torch.int64)
     count_kernel[(row_tiles, parts)](
         left, right, left if written is None else written.view(torch.uint8), partial, n, m,
-        triton.cdiv(column_tiles, parts), words, MULTI=words > 0, MASKED=written is not None, TILE=COUNT_TILE,
-        num_warps=4, maxnreg=255,
+        triton.cdiv(column_tiles, parts), words, SHAPE=Shape(COUNT, words > 0, written is not None),
+        **COUNT.options(),
     )  # fmt: skip
     return partial
 
@@ -138,16 +148,16 @@ def variants():
             "pack",
             pack_kernel,
             {"left": "*i64", "right": "*u8", **packed, **sizes},
-            {"LEFT_IDS": False, "RIGHT_IDS": False, "ROWS": PACK_ROWS},
-            {"num_warps": 4, "num_stages": 2, **launch_options("cuda")},
+            {"LEFT_IDS": False, "RIGHT_IDS": False, "ROWS": PACK.rows},
+            {**PACK.options(spend=False), **tiles.launch_options("cuda")},
         ),
         *(
             (
                 f"count/{form}{'/bank' if masked else ''}",
                 count_kernel,
                 {**dict.fromkeys(("left", "right"), pointer), "written": "*u8", "partial": "*i64", **counted},
-                {"MULTI": multi, "MASKED": masked, "TILE": COUNT_TILE},
-                {"num_warps": 4, "num_stages": 2, "maxnreg": 255},
+                {"SHAPE": Shape(COUNT, multi, masked)},
+                COUNT.options(),
             )
             for form, pointer, multi in (("ids", "*i64", False), ("multi-hot", "*i32", True))
             for masked in (False, True)

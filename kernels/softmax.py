@@ -7,47 +7,65 @@ so any number of classes is served and nothing of size rows x classes leaves the
 Operations per row, class and bit: four multiply-adds. Bytes: the centres once a row tile (from L2).
 """
 
+from functools import cache
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
-from . import penalties, tiles
-from .arithmetic import dot, inverse_norm, load_tile, log1m, log_add_exp, zeros
-from .center import as_bytes, launch_options
+from . import tiles
+from .device import penalties
+from .device.arithmetic import dot, inverse_norm, load_tile, log1m, log_add_exp, zeros
 
 CONFIG = tiles.Tiles(rows=16, columns=32, bits=32, width=128, warps=8, stages=1)
-SQUARE = tl.constexpr(penalties.SQUARE.value)
 LOWEST = tl.constexpr(-1e30)
 # Logits lie within +-sqrt(b), or +-sqrt(reference): two may be 64 apart, and exp(-64) is still a normal number.
 MAX_REFERENCE = 1024
 
 
+class Shape(NamedTuple):
+    """What is fixed when the kernel is compiled; a tile's columns are classes."""
+
+    lengths: tuple[int, ...]
+    total: int
+    jobs: tuple[tiles.Job, ...]
+    tiles: tiles.Tiles
+    multi: bool
+    one_hot: bool  # assert that every multi-hot row has one class
+    precision: str
+
+
+@cache
+def shape(lengths, tile, multi, one_hot, precision) -> Shape:
+    return Shape(lengths, sum(lengths), tiles.jobs(lengths, tile.width), tile, multi, one_hot and multi, precision)
+
+
 @triton.jit
 def _logits(
-    u, centers, inverse, first_row, start, num_rows, num_classes, B: tl.constexpr, OFFSET: tl.constexpr,
-    L: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr,
-    BITS: tl.constexpr,
+    u, centers, inverse, first_row, start, num_rows, num_classes, JOB: tl.constexpr, SHAPE: tl.constexpr
 ):  # fmt: skip
     """inverse <u, centre> of a tile of rows and classes; very low outside the classes."""
-    product = zeros(ROWS, CLASSES)
-    for first in range(0, B, BITS):
-        bits = first + tl.arange(0, BITS)
-        x = load_tile(u, first_row, num_rows, bits, B, ROWS, L, False)
-        c = load_tile(centers + OFFSET, start, num_classes, bits, B, CLASSES, T, False)
+    ROWS: tl.constexpr = SHAPE.tiles.rows
+    COLUMNS: tl.constexpr = SHAPE.tiles.columns
+    B: tl.constexpr = SHAPE.lengths[JOB.k]
+    PRECISION: tl.constexpr = SHAPE.precision
+    product = zeros(ROWS, COLUMNS)
+    for first in range(0, B, SHAPE.tiles.bits):
+        bits = first + tl.arange(0, SHAPE.tiles.bits)
+        x = load_tile(u, first_row, num_rows, bits, B, ROWS, SHAPE.lengths[-1])
+        c = load_tile(centers + JOB.offset, start, num_classes, bits, B, COLUMNS, SHAPE.total)
         product = dot(x, tl.trans(c), product, PRECISION)
-    classes = start + tl.arange(0, CLASSES)
+    classes = start + tl.arange(0, COLUMNS)
     return tl.where(classes[None, :] < num_classes, product * inverse[:, None], LOWEST)
 
 
 @triton.jit
-def _present(
-    labels, first_row, start, num_rows, num_classes, MULTI_HOT: tl.constexpr, ROWS: tl.constexpr,
-    CLASSES: tl.constexpr,
-):  # fmt: skip
+def _present(labels, first_row, start, num_rows, num_classes, SHAPE: tl.constexpr):
     """y of a tile, 0 or 1; labels are int64 ids, or contiguous multi-hot rows."""
-    rows = first_row + tl.arange(0, ROWS)
-    classes = start + tl.arange(0, CLASSES)
-    if MULTI_HOT:
+    rows = first_row + tl.arange(0, SHAPE.tiles.rows)
+    classes = start + tl.arange(0, SHAPE.tiles.columns)
+    if SHAPE.multi:
         inside = (rows[:, None] < num_rows) & (classes[None, :] < num_classes)
         y = tl.load(labels + rows[:, None] * num_classes + classes[None, :], mask=inside, other=0).to(tl.float32)
         tl.device_assert((y == 0) | (y == 1), "labels: expected multi-hot rows of zeros and ones")
@@ -60,16 +78,17 @@ def _present(
 
 @triton.jit
 def _terms(
-    u, centers, labels, inverse, top, total, rest, first_row, start, num_rows, num_classes, negative_weight,
-    B: tl.constexpr, OFFSET: tl.constexpr, L: tl.constexpr, T: tl.constexpr, MULTI_HOT: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, BITS: tl.constexpr,
+    u, centers, labels, found, first_row, start, num_rows, num_classes, negative_weight, JOB: tl.constexpr,
+    SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile of rows and classes: logits, y, the weight of log(1 - p), log p, p, log(1 - p), whether likeliest."""
-    logits = _logits(
-        u, centers, inverse, first_row, start, num_rows, num_classes, B, OFFSET, L, T, PRECISION, ROWS, CLASSES, BITS
-    )
-    y = _present(labels, first_row, start, num_rows, num_classes, MULTI_HOT, ROWS, CLASSES)
-    classes = start + tl.arange(0, CLASSES)
+    """Of a tile of rows and classes: logits, y, the weight of log(1 - p), log p, p, log(1 - p), whether likeliest.
+
+    found: what the first pass gave, (inverse, top, total, rest).
+    """
+    inverse, top, total, rest = found
+    logits = _logits(u, centers, inverse, first_row, start, num_rows, num_classes, JOB, SHAPE)
+    y = _present(labels, first_row, start, num_rows, num_classes, SHAPE)
+    classes = start + tl.arange(0, SHAPE.tiles.columns)
     is_top = classes[None, :] == top[:, None]
     log_p = logits - total[:, None]
     p = tl.exp(log_p)
@@ -85,104 +104,99 @@ def _slope(y, absent, log_p, log_rest):
 
 
 @triton.jit
-def _rows(
-    u, centers, labels, values, deltas, num_rows, num_classes, negative_weight, scale, quantization, reference,
-    K: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr, OFFSET: tl.constexpr, LENGTHS: tl.constexpr,
-    T: tl.constexpr, MULTI_HOT: tl.constexpr, ONE_HOT: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr,
-    CLASSES: tl.constexpr, BITS: tl.constexpr,
-):  # fmt: skip
-    M: tl.constexpr = len(LENGTHS)
-    L: tl.constexpr = LENGTHS[M - 1]
-    B: tl.constexpr = LENGTHS[K]
-    tile = tl.program_id(0).to(tl.int64)
-    first_row = tile * ROWS
-    rows = first_row + tl.arange(0, ROWS)
-    inside = rows < num_rows
-    penalty, squares = penalties.row_sums(u, first_row, num_rows, B, SQUARE, L, ROWS, BITS, False)
-    plain = inverse_norm(squares)
-    sharpness = tl.sqrt_rn(tl.where(reference > 0, reference / B, 1.0))
-    inverse = sharpness * plain
-
+def _likeliest(u, centers, inverse, first_row, num_rows, num_classes, JOB: tl.constexpr, SHAPE: tl.constexpr):
+    """Every row's class of the largest logit, the log of the sum over all classes, and over all but that one."""
+    ROWS: tl.constexpr = SHAPE.tiles.rows
+    COLUMNS: tl.constexpr = SHAPE.tiles.columns
     best = tl.full((ROWS,), LOWEST, tl.float32)
     rest = tl.full((ROWS,), LOWEST, tl.float32)
     top = tl.zeros((ROWS,), tl.int32)
-    for begin in range(0, num_classes, CLASSES):
-        start = tile * 0 + begin
-        logits = _logits(
-            u, centers, inverse, first_row, start, num_rows, num_classes, B, OFFSET, L, T, PRECISION, ROWS, CLASSES,
-            BITS,
-        )  # fmt: skip
+    for begin in range(0, num_classes, COLUMNS):
+        start = first_row * 0 + begin
+        logits = _logits(u, centers, inverse, first_row, start, num_rows, num_classes, JOB, SHAPE)
         here = tl.max(logits, axis=1)
         at = tl.argmax(logits, axis=1)
-        places = tl.arange(0, CLASSES)
+        places = tl.arange(0, COLUMNS)
         lower = tl.where(places[None, :] == at[:, None], 0.0, tl.exp(logits - here[:, None]))
         sums = tl.sum(lower, axis=1)
         lower_log = tl.where(sums > 0, here + tl.log(tl.maximum(sums, 1e-30)), LOWEST)
         rest = log_add_exp(log_add_exp(rest, lower_log), tl.minimum(best, here))
         top = tl.where(here > best, begin + at, top)
         best = tl.maximum(best, here)
-    total = log_add_exp(best, rest)
+    return top, log_add_exp(best, rest), rest
+
+
+@triton.jit
+def _job(u, centers, labels, values, deltas, num_rows, num_classes, c, J: tl.constexpr, SHAPE: tl.constexpr):
+    negative_weight, scale, quantization, reference = c
+    JOB: tl.constexpr = SHAPE.jobs[J]
+    PRECISION: tl.constexpr = SHAPE.precision
+    ROWS: tl.constexpr = SHAPE.tiles.rows
+    COLUMNS: tl.constexpr = SHAPE.tiles.columns
+    L: tl.constexpr = SHAPE.lengths[-1]
+    B: tl.constexpr = SHAPE.lengths[JOB.k]
+    tile = tl.program_id(0).to(tl.int64)
+    first_row = tile * ROWS
+    rows = first_row + tl.arange(0, ROWS)
+    inside = rows < num_rows
+    penalty, squares = penalties.row_sums(u, first_row, num_rows, B, "square", L, ROWS, SHAPE.tiles.bits)
+    plain = inverse_norm(squares)
+    sharpness = tl.sqrt_rn(tl.where(reference > 0, reference / B, 1.0))
+    inverse = sharpness * plain
+    top, total, rest = _likeliest(u, centers, inverse, first_row, num_rows, num_classes, JOB, SHAPE)
+    first_pass = (inverse, top, total, rest)
 
     value = tl.zeros((ROWS,), tl.float32)
     others = tl.zeros((ROWS,), tl.float32)  # sum of the slopes of all classes but the likeliest
     highest = tl.zeros((ROWS,), tl.float32)
     number = tl.zeros((ROWS,), tl.float32)
-    for begin in range(0, num_classes, CLASSES):
+    for begin in range(0, num_classes, COLUMNS):
         _, y, absent, log_p, p, log_rest, is_top = _terms(
-            u, centers, labels, inverse, top, total, rest, first_row, tile * 0 + begin, num_rows, num_classes,
-            negative_weight, B, OFFSET, L, T, MULTI_HOT, PRECISION, ROWS, CLASSES, BITS,
+            u, centers, labels, first_pass, first_row, tile * 0 + begin, num_rows, num_classes, negative_weight, JOB,
+            SHAPE,
         )  # fmt: skip
         value -= tl.sum(y * tl.where(y > 0, log_p, 0.0) + absent * log_rest, axis=1)
         slope = _slope(y, absent, log_p, log_rest)
         others += tl.sum(tl.where(is_top, 0.0, slope), axis=1)
         highest += tl.sum(tl.where(is_top, slope, 0.0), axis=1)
         number += tl.sum(y, axis=1)
-    if ONE_HOT:
+    if SHAPE.one_hot:
         tl.device_assert((number == 1) | (rows >= num_rows), "labels: expected exactly one class in every row")
 
     along = tl.zeros((ROWS,), tl.float32)
-    found = zeros(ROWS, WIDTH)
-    columns = FIRST + tl.arange(0, WIDTH)
-    for begin in range(0, num_classes, CLASSES):
+    found = zeros(ROWS, JOB.width)
+    bits = JOB.first + tl.arange(0, JOB.width)
+    for begin in range(0, num_classes, COLUMNS):
         start = tile * 0 + begin
-        known = (start + tl.arange(0, CLASSES))[None, :] < num_classes
+        known = (start + tl.arange(0, COLUMNS))[None, :] < num_classes
         logits, y, absent, log_p, p, log_rest, is_top = _terms(
-            u, centers, labels, inverse, top, total, rest, first_row, start, num_rows, num_classes,
-            negative_weight, B, OFFSET, L, T, MULTI_HOT, PRECISION, ROWS, CLASSES, BITS,
-        )  # fmt: skip
+            u, centers, labels, first_pass, first_row, start, num_rows, num_classes, negative_weight, JOB, SHAPE
+        )
         # For the likeliest class the plain form, slope - p * sum(slopes), would cancel.
         own = absent * p - y * tl.exp(log_rest) - p * others[:, None]
         slope = tl.where(is_top, own, _slope(y, absent, log_p, log_rest) - p * (others + highest)[:, None])
         slope = tl.where(known, slope, 0.0)
         along += tl.sum(tl.where(known, slope * logits, 0.0), axis=1)
-        c = load_tile(centers + OFFSET, start, num_classes, columns, B, CLASSES, T, False)
-        found = dot(slope, c, found, PRECISION)
+        center = load_tile(centers + JOB.offset, start, num_classes, bits, B, COLUMNS, SHAPE.total)
+        found = dot(slope, center, found, PRECISION)
 
     size = num_rows * 1.0
-    x = load_tile(u, first_row, num_rows, columns, B, ROWS, L, False)
+    x = load_tile(u, first_row, num_rows, bits, B, ROWS, L)
     found = scale * inverse[:, None] * (found - (along / sharpness)[:, None] * (x * plain[:, None]))
-    found += (quantization / size) * penalties.slope(x, 0.0, 0.0, B * 1.0, 0.0, 0.0, SQUARE)
-    mask = inside[:, None] & (columns[None, :] < B)
-    tl.store(deltas + rows[:, None] * T + OFFSET + columns[None, :], found, mask=mask)
-    if FIRST == 0:
+    found += (quantization / size) * penalties.slope(x, 0.0, 0.0, B * 1.0, c, "square")
+    mask = inside[:, None] & (bits[None, :] < B)
+    tl.store(deltas + rows[:, None] * SHAPE.total + JOB.offset + bits[None, :], found, mask=mask)
+    if JOB.first == 0:
         value = scale * value + (quantization / size) * (penalty / B)
-        tl.store(values + tile * M + K, tl.sum(tl.where(inside, value, 0.0)))
+        tl.store(values + tile * len(SHAPE.lengths) + JOB.k, tl.sum(tl.where(inside, value, 0.0)))
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def softmax_kernel(
-    u, centers, labels, values, deltas, num_rows, num_classes, negative_weight, scale, quantization, reference,
-    LENGTHS: tl.constexpr, JOBS: tl.constexpr, T: tl.constexpr, MULTI_HOT: tl.constexpr, ONE_HOT: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, CLASSES: tl.constexpr, BITS: tl.constexpr,
-):  # fmt: skip
-    """Grid (row tiles, jobs)."""
-    for j in tl.static_range(len(JOBS) // 4):
+def softmax_kernel(u, centers, labels, values, deltas, num_rows, num_classes, c, SHAPE: tl.constexpr):
+    """Grid (row tiles, jobs); c = (negative weight, scale, quantization, reference)."""
+    for j in tl.static_range(len(SHAPE.jobs)):
         if tl.program_id(1) == j:
-            _rows(
-                u, centers, labels, values, deltas, num_rows, num_classes, negative_weight, scale, quantization,
-                reference, JOBS[4 * j], JOBS[4 * j + 1], JOBS[4 * j + 2], JOBS[4 * j + 3], LENGTHS, T, MULTI_HOT,
-                ONE_HOT, PRECISION, ROWS, CLASSES, BITS,
-            )  # fmt: skip
+            _job(u, centers, labels, values, deltas, num_rows, num_classes, c, j, SHAPE)
 
 
 def launch(
@@ -208,32 +222,26 @@ def launch(
     lengths, labels, reference = tiles.check_lengths(lengths), labels.contiguous(), tiles.check_reference(reference)
     if reference > MAX_REFERENCE:
         raise ValueError(f"reference: the kernel takes at most {MAX_REFERENCE}, got {reference}")
-    n, total = u.shape[0], sum(lengths)
-    jobs = tiles.jobs(lengths, CONFIG.width)
-    softmax_kernel[(CONFIG.row_tiles(n), len(jobs) // 4)](
-        u, centers, as_bytes(labels), values, deltas, n, centers.shape[0], float(negative_weight), float(scale),
-        float(quantization), reference, LENGTHS=lengths, JOBS=jobs, T=total, MULTI_HOT=labels.ndim == 2,
-        ONE_HOT=one_hot and labels.ndim == 2, PRECISION=tiles.dot_precision(), ROWS=CONFIG.rows,
-        CLASSES=CONFIG.columns, BITS=CONFIG.bits,
-        **CONFIG.options(), **launch_options(u.device.type),
+    fixed = shape(lengths, CONFIG, labels.ndim == 2, one_hot, tiles.dot_precision())
+    c = (float(negative_weight), float(scale), float(quantization), reference)
+    softmax_kernel[(CONFIG.row_tiles(u.shape[0]), len(fixed.jobs))](
+        u, centers, tiles.as_bytes(labels), values, deltas, u.shape[0], centers.shape[0], c, SHAPE=fixed,
+        **CONFIG.options(), **tiles.launch_options(u.device.type),
     )  # fmt: skip
 
 
 def variants(lengths=(8, 16, 32, 64, 128)):
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
-    scalars = dict.fromkeys(("negative_weight", "scale", "quantization", "reference"), "fp32")
-    made = []
-    for form, labels in (("ids", "*i64"), ("multi-hot", "*fp32")):
-        for precision in tiles.PRECISIONS:
-            signature = {
-                "u": "*fp32", "centers": "*fp32", "labels": labels, "values": "*fp32", "deltas": "*fp32",
-                "num_rows": "i32", "num_classes": "i32", **scalars,
-            }  # fmt: skip
-            constants = {
-                "LENGTHS": lengths, "JOBS": tiles.jobs(lengths, CONFIG.width), "T": sum(lengths),
-                "MULTI_HOT": form != "ids", "ONE_HOT": False, "PRECISION": precision, "ROWS": CONFIG.rows,
-                "CLASSES": CONFIG.columns, "BITS": CONFIG.bits,
-            }  # fmt: skip
-            options = {**CONFIG.options(), **launch_options("cuda")}
-            made.append((f"{form}/{precision}", softmax_kernel, signature, constants, options))
-    return made
+    signature = {
+        **dict.fromkeys(("u", "centers", "values", "deltas"), "*fp32"), "num_rows": "i32", "num_classes": "i32",
+        "c": ("fp32",) * 4,
+    }  # fmt: skip
+    options = {**CONFIG.options(), **tiles.launch_options("cuda")}
+    return [
+        (
+            f"{form}/{precision}", softmax_kernel, {**signature, "labels": labels},
+            {"SHAPE": shape(lengths, CONFIG, form != "ids", False, precision)}, options,
+        )
+        for form, labels in (("ids", "*i64"), ("multi-hot", "*fp32"))
+        for precision in tiles.PRECISIONS
+    ]  # fmt: skip

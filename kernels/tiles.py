@@ -1,4 +1,4 @@
-"""Tile sizes and the split of the work, chosen by plain functions of the sizes."""
+"""Tile sizes and the split of the work, chosen by plain functions of the sizes; what every launch needs."""
 
 from functools import cache
 from typing import NamedTuple
@@ -8,25 +8,47 @@ import torch
 MAX_LENGTHS = 16
 MAX_BITS = 1024
 PRECISIONS = ("tf32x3", "tf32", "ieee")  # of float32 products, see `dot_precision`
+# (features' dtype, precision) of what is compiled ahead of time.
+MODES = (*(("fp32", mode) for mode in PRECISIONS), ("bf16", "half"), ("fp16", "half"))
 
 
 class Tiles(NamedTuple):
-    """A program's tile: rows, columns, bits loaded at once, padded gradient columns it keeps (a power of two)."""
+    """A program's tile. All sides are powers of two; a kernel uses some of them.
+
+    Attributes:
+        rows, columns: of what it forms at a time.
+        bits: of the codes, loaded at once.
+        width: gradient columns that it keeps.
+        depth: of what else its products go over, loaded at once.
+    """
 
     rows: int
-    columns: int
-    bits: int
-    width: int
-    warps: int
+    columns: int = 0
+    bits: int = 0
+    width: int = 0
+    warps: int = 4
     stages: int = 2
+    depth: int = 0
 
-    def options(self) -> dict:
-        """Launch options. Asked for, all registers are used before any is spilled for the sake of occupancy."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "maxnreg": 255}
+    def options(self, spend: bool = True) -> dict:
+        """Launch options; `spend`: all registers are used before any is spilled for the sake of occupancy."""
+        return {"num_warps": self.warps, "num_stages": self.stages, **({"maxnreg": 255} if spend else {})}
 
     def row_tiles(self, num_rows: int) -> int:
         """Programs that cover the rows."""
         return -(-num_rows // self.rows)
+
+
+class Job(NamedTuple):
+    """Gradient columns of one program: of length number `k` those from `first`, padded to `width`.
+
+    offset: the length's first column in the expanded form.
+    """
+
+    k: int
+    first: int
+    width: int
+    offset: int
 
 
 def power_of_two(n: int, minimum: int = 16) -> int:
@@ -51,17 +73,17 @@ def check_lengths(lengths) -> tuple[int, ...]:
 
 
 @cache
-def jobs(lengths: tuple[int, ...], width: int) -> tuple[int, ...]:
-    """Who computes which gradients: four numbers a job, k, first column, padded columns and offset, job after job.
+def jobs(lengths: tuple[int, ...], width: int) -> tuple[Job, ...]:
+    """Who computes which gradients.
 
     A length longer than `width` is cut into several jobs, which compute its pairs again; the one whose first column
     is 0 also gives its value. The longest come first: what starts last should be short.
     """
-    made = []
-    for k, (b, offset) in reversed([*enumerate(zip(lengths, offsets(lengths)))]):
-        for first in range(0, b, width):
-            made += [k, first, power_of_two(min(b - first, width)), offset]
-    return tuple(made)
+    return tuple(
+        Job(k, first, power_of_two(min(b - first, width)), offset)
+        for k, (b, offset) in reversed([*enumerate(zip(lengths, offsets(lengths)))])
+        for first in range(0, b, width)
+    )
 
 
 @cache
@@ -96,3 +118,18 @@ def dot_precision() -> str:
     # Not `allow_tf32`: its getter raises once the newer switches are in use.
     chosen = torch.backends.cuda.matmul.fp32_precision
     return chosen if chosen in ("ieee", "tf32") else "tf32x3"
+
+
+def feature_precision(features: torch.Tensor) -> str:
+    """How products with the features are taken: "half", or as float32 products are (`dot_precision`)."""
+    return "half" if features.dtype in (torch.float16, torch.bfloat16) else dot_precision()
+
+
+def launch_options(device_type: str) -> dict:
+    """Options of a launch whose kernel checks values: assertions on the device, but none on integer overflow."""
+    return {"debug": True, "sanitize_overflow": False} if device_type == "cuda" else {}
+
+
+def as_bytes(labels: torch.Tensor) -> torch.Tensor:
+    """Bool labels as the bytes they are."""
+    return labels.view(torch.uint8) if labels.dtype == torch.bool else labels

@@ -7,18 +7,41 @@ both orders (ij and ji) at once, with the penalty and the values.
 Operations: m N^3 softplus with their slope. Bytes: 8 m N^2 for the workspace, the rows from L2.
 """
 
+from functools import cache
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
 
-from . import penalties, tiles
-from .arithmetic import dot, load_tile, sigmoid, softplus, zeros
+from . import tiles
+from .device import penalties
+from .device.arithmetic import dot, load_tile, sigmoid, softplus, within, zeros
 from .similarity import comparable
 
-ANCHOR_TILE, ANCHOR_BITS = 64, 32
-ANCHOR_OPTIONS = {"num_warps": 8, "num_stages": 2, "maxnreg": 255}
+ANCHORS = tiles.Tiles(rows=64, columns=64, bits=32, warps=8)
 CONFIG = tiles.Tiles(rows=16, columns=32, bits=16, width=64, warps=4, stages=1)
-SIGN_GAP = tl.constexpr(penalties.SIGN_GAP.value)
+
+
+class Shape(NamedTuple):
+    """What is fixed when a kernel is compiled; of the second, `jobs` and `precision`, of the first, `multi`."""
+
+    lengths: tuple[int, ...]
+    total: int
+    tiles: tiles.Tiles
+    multi: bool = False
+    jobs: tuple[tiles.Job, ...] = ()
+    precision: str = ""
+
+
+@cache
+def anchor_shape(lengths, tile, multi) -> Shape:
+    return Shape(lengths, sum(lengths), tile, multi=multi)
+
+
+@cache
+def gradient_shape(lengths, tile, precision) -> Shape:
+    return Shape(lengths, sum(lengths), tile, jobs=tiles.jobs(lengths, tile.width), precision=precision)
 
 
 @triton.jit
@@ -37,44 +60,43 @@ def _like_anchor(labels, anchor, others, num_rows, words, MULTI: tl.constexpr):
 
 
 @triton.jit
-def _theta(
-    u, anchor, first, num_rows, B: tl.constexpr, L: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr
-):  # fmt: skip
-    """Inner products of the row `anchor` with TILE rows from `first`, over B bits."""
-    theta = tl.zeros((TILE,), tl.float32)
-    for start in range(0, B, BITS):
-        bits = start + tl.arange(0, BITS)
+def _theta(u, anchor, first, num_rows, B: tl.constexpr, ROWS: tl.constexpr, SHAPE: tl.constexpr):
+    """Inner products of the row `anchor` with ROWS rows from `first`, over B bits."""
+    L: tl.constexpr = SHAPE.lengths[-1]
+    theta = tl.zeros((ROWS,), tl.float32)
+    for start in range(0, B, SHAPE.tiles.bits):
+        bits = start + tl.arange(0, SHAPE.tiles.bits)
         x = tl.load(u + anchor * L + bits, mask=bits < B, other=0.0)
-        theta += tl.sum(load_tile(u, first, num_rows, bits, B, TILE, L, False) * x[None, :], axis=1)
+        theta += tl.sum(load_tile(u, first, num_rows, bits, B, ROWS, L) * x[None, :], axis=1)
     return theta
 
 
 @triton.jit
-def _anchor(
-    u, labels, slopes, values, usable, num_rows, words, margin, low, high, reference, K: tl.constexpr,
-    LENGTHS: tl.constexpr, MULTI: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr,
-):  # fmt: skip
-    M: tl.constexpr = len(LENGTHS)
-    L: tl.constexpr = LENGTHS[M - 1]
+def _anchor(u, labels, slopes, values, usable, num_rows, words, c, K: tl.constexpr, SHAPE: tl.constexpr):
+    margin, low, high, reference = c
+    ROWS: tl.constexpr = SHAPE.tiles.rows
+    COLUMNS: tl.constexpr = SHAPE.tiles.columns
+    M: tl.constexpr = len(SHAPE.lengths)
+    B: tl.constexpr = SHAPE.lengths[K]
     anchor = tl.program_id(0).to(tl.int64)
-    first = tl.program_id(1).to(tl.int64) * TILE
-    rows = first + tl.arange(0, TILE)
-    positive = _like_anchor(labels, anchor, rows, num_rows, words, MULTI)
+    first = tl.program_id(1).to(tl.int64) * ROWS
+    rows = first + tl.arange(0, ROWS)
+    positive = _like_anchor(labels, anchor, rows, num_rows, words, SHAPE.multi)
     side = tl.where(positive, 1.0, -1.0)
-    ratio = tl.where(reference > 0, reference / LENGTHS[K], 1.0)
-    theta = ratio * _theta(u, anchor, first, num_rows, LENGTHS[K], L, TILE, BITS)
-    sums = tl.zeros((TILE,), tl.float32)
-    loss = tl.zeros((TILE,), tl.float32)
-    positives = tl.zeros((TILE,), tl.int32)
-    for start in range(0, num_rows, TILE):
-        others = anchor * 0 + start + tl.arange(0, TILE)
-        like = _like_anchor(labels, anchor, others, num_rows, words, MULTI)
+    ratio = tl.where(reference > 0, reference / B, 1.0)
+    theta = ratio * _theta(u, anchor, first, num_rows, B, ROWS, SHAPE)
+    sums = tl.zeros((ROWS,), tl.float32)
+    loss = tl.zeros((ROWS,), tl.float32)
+    positives = tl.zeros((COLUMNS,), tl.int32)
+    for start in range(0, num_rows, COLUMNS):
+        others = anchor * 0 + start + tl.arange(0, COLUMNS)
+        like = _like_anchor(labels, anchor, others, num_rows, words, SHAPE.multi)
         positives += like.to(tl.int32)
-        other = ratio * _theta(u, anchor, anchor * 0 + start, num_rows, LENGTHS[K], L, TILE, BITS)
+        other = ratio * _theta(u, anchor, anchor * 0 + start, num_rows, B, COLUMNS, SHAPE)
         flipped = side[:, None] * (other[None, :] - theta[:, None]) + margin  # -t
         pair = (positive[:, None] != like[None, :]) & (others < num_rows)[None, :]
         inside = (flipped >= -high) & (flipped <= -low)
-        flipped = tl.minimum(tl.maximum(flipped, -high), -low)
+        flipped = within(flipped, -high, -low)
         sums += tl.sum(tl.where(pair & inside, sigmoid(flipped), 0.0), axis=1)
         loss += tl.sum(tl.where(pair & positive[:, None], softplus(flipped), 0.0), axis=1)
     number = tl.sum(positives).to(tl.float32)
@@ -89,73 +111,67 @@ def _anchor(
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def anchor_kernel(
-    u, labels, slopes, values, usable, num_rows, words, margin, low, high, reference, LENGTHS: tl.constexpr,
-    MULTI: tl.constexpr, TILE: tl.constexpr, BITS: tl.constexpr,
-):  # fmt: skip
-    """Grid (anchors, tiles of rows, m)."""
-    for k in tl.static_range(len(LENGTHS)):
+def anchor_kernel(u, labels, slopes, values, usable, num_rows, words, c, SHAPE: tl.constexpr):
+    """Grid (anchors, tiles of rows, m); c = (margin, low, high, reference)."""
+    for k in tl.static_range(len(SHAPE.lengths)):
         if tl.program_id(2) == k:
-            _anchor(
-                u, labels, slopes, values, usable, num_rows, words, margin, low, high, reference, k, LENGTHS, MULTI,
-                TILE, BITS,
-            )  # fmt: skip
+            _anchor(u, labels, slopes, values, usable, num_rows, words, c, k, SHAPE)
 
 
 @triton.jit
 def _gradient(
-    u, slopes, values, usable, out_values, deltas, num_rows, anchor_tiles, quantization, K: tl.constexpr,
-    FIRST: tl.constexpr, WIDTH: tl.constexpr, OFFSET: tl.constexpr, LENGTHS: tl.constexpr, T: tl.constexpr,
-    PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, BITS: tl.constexpr,
+    u, slopes, values, usable, out_values, deltas, num_rows, anchor_tiles, quantization, J: tl.constexpr,
+    SHAPE: tl.constexpr,
 ):  # fmt: skip
-    M: tl.constexpr = len(LENGTHS)
-    L: tl.constexpr = LENGTHS[M - 1]
-    B: tl.constexpr = LENGTHS[K]
+    JOB: tl.constexpr = SHAPE.jobs[J]
+    PRECISION: tl.constexpr = SHAPE.precision
+    ROWS: tl.constexpr = SHAPE.tiles.rows
+    COLUMNS: tl.constexpr = SHAPE.tiles.columns
+    M: tl.constexpr = len(SHAPE.lengths)
+    L: tl.constexpr = SHAPE.lengths[-1]
+    B: tl.constexpr = SHAPE.lengths[JOB.k]
     tile = tl.program_id(0).to(tl.int64)
     first_row = tile * ROWS
     rows = first_row + tl.arange(0, ROWS)
     inside = rows < num_rows
-    bits = FIRST + tl.arange(0, WIDTH)
+    bits = JOB.first + tl.arange(0, JOB.width)
     counted = tl.zeros((COLUMNS,), tl.int32)
-    found = zeros(ROWS, WIDTH)
+    found = zeros(ROWS, JOB.width)
     for start in range(0, num_rows, COLUMNS):
         columns = tile * 0 + start + tl.arange(0, COLUMNS)
         known = columns < num_rows
         counted += tl.load(usable + columns, mask=known, other=0)
         mask = inside[:, None] & known[None, :]
-        row_place = ((tile * 0 + K) * num_rows + rows) * num_rows
-        column_place = ((tile * 0 + K) * num_rows + columns) * num_rows
+        row_place = ((tile * 0 + JOB.k) * num_rows + rows) * num_rows
+        column_place = ((tile * 0 + JOB.k) * num_rows + columns) * num_rows
         slope = tl.load(slopes + row_place[:, None] + columns[None, :], mask=mask, other=0.0)
         slope += tl.load(slopes + column_place[None, :] + rows[:, None], mask=mask, other=0.0)
-        y = load_tile(u, tile * 0 + start, num_rows, bits, B, COLUMNS, L, False)
+        y = load_tile(u, tile * 0 + start, num_rows, bits, B, COLUMNS, L)
         found = dot(slope, y, found, PRECISION)
     share = 1.0 / tl.maximum(tl.sum(counted), 1).to(tl.float32)
     weight = quantization / (num_rows * 1.0)
-    x = load_tile(u, first_row, num_rows, bits, B, ROWS, L, False)
-    found = share * found + weight * penalties.slope(x, 0.0, 0.0, B * 1.0, 0.0, 0.0, SIGN_GAP)
+    x = load_tile(u, first_row, num_rows, bits, B, ROWS, L)
+    found = share * found + weight * penalties.slope(x, 0.0, 0.0, B * 1.0, (0.0, 0.0), "sign")
     mask = inside[:, None] & (bits[None, :] < B)
-    tl.store(deltas + rows[:, None] * T + OFFSET + bits[None, :], found, mask=mask)
-    if FIRST == 0:
-        penalty, _ = penalties.row_sums(u, first_row, num_rows, B, SIGN_GAP, L, ROWS, BITS, False)
+    tl.store(deltas + rows[:, None] * SHAPE.total + JOB.offset + bits[None, :], found, mask=mask)
+    if JOB.first == 0:
+        penalty, _ = penalties.row_sums(u, first_row, num_rows, B, "sign", L, ROWS, SHAPE.tiles.bits)
         value = tl.zeros((ROWS,), tl.float32)
         for t in range(anchor_tiles):
-            value += tl.load(values + (rows * anchor_tiles + t) * M + K, mask=inside, other=0.0)
+            value += tl.load(values + (rows * anchor_tiles + t) * M + JOB.k, mask=inside, other=0.0)
         value = share * value + weight * (penalty / B)
-        tl.store(out_values + tile * M + K, tl.sum(tl.where(inside, value, 0.0)))
+        tl.store(out_values + tile * M + JOB.k, tl.sum(tl.where(inside, value, 0.0)))
 
 
 @triton.jit(do_not_specialize=["num_rows", "anchor_tiles"])
 def gradient_kernel(
-    u, slopes, values, usable, out_values, deltas, num_rows, anchor_tiles, quantization, LENGTHS: tl.constexpr,
-    JOBS: tl.constexpr, T: tl.constexpr, PRECISION: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-    BITS: tl.constexpr,
+    u, slopes, values, usable, out_values, deltas, num_rows, anchor_tiles, quantization, SHAPE: tl.constexpr
 ):  # fmt: skip
     """Grid (row tiles, jobs)."""
-    for j in tl.static_range(len(JOBS) // 4):
+    for j in tl.static_range(len(SHAPE.jobs)):
         if tl.program_id(1) == j:
             _gradient(
-                u, slopes, values, usable, out_values, deltas, num_rows, anchor_tiles, quantization, JOBS[4 * j],
-                JOBS[4 * j + 1], JOBS[4 * j + 2], JOBS[4 * j + 3], LENGTHS, T, PRECISION, ROWS, COLUMNS, BITS,
+                u, slopes, values, usable, out_values, deltas, num_rows, anchor_tiles, quantization, j, SHAPE,
             )  # fmt: skip
 
 
@@ -178,43 +194,42 @@ def launch(
     bits count reference / b times (0: as they are). Takes 4 m N^2 bytes.
     """
     lengths, reference = tiles.check_lengths(lengths), tiles.check_reference(reference)
-    n, m, total = u.shape[0], len(lengths), sum(lengths)
+    n, m = u.shape[0], len(lengths)
     labels, _, words = comparable(labels, labels)
-    anchor_tiles = triton.cdiv(n, ANCHOR_TILE)
+    anchor_tiles = ANCHORS.row_tiles(n)
     slopes, sums = u.new_empty(m, n, n), u.new_empty(n * anchor_tiles, m)
     usable = u.new_empty(n, dtype=torch.int32)
+    c = (float(margin), float(low), float(high), reference)
     anchor_kernel[(n, anchor_tiles, m)](
-        u, labels, slopes, sums, usable, n, words, float(margin), float(low), float(high), reference,
-        LENGTHS=lengths, MULTI=words > 0, TILE=ANCHOR_TILE, BITS=ANCHOR_BITS, **ANCHOR_OPTIONS,
-    )  # fmt: skip
-    jobs = tiles.jobs(lengths, CONFIG.width)
-    gradient_kernel[(CONFIG.row_tiles(n), len(jobs) // 4)](
-        u, slopes, sums, usable, values, deltas, n, anchor_tiles, float(quantization), LENGTHS=lengths, JOBS=jobs,
-        T=total, PRECISION=tiles.dot_precision(), ROWS=CONFIG.rows, COLUMNS=CONFIG.columns, BITS=CONFIG.bits,
-        **CONFIG.options(),
-    )  # fmt: skip
+        u,
+        labels,
+        slopes,
+        sums,
+        usable,
+        n,
+        words,
+        c,
+        SHAPE=anchor_shape(lengths, ANCHORS, words > 0),
+        **ANCHORS.options(),
+    )
+    fixed = gradient_shape(lengths, CONFIG, tiles.dot_precision())
+    gradient_kernel[(CONFIG.row_tiles(n), len(fixed.jobs))](
+        u, slopes, sums, usable, values, deltas, n, anchor_tiles, float(quantization), SHAPE=fixed, **CONFIG.options()
+    )
 
 
 def variants(lengths=(8, 16, 32, 64, 128)):
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
-    tensors = dict.fromkeys(("u", "slopes", "values"), "*fp32")
+    shared = {**dict.fromkeys(("u", "slopes", "values"), "*fp32"), "usable": "*i32", "num_rows": "i32"}
+    anchors = {**shared, "words": "i32", "c": ("fp32",) * 4}
+    gradient = {
+        **shared, "out_values": "*fp32", "deltas": "*fp32", "anchor_tiles": "i32", "quantization": "fp32",
+    }  # fmt: skip
     made = []
     for form, labels in (("ids", "*i64"), ("multi-hot", "*i32")):
-        signature = {
-            **tensors, "labels": labels, "usable": "*i32", "num_rows": "i32", "words": "i32", "margin": "fp32",
-            "low": "fp32", "high": "fp32", "reference": "fp32",
-        }  # fmt: skip
-        constants = {"LENGTHS": lengths, "MULTI": form != "ids", "TILE": ANCHOR_TILE, "BITS": ANCHOR_BITS}
-        made.append((f"anchors/{form}", anchor_kernel, signature, constants, ANCHOR_OPTIONS))
+        fixed = {"SHAPE": anchor_shape(lengths, ANCHORS, form != "ids")}
+        made.append((f"anchors/{form}", anchor_kernel, {**anchors, "labels": labels}, fixed, ANCHORS.options()))
     for precision in tiles.PRECISIONS:
-        signature = {
-            **tensors, "usable": "*i32", "out_values": "*fp32", "deltas": "*fp32", "num_rows": "i32",
-            "anchor_tiles": "i32", "quantization": "fp32",
-        }  # fmt: skip
-        constants = {
-            "LENGTHS": lengths, "JOBS": tiles.jobs(lengths, CONFIG.width), "T": sum(lengths), "PRECISION": precision,
-            "ROWS": CONFIG.rows, "COLUMNS": CONFIG.columns, "BITS": CONFIG.bits,
-        }  # fmt: skip
-        options = CONFIG.options()
-        made.append((f"gradient/{precision}", gradient_kernel, signature, constants, options))
+        fixed = {"SHAPE": gradient_shape(lengths, CONFIG, precision)}
+        made.append((f"gradient/{precision}", gradient_kernel, gradient, fixed, CONFIG.options()))
     return made

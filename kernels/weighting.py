@@ -1,109 +1,131 @@
 """The gradient that given weights combine: dU, and dW and dc where the lengths' own are known; or the report alone.
 
-Bytes: the deltas once, dU once. Small batches need none of it: the backward kernel forms dU for itself.
+A program owns a tile of dU, or of dW; the first also writes the report. One launch. Bytes: the deltas once, dU once.
+Small batches need none of it: the backward kernel forms dU for itself.
 """
+
+from functools import cache
+from typing import NamedTuple
 
 import triton
 import triton.language as tl
 
-from .closed_form import Report, report, slots
-from .dots import SMALL
+from . import tiles
+from .device import closed_form
+from .device.arithmetic import zeros
+from .device.closed_form import Report, write_report
 
 
-@triton.jit
-def pick(vector, slots, k):
-    """vector[k], for a vector held in registers."""
-    return tl.sum(tl.where(slots == k, vector, 0.0), 0)
+class Shape(NamedTuple):
+    """What is fixed when the kernel is compiled.
+
+    Attributes:
+        ready: the lengths' own gradients are there. report: the first program writes it.
+        nan: dU is NaN where the outputs are not finite.
+    """
+
+    lengths: tuple[int, ...]
+    total: int
+    slots: int
+    tiles: tiles.Tiles
+    distill: bool
+    report: bool
+    ready: bool
+    nan: bool
 
 
-@triton.jit
-def not_finite(u, rows, columns, N, L):
-    """0 where the outputs of a tile are finite, NaN elsewhere."""
-    inside = (rows < N)[:, None] & (columns < L)[None, :]
-    outputs = tl.load(u + rows[:, None] * L + columns[None, :], mask=inside, other=0.0)
-    return outputs - outputs
+@cache
+def shape(lengths, tile, distill, report, ready, nan) -> Shape:
+    slots = tiles.power_of_two(len(lengths), 1)
+    return Shape(lengths, sum(lengths), slots, tile, distill, report, ready, nan)
 
 
 @triton.jit
 def combined_tile(
-    weights, deltas, u, rows, columns, N, L, T, LENGTHS: tl.constexpr, NAN: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+    weights, deltas, u, rows, columns, num_rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr, SHAPE: tl.constexpr
 ):  # fmt: skip
-    """A tile of dU = sum_k a_k pad(delta_k); NAN: NaN where the outputs u are not finite. weights (m,) in memory."""
-    acc = tl.zeros((ROWS, COLUMNS), tl.float32)
-    if NAN:
-        acc += not_finite(u, rows, columns, N, L)
+    """A tile of dU = sum_k a_k pad(delta_k), weights (m,) in memory; `nan`: NaN where outputs u are not finite."""
+    L: tl.constexpr = SHAPE.lengths[-1]
+    acc = zeros(ROWS, COLUMNS)
+    if SHAPE.nan:
+        inside = (rows < num_rows)[:, None] & (columns < L)[None, :]
+        outputs = tl.load(u + rows[:, None] * L + columns[None, :], mask=inside, other=0.0)
+        acc += outputs - outputs
     offset = 0
-    for k in tl.static_range(len(LENGTHS)):
-        at = deltas + rows[:, None] * T + offset + columns[None, :]
-        delta = tl.load(at, mask=(rows < N)[:, None] & (columns < LENGTHS[k])[None, :], other=0.0)
+    for k in tl.static_range(len(SHAPE.lengths)):
+        at = deltas + rows[:, None] * SHAPE.total + offset + columns[None, :]
+        delta = tl.load(at, mask=(rows < num_rows)[:, None] & (columns < SHAPE.lengths[k])[None, :], other=0.0)
         acc += tl.load(weights + k).to(tl.float32) * delta
-        offset += LENGTHS[k]
+        offset += SHAPE.lengths[k]
     return acc
 
 
 @triton.jit
-def weighted_gradients(
-    weights, slots, gradients, sums, dw, db, columns, wide, with_bias, L, T, d, splits,
-    LENGTHS: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+def _weighted_gradients(
+    weights, gradients, sums, dw, db, columns, wide, with_bias, num_features, splits, SHAPE: tl.constexpr
 ):  # fmt: skip
     """A tile of dW = sum_k a_k pad(delta_k^T F) and, in the first tiles, dc from the deltas' column sums."""
-    acc = tl.zeros((BLOCK_L, BLOCK_D), tl.float32)
-    bias = tl.zeros((BLOCK_L,), tl.float32)
+    L: tl.constexpr = SHAPE.lengths[-1]
+    slots = tl.arange(0, SHAPE.slots)
+    acc = zeros(SHAPE.tiles.columns, SHAPE.tiles.width)
+    bias = columns * 0.0
     offset = 0
-    for k in tl.static_range(len(LENGTHS)):
-        weight, inside = pick(weights, slots, k), columns < LENGTHS[k]
-        at = gradients + (offset + columns)[:, None].to(tl.int64) * d + wide[None, :]
-        acc += weight * tl.load(at, mask=inside[:, None] & (wide < d)[None, :], other=0.0)
+    for k in tl.static_range(len(SHAPE.lengths)):
+        weight, inside = tl.sum(tl.where(slots == k, weights, 0.0), 0), columns < SHAPE.lengths[k]
+        at = gradients + (offset + columns)[:, None].to(tl.int64) * num_features + wide[None, :]
+        acc += weight * tl.load(at, mask=inside[:, None] & (wide < num_features)[None, :], other=0.0)
         if with_bias:
             for split in range(splits):
-                bias += weight * tl.load(sums + split * T + offset + columns, mask=inside, other=0.0)
-        offset += LENGTHS[k]
-    at = dw + columns[:, None].to(tl.int64) * d + wide[None, :]
-    tl.store(at, acc, mask=(columns < L)[:, None] & (wide < d)[None, :])
+                bias += weight * tl.load(sums + split * SHAPE.total + offset + columns, mask=inside, other=0.0)
+        offset += SHAPE.lengths[k]
+    at = dw + columns[:, None].to(tl.int64) * num_features + wide[None, :]
+    tl.store(at, acc, mask=(columns < L)[:, None] & (wide < num_features)[None, :])
     if with_bias:
         tl.store(db + columns, bias, mask=columns < L)
 
 
-@triton.jit(do_not_specialize=["N", "losses_count", "distill_count", "sums_count", "row_tiles"])
+@triton.jit(do_not_specialize=["num_rows", "losses_count", "distill_count", "splits", "row_tiles"])
 def combine_kernel(
     deltas, u, fixed, losses, distill, total, weights_out, losses_out, distill_out, losses_count, distill_count,
-    distill_scale, gradients, sums, du, dw, db, N, L, d, sums_count, row_tiles, column_tiles,
-    T: tl.constexpr, LENGTHS: tl.constexpr, DISTILL: tl.constexpr, SUMMARY: tl.constexpr,
-    READY: tl.constexpr, NAN: tl.constexpr, MP: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_D: tl.constexpr,
+    distill_scale, gradients, sums, du, dw, db, num_rows, num_features, splits, row_tiles, SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """A tile of dU, or of dW where the gradients are READY; SUMMARY: the first program writes the report."""
-    m: tl.constexpr = len(LENGTHS)
+    """A tile of dU, or of dW where the lengths' own gradients are there."""
+    ROWS: tl.constexpr = SHAPE.tiles.rows
+    COLUMNS: tl.constexpr = SHAPE.tiles.columns
+    M: tl.constexpr = len(SHAPE.lengths)
+    L: tl.constexpr = SHAPE.lengths[-1]
+    column_tiles: tl.constexpr = (L + COLUMNS - 1) // COLUMNS
     program = tl.program_id(0)
-    slots = tl.arange(0, MP)
-    weights = tl.load(fixed + slots, mask=slots < m, other=0.0).to(tl.float32)
-    if SUMMARY:  # noqa: SIM102 (the first is known when compiled)
+    slots = tl.arange(0, SHAPE.slots)
+    weights = tl.load(fixed + slots, mask=slots < M, other=0.0).to(tl.float32)
+    if SHAPE.report:  # noqa: SIM102 (the first is known when compiled)
         if program == 0:
-            report(
-                weights, slots, losses, distill, total, weights_out, losses_out, distill_out, losses_count,
-                distill_count, distill_scale, m, DISTILL,
+            report = (
+                losses, distill, total, weights_out, losses_out, distill_out, losses_count, distill_count,
+                distill_scale,
             )  # fmt: skip
+            write_report(weights, report, SHAPE)
     if program < row_tiles * column_tiles:
-        rows = (program // column_tiles).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-        columns = (program % column_tiles) * BLOCK_L + tl.arange(0, BLOCK_L)
-        acc = combined_tile(fixed, deltas, u, rows, columns, N, L, T, LENGTHS, NAN, BLOCK_N, BLOCK_L)
-        tl.store(du + rows[:, None] * L + columns[None, :], acc, mask=(rows < N)[:, None] & (columns < L)[None, :])
-    elif READY:
+        rows = (program // column_tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        columns = (program % column_tiles) * COLUMNS + tl.arange(0, COLUMNS)
+        acc = combined_tile(fixed, deltas, u, rows, columns, num_rows, ROWS, COLUMNS, SHAPE)
+        mask = (rows < num_rows)[:, None] & (columns < L)[None, :]
+        tl.store(du + rows[:, None] * L + columns[None, :], acc, mask=mask)
+    elif SHAPE.ready:
         rest = program - row_tiles * column_tiles
-        columns = (rest % column_tiles) * BLOCK_L + tl.arange(0, BLOCK_L)
-        wide = (rest // column_tiles).to(tl.int64) * BLOCK_D + tl.arange(0, BLOCK_D)
-        weighted_gradients(
-            weights, slots, gradients, sums, dw, db, columns, wide, rest < column_tiles, L, T, d, sums_count,
-            LENGTHS, BLOCK_L, BLOCK_D,
+        columns = (rest % column_tiles) * COLUMNS + tl.arange(0, COLUMNS)
+        wide = (rest // column_tiles).to(tl.int64) * SHAPE.tiles.width + tl.arange(0, SHAPE.tiles.width)
+        with_bias = rest < column_tiles
+        _weighted_gradients(
+            weights, gradients, sums, dw, db, columns, wide, with_bias, num_features, splits, SHAPE
         )  # fmt: skip
 
 
-def combine_block(num_rows: int, longest: int) -> dict[str, int]:
-    return {"BLOCK_N": 16 if num_rows <= 1024 else 64, "BLOCK_L": 16 if longest <= 16 else 32, "BLOCK_D": 64}
+def config(num_rows: int, longest: int) -> tiles.Tiles:
+    return tiles.Tiles(rows=16 if num_rows <= 1024 else 64, columns=16 if longest <= 16 else 32, width=64)
 
 
-def combine(
+def launch(
     deltas, u, code_lengths, weights, *, report: Report | None = None, gradients=None, sums=None, du=None, dw=None,
     db=None, nan=False,
 ) -> None:  # fmt: skip
@@ -112,32 +134,32 @@ def combine(
     gradients (T, d) and sums (splits, T): fill dw (L, d) and db (L,) too.
     nan: where the outputs u are not finite, dU is NaN.
     """
-    (n, t), m, longest = deltas.shape, len(code_lengths), code_lengths[-1]
-    block = combine_block(n, longest)
-    row_tiles = 0 if du is None else triton.cdiv(n, block["BLOCK_N"])
-    column_tiles = triton.cdiv(longest, block["BLOCK_L"])
+    n, longest, weights = deltas.shape[0], code_lengths[-1], weights.contiguous()
+    tile = config(n, longest)
+    row_tiles = 0 if du is None else tile.row_tiles(n)
+    column_tiles = triton.cdiv(longest, tile.columns)
     ready, d = gradients is not None, 1 if gradients is None else gradients.shape[1]
-    programs = row_tiles * column_tiles + (column_tiles * triton.cdiv(d, block["BLOCK_D"]) if ready else 0)
+    programs = row_tiles * column_tiles + (column_tiles * triton.cdiv(d, tile.width) if ready else 0)
     reported = (*[weights] * 6, 0, 0, 0.0) if report is None else report.arguments()
     rest = (weights if tensor is None else tensor for tensor in (gradients, sums, du, dw, db))
+    distill = report is not None and report.distill is not None
     combine_kernel[(max(programs, 1),)](
-        deltas, weights if u is None else u, weights, *reported, *rest,
-        n, longest, d, 0 if sums is None else sums.shape[0], row_tiles, column_tiles,
-        T=t, LENGTHS=tuple(code_lengths), DISTILL=report is not None and report.distill is not None,
-        SUMMARY=report is not None, READY=ready, NAN=nan, MP=slots(m)["MP"], **block, **SMALL,
+        deltas, weights if u is None else u, weights, *reported, *rest, n, d, 0 if sums is None else sums.shape[0],
+        row_tiles, SHAPE=shape(tuple(code_lengths), tile, distill, report is not None, ready, nan),
+        **tile.options(spend=False),
     )  # fmt: skip
 
 
 def variants(lengths=(8, 16, 32, 64, 128)):
-    """What is compiled ahead of time: (name, kernel, signature, constants, options)."""
-    floats = "deltas u fixed losses distill gradients sums total weights_out losses_out distill_out du dw db"
-    integers = "losses_count distill_count sums_count row_tiles column_tiles N"
-    types = dict.fromkeys(floats.split(), "*fp32") | dict.fromkeys(integers.split(), "i32")
-    types |= {"L": "i32:16", "d": "i32:16", "distill_scale": "fp32"}
+    """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
+    floats = ("deltas", "u", "fixed", "gradients", "sums", "du", "dw", "db")
+    types = closed_form.SIGNATURE | dict.fromkeys(floats, "*fp32")
+    types |= dict.fromkeys(("num_rows", "splits", "row_tiles"), "i32") | {"num_features": "i32:16"}
     found = []
-    for rows, summary in ((64, True), (32768, False)):
-        constants = {"LENGTHS": lengths, "T": sum(lengths), "DISTILL": True, "SUMMARY": summary, "READY": not summary}
-        constants |= {"NAN": True, "MP": slots(len(lengths))["MP"], **combine_block(rows, 128)}
-        name = f"{'fixed' if summary else 'dominance'}/n{rows}"
-        found.append((name, combine_kernel, types, constants, SMALL))
+    for rows, report in ((64, True), (32768, False)):
+        tile = config(rows, 128)
+        fixed = {"SHAPE": shape(lengths, tile, True, report, not report, True)}
+        found.append(
+            (f"{'fixed' if report else 'dominance'}/n{rows}", combine_kernel, types, fixed, tile.options(spend=False))
+        )
     return found

@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 from typing import TYPE_CHECKING
 
+from .core.first_use import on_first_use
 from .core.version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -90,6 +91,13 @@ _HOMES = {
     "search": "retrieval.hamming",
     "unpack_codes": "retrieval.codes",
 }
+
+# What registers with core from above, imported before a backend is probed, an operation served, all of them listed.
+for _name in ("cpp", "cuda"):
+    on_first_use(_name, f"{__name__}.native")
+for _name in ("NestedHashLayer.encode", "NestedHashLayer.project", "NestedLoss", "NestedObjective"):
+    on_first_use(_name, f"{__name__}.steps")
+on_first_use("operations", *sorted({f"{__name__}.{home}" for home in _HOMES.values()}))
 
 
 def __getattr__(name: str):

@@ -7,6 +7,7 @@
 #include <cstring>
 #include <numeric>
 
+#include "hamming/hamming.h"
 #include "sanitize.h"
 
 namespace {
@@ -34,7 +35,7 @@ struct Codes {
   }
   const uint8_t* row(int64_t i) const { return bytes.data() + i * rows.stride; }
   std::vector<uint8_t> bytes;
-  nhl::Rows rows;
+  nhl::hamming::Rows rows;
 };
 
 void search(const Codes& queries, const Codes& items, int64_t bits, const std::vector<int64_t>& ks,
@@ -52,7 +53,7 @@ void search(const Codes& queries, const Codes& items, int64_t bits, const std::v
     for (int64_t k : ks) {
       std::vector<int32_t> distances(num * k);
       std::vector<int64_t> ids(num * k);
-      nhl::topk(queries.rows, items.rows, bits, k, 5, mask, distances.data(), ids.data(), executor);
+      nhl::hamming::topk(queries.rows, items.rows, bits, k, 5, mask, distances.data(), ids.data(), executor);
       for (int64_t q = 0; q < num; ++q)
         for (int64_t r = 0; r < k; ++r) {
           const bool there = r < static_cast<int64_t>(every[q].size());
@@ -61,7 +62,7 @@ void search(const Codes& queries, const Codes& items, int64_t bits, const std::v
         }
     }
     const int64_t radius = random(0, bits);
-    const nhl::RadiusSearch found(queries.rows, items.rows, bits, radius, 5, mask, executor);
+    const nhl::hamming::RadiusSearch found(queries.rows, items.rows, bits, radius, 5, mask, executor);
     std::vector<int32_t> distances(found.offsets.back());
     std::vector<int64_t> ids(found.offsets.back());
     found.write(distances.data(), ids.data());
@@ -90,11 +91,11 @@ void evaluation(const Codes& queries, const Codes& items, const std::vector<int6
   std::vector<double> precision(m * num), hits(m * n), recall(m * n);
   std::vector<int32_t> distances(m * num * n);
   const int64_t cutoff = random(1, n);
-  const nhl::Relevance relevance{query_ids.data(), item_ids.data(), 2, 0};
-  nhl::evaluate(queries.rows, items.rows, lengths, relevance, cutoff,
+  const nhl::hamming::Relevance relevance{query_ids.data(), item_ids.data(), 2, 0};
+  nhl::hamming::evaluate(queries.rows, items.rows, lengths, relevance, cutoff,
                 {counts.data(), precision.data(), retrieved.data(), hits.data(), recall.data()}, executor);
-  nhl::label_histograms(queries.rows, items.rows, lengths, relevance, again.data(), executor);
-  nhl::distances(queries.rows, items.rows, lengths, distances.data(), executor);
+  nhl::hamming::label_histograms(queries.rows, items.rows, lengths, relevance, again.data(), executor);
+  nhl::hamming::distances(queries.rows, items.rows, lengths, distances.data(), executor);
   EXPECT(counts == again);
   std::vector<double> expected_hits(m * n, 0.0);
   const int64_t* table = counts.data();
@@ -132,11 +133,11 @@ void packing(const nhl::Executor& executor) {
   std::vector<float> x(rows * bits);
   for (auto& value : x) value = static_cast<float>(random(-1, 1));
   std::vector<uint8_t> out(rows * bytes);
-  nhl::pack(x.data(), nhl::Float::f32, rows, bits, bits, 1, out.data(), executor);
+  nhl::hamming::pack(x.data(), nhl::hamming::Float::f32, rows, bits, bits, 1, out.data(), executor);
   std::vector<uint16_t> halves(rows * bits);
   for (size_t i = 0; i < x.size(); ++i) halves[i] = x[i] > 0 ? 0x3c00 : x[i] < 0 ? 0xbc00 : 0;
   std::vector<uint8_t> from_halves(rows * bytes);
-  nhl::pack(halves.data(), nhl::Float::f16, rows, bits, bits, 1, from_halves.data(), executor);
+  nhl::hamming::pack(halves.data(), nhl::hamming::Float::f16, rows, bits, bits, 1, from_halves.data(), executor);
   EXPECT(out == from_halves);
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t i = 0; i < 8 * bytes; ++i)

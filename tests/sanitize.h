@@ -7,7 +7,7 @@
 #include <thread>
 #include <vector>
 
-#include "hamming/hamming.h"
+#include "common/isa.h"
 
 inline std::mt19937_64 generator(1);
 

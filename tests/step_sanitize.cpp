@@ -12,7 +12,7 @@
 
 namespace {
 
-using namespace nhl::train;
+using namespace nhl::step;
 using Floats = std::vector<float>;
 
 Floats normal(int64_t count) {
@@ -82,33 +82,31 @@ void losses(const Batch& batch, int64_t classes, bool multi) {
   for (auto& mark : written) mark = random(0, 4) > 0;
   const Labels labels = own.labels();
   const Bank bank{rows.data(), written.data(), count, theirs.labels()};
-  const bool balance = random(0, 1);
-  const float clamp = random(0, 1) ? 1.0f : none;
   const Floats centers = signs(classes * width), each = signs(batch.n * width);
 
-  for (Pointwise kind : {Pointwise::csq, Pointwise::dpn, Pointwise::dpn_ternary})
-    both("pointwise", batch, [&](const Loss& out, const nhl::Executor& e) {
-      pointwise(kind, batch, multi ? each.data() : centers.data(), multi ? nullptr : own.ids.data(), 0.3f, out, e);
+  for (int kind = 0; kind < static_cast<int>(CenterFunction::kinds); ++kind)
+    both(kCenterFunctions[kind], batch, [&](const Loss& out, const nhl::Executor& e) {
+      center(static_cast<CenterFunction>(kind), batch, multi ? each.data() : centers.data(),
+             multi ? nullptr : own.ids.data(), 0.3f, out, e);
     });
-  both("dsh", batch, [&](const Loss& out, const nhl::Executor& e) {
-    dsh(batch, labels, bank, 0.1f, 2.0f, balance, out, e);
-  });
-  both("dhn", batch, [&](const Loss& out, const nhl::Executor& e) {
-    dhn(batch, labels, bank, 0.1f, balance, out, e);
-  });
-  both("dbdh", batch, [&](const Loss& out, const nhl::Executor& e) {
-    dbdh(batch, labels, bank, 0.1f, clamp, balance, out, e);
-  });
-  both("lcdsh", batch, [&](const Loss& out, const nhl::Executor& e) { lcdsh(batch, labels, 3.0f, 50.0f, out, e); });
-  both("dch", batch, [&](const Loss& out, const nhl::Executor& e) {
-    dch(batch, labels, 20.0f, 0.1f, 0.99f, out, e);
-  });
-  both("dtsh", batch, [&](const Loss& out, const nhl::Executor& e) {
-    dtsh(batch, labels, 5.0f, 1.0f, -100.0f, 50.0f, out, e);
+  const std::vector<float> constants[] = {{2.0f}, {}, {3.0f, 50.0f}, {20.0f, random(0, 1) ? 0.99f : none}, {}};
+  for (int kind = 0; kind < static_cast<int>(PairFunction::kinds); ++kind) {
+    PairTerm term{static_cast<PairFunction>(kind), constants[kind]};
+    term.weigh = static_cast<Weigh>(random(0, 2));
+    term.over = static_cast<Over>(random(0, 1));
+    term.clamp = random(0, 1) ? 1.0f : none;
+    auto penalty = static_cast<Penalty>(random(0, static_cast<int64_t>(Penalty::none)));
+    if (penalty == Penalty::cauchy && term.function != PairFunction::cauchy) penalty = Penalty::balance;
+    const Bank* const against = random(0, 1) ? &bank : nullptr;
+    both(kPairFunctions[kind], batch, [&](const Loss& out, const nhl::Executor& e) {
+      pairs(batch, labels, against, term, {penalty, 0.1f}, out, e);
+    });
+  }
+  both("triplets", batch, [&](const Loss& out, const nhl::Executor& e) {
+    triplets(batch, labels, {5.0f, -100.0f, 50.0f}, {Penalty::sign, 1.0f}, out, e);
   });
   both("softmax", batch, [&](const Loss& out, const nhl::Executor& e) {
-    center_softmax(batch, labels, centers.data(), classes, 0.1f, 1.0f, 1e-4f, out, e);
-    attraction(batch, labels, bank, out, e);
+    softmax(batch, labels, {centers.data(), classes, 1.0f, 0.1}, {Penalty::square, 1e-4f}, out, e);
   });
 }
 

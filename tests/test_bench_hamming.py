@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from bench.common import peers, record
+from bench.common import data, peers, record
 from bench.kernels import floors
 from bench.search import device
 from nhl_fast import native
@@ -40,6 +40,30 @@ def test_peers_agree_with_the_reference(name, num_bytes):
             assert found.shape == expected.shape
             assert np.array_equal(np.sort(found, axis=1), expected.numpy())
     torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("name", ["product", "table", "faiss"])
+def test_device_peers_agree_with_the_reference(name, monkeypatch):
+    database, queries = data.random_rows(300, 40, 0), data.random_rows(5, 40, 1)
+    if name == "faiss":
+        # As if it had a GPU; the calls and the conversions are those of the card.
+        faiss = pytest.importorskip("faiss")
+        monkeypatch.setattr(faiss, "StandardGpuResources", object, raising=False)
+        with pytest.raises(ImportError, match="without GPUs"):
+            peers.faiss_device_searcher(database)
+        flat = faiss.IndexBinaryFlat
+        monkeypatch.setattr(faiss, "GpuIndexBinaryFlat", lambda resources, bits: flat(bits), raising=False)
+        searchers = [peers.faiss_device_searcher(database)]
+    elif name == "table":
+        searchers = [peers.table_searcher(database, chunk_bytes) for chunk_bytes in (1, 2**20)]
+    else:
+        searchers = [peers.device_searcher(database, torch.float32, chunk_bytes) for chunk_bytes in (1, 2**20)]
+    for k in (1, 7, 300):
+        expected = search(queries, database, k, backend="reference")[0]
+        for searcher in searchers:
+            found = searcher(queries, k)
+            assert found.dtype == torch.int32
+            assert torch.equal(found.sort(1).values, expected)
 
 
 @pytest.mark.parametrize("form", ["ids", "sets"])
@@ -85,16 +109,19 @@ def test_device_benchmark_on_the_cpu():
     # k 400 is more than the second database has.
     expected = [(500, 128, q, k) for q in (70, 1) for k in (1, 300, 400)]
     expected += [(300, 32, q, k) for q in (70, 1) for k in (1, 300)]
-    assert cases == [case for case in expected for _ in range(2)]
+    assert cases == [case for case in expected for _ in range(3)]
     assert [r["case"] for r in timed if r["part"] == "evaluation"] == ["ids", "ids", "sets", "sets"]
-    for ours, peer in zip(timed[::2], timed[1::2]):
-        assert ours["contender"] == "nhl_fast"
-        assert peer["nhl_fast_is_faster_by"] == pytest.approx(peer["ms"] / ours["ms"], rel=0.1, abs=0.01)
-        for row in (ours, peer):
-            lengths = 5 if row["part"] == "evaluation" else 1
-            assert row["runs"] >= 1
-            pairs = row["queries"] * row["n"] * lengths
-            assert row["giga_pairs_s"] == pytest.approx(pairs / row["ms"] / 1e6, rel=0.01, abs=1e-3)
+    search_rows = [r["contender"] for r in timed if r["part"] == "search"]
+    assert search_rows == ["nhl_fast", "torch product, topk", "torch xor, table, topk"] * len(expected)
+    ours = None
+    for row in timed:
+        ours = row if row["contender"] == "nhl_fast" else ours
+        if row is not ours:
+            assert row["nhl_fast_is_faster_by"] == pytest.approx(row["ms"] / ours["ms"], rel=0.1, abs=0.01)
+        lengths = 5 if row["part"] == "evaluation" else 1
+        assert row["runs"] >= 1
+        pairs = row["queries"] * row["n"] * lengths
+        assert row["giga_pairs_s"] == pytest.approx(pairs / row["ms"] / 1e6, rel=0.01, abs=1e-3)
     summary = run.summary()
     assert "n 500 bits 128 queries 70 k 300: nhl_fast" in summary
     assert "not reached" not in summary
@@ -116,7 +143,7 @@ def test_wrong_results_are_not_timed(monkeypatch):
         assert "FAILED: search n 400" in run.summary()
         return run.rows[-1]["note"]
 
-    assert "distances differ from the product's" in checked(lambda d, ids: d[2, 7].add_(1))
+    assert "distances differ from those of torch product, topk" in checked(lambda d, ids: d[2, 7].add_(1))
     assert "not that of its id" in checked(lambda d, ids: ids[1, 3].add_(1).remainder_(400))
 
 
@@ -152,10 +179,20 @@ def test_ties_given_in_another_order_are_noticed():
     database = torch.zeros(6, 1, dtype=torch.uint8)
     queries = database[:1]
     right = search(queries, database, 4, backend="reference")
-    device.check_search(queries, database, 4, right, right[0])
+    device.check_search(queries, database, 4, right, {"a peer": right[0]})
     for ids, what in (([0, 2, 1, 3], "not in the order"), ([0, 1, 2, 4], "ids differ from the reference's")):
         with pytest.raises(device.WrongResult, match=what):
-            device.check_search(queries, database, 4, (right[0], torch.tensor([ids])), None)
+            device.check_search(queries, database, 4, (right[0], torch.tensor([ids])), {})
+
+
+def test_protocols_have_labels_as_wide_as_they_say():
+    codes, labels = data.protocol(200, 3000, 80, 2.9, 32)
+    assert [tuple(c.shape) for c in codes] == [(200, 4), (3000, 4)]
+    assert [tuple(label.shape) for label in labels] == [(200, 80), (3000, 80)]
+    assert 1.5 < labels[1].float().sum(1).mean() <= 3.1  # the most common classes are held back
+    (_, ids) = data.protocol(20, 300, 7, None, 16)[1]
+    assert ids.shape == (300,)
+    assert sorted(set(ids.tolist())) == list(range(7))
 
 
 def test_floors():
@@ -168,12 +205,13 @@ def test_floors():
 
 def test_peers_only_where_they_are_wanted():
     run = measured(databases=((500, 128),), queries=(2, 70), peer_ks=(300,), peer_pairs=1000, protocols=())
-    peers = [(r["queries"], r["k"]) for r in run.rows if r.get("contender") == "torch product, topk"]
-    assert peers == [(2, 300)]
+    found = [(r["contender"], r["queries"], r["k"]) for r in run.rows if "torch" in r.get("contender", "")]
+    table = "torch xor, table, topk"
+    assert found == [("torch product, topk", 2, 300), (table, 2, 300), (table, 70, 300)]
     assert len([r for r in run.rows if r.get("contender") == "nhl_fast"]) == 6
 
 
-def test_rows_are_written(tmp_path):
+def test_rows_are_written(tmp_path, monkeypatch):
     record.write("hamming_cuda", [{"a": 1}, {"a": 2, "b": "x"}], tmp_path / "new", popcounts=7)
     document = json.loads((tmp_path / "new/hamming_cuda.json").read_text())
     assert document["rows"] == [{"a": 1}, {"a": 2, "b": "x"}]
@@ -181,12 +219,15 @@ def test_rows_are_written(tmp_path):
     assert document["environment"]["versions"]["torch"] == torch.__version__
     with open(tmp_path / "new/hamming_cuda.csv", newline="") as handle:
         assert list(csv.DictReader(handle)) == [{"a": "1", "b": ""}, {"a": "2", "b": "x"}]
+    monkeypatch.setenv("OUT", str(tmp_path / "out"))
+    record.write("head_step", [{"a": 1}])
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["head_step.csv", "head_step.json"]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
 @pytest.mark.parametrize(
     ("module", "code"),
-    [(["bench.search.hamming", "--device", "cuda"], 1), (["bench.gpu.check", "--parts", "hamming"], 2)],
+    [(["bench.search.hamming", "--device", "cuda"], 1), (["bench.gpu", "--parts", "hamming"], 2)],
 )
 def test_without_cuda_it_refuses(module, code, tmp_path):
     done = subprocess.run(

@@ -291,7 +291,19 @@ def test_backends(capsys):
     assert set(said) == {"reference", "triton", "cpp", "cuda"}
     status, out, _ = output(capsys, "backends")
     assert status == 0
-    assert all(line.split()[1] in ("yes", "no") for line in out.splitlines())
+    machine, operations, _ = out.split("\n\n")
+    assert all(line.split()[1] in ("yes", "no") for line in machine.splitlines())
+    header, *rows = map(str.split, operations.splitlines())
+    assert header == list(said)
+    shown = {"serves": "yes", "has no implementation": "-"}
+    for operation, *cells in rows:
+        assert cells == [shown.get(said[name]["operations"][operation], "no") for name in header]
+    assert {row[0] for row in rows} >= {"search", "pack_codes", "NestedObjective", "dominance_weights"}
+    assert said["reference"]["operations"].keys() == {row[0] for row in rows}
+    for name in header:  # what is missing says why
+        reasons = set(said[name]["operations"].values())
+        assert reasons <= {"serves", "has no implementation", said[name]["detail"]}
+        assert ("serves" in reasons) == said[name]["available"]
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "encode", "search", "compare", "advise", "backends", None])

@@ -12,13 +12,13 @@ import torch
 from compilers import BASELINE, COMPILERS
 from native_cases import AVAILABLE, DETAIL, levels, make_rows
 from numeric import expected
-from test_native_step import make, run
+from step_cases import make, run
 
 from nhl_fast.native import builder
 
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path.relative_to(ROOT / "csrc") for path in builder.sources("cpp", ROOT / "csrc")]
-LEVELS = {path: f"{'nhl' if path.parent.name == 'cpu' else 'nhl::train'}::{path.stem}_kernels()" for path in SOURCES}
+LEVELS = {path: f"nhl::{path.parts[0]}::{path.stem}_kernels()" for path in SOURCES}
 LEVELS = {path: symbol for path, symbol in LEVELS.items() if path.stem in ("scalar", "avx2", "avx512")}
 
 

@@ -1,19 +1,23 @@
 """bench/gpu without a GPU: what it refuses, how it goes on after a crash, a hang or the end of its time."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 import types
 from pathlib import Path
 
 import pytest
 import torch
 
-from bench.gpu import check, jobs, parts
+from bench.common import losses
+from bench.gpu import calls, check, jobs, parts, processes
 from bench.gpu import report as reports
 from bench.kernels import floors
+from bench.search import device as search
 from bench.step import device as steps
-from nhl_fast import losses
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -30,6 +34,9 @@ def test_no_device(capsys, tmp_path):
     [
         (["--parts", "build,fly"], "unknown fly"),
         (["--losses", "csq,cross-entropy"], "unknown cross-entropy"),
+        (["--parts", ""], "expected some of build"),
+        (["first", "--parts", "hamming,tiles"], "the first call has none of hamming, tiles"),
+        (["third"], "invalid choice: 'third'"),
         (["--budget", "-1"], "positive number of seconds"),
         (["--budget", "long"], "invalid float"),
     ],
@@ -85,7 +92,7 @@ def test_jobs_go_on_after_a_failure_a_lost_device_a_crash_and_a_hang(tmp_path):
     script, path, log = tmp_path / "worker.py", tmp_path / "rows.jsonl", tmp_path / "log"
     script.write_text(WORKER.format(folder=str(tmp_path)))
     command = [sys.executable, str(script)]
-    assert jobs.supervise(path, command, 60, log, patience=2.5, environment=parts.environment()) is True
+    assert jobs.supervise(path, command, 60, log, patience=2.5, environment=processes.variables()) is True
     notes = {row["case"]: row.get("note") for row in jobs.rows(path)}
     assert notes == {
         "first": None, "bad": "ValueError: boom", "crash": "the process ended with code 9",
@@ -94,7 +101,7 @@ def test_jobs_go_on_after_a_failure_a_lost_device_a_crash_and_a_hang(tmp_path):
     # Once more after the lost device, the crash and the hang; every job ran once.
     assert log.read_text().count("worker") == 4
     assert [r["case"] for r in jobs.rows(path)].count("first") == 1
-    assert jobs.supervise(path, command, 20, log, environment=parts.environment()) is True
+    assert jobs.supervise(path, command, 20, log, environment=processes.variables()) is True
     assert len(jobs.rows(path)) == 8
 
 
@@ -127,50 +134,132 @@ def test_a_worker_that_cannot_begin_is_told(tmp_path):
 
 
 def options(**given):
-    return types.SimpleNamespace(budget=20, losses="", **given)
+    return types.SimpleNamespace(budget=20, losses=["csq"], **given)
 
 
 def test_parts_that_are_done_are_not_run_again(tmp_path, monkeypatch, capsys):
-    runs, broken = [], [True]
+    runs, broken, ended = [], [True], []
 
-    def build(report, seconds, options):
+    class Begun:
+        def __init__(self, report, options):
+            self.report = report
+
+        def end(self):
+            ended.append(self)
+
+    def build(report, seconds, options, begun):
+        assert isinstance(begun, Begun)
         runs.append(("build", seconds))
-        report.add({"part": "ceilings", "case": "x", "ms": 1.0})
         return "built"
 
-    def steps(report, seconds, options):
+    def rates(report, seconds, options, begun):
+        assert begun is None
+        runs.append(("rates", seconds))
+        report.add({"part": "ceilings", "case": "x", "ms": 1.0})
+        return "measured"
+
+    def steps(report, seconds, options, begun):
         runs.append(("steps", seconds))
         if broken:
             raise parts.Incomplete("3 jobs done")
         return "all"
 
-    def hamming(report, seconds, options):
+    def hamming(report, seconds, options, begun):
         runs.append(("hamming", seconds))
         if broken:
             raise ValueError("odd")
         return ""
 
-    monkeypatch.setattr(check, "PARTS", {"build": build, "steps": steps, "hamming": hamming})
+    monkeypatch.setattr(
+        check,
+        "PARTS",
+        {
+            "build": parts.Part(build, Begun, again=True),
+            "rates": parts.Part(rates),
+            "steps": parts.Part(steps),
+            "hamming": parts.Part(hamming),
+            "warm": parts.Part(None, Begun),
+        },
+    )
+    plan = calls.call(20, "build& rates:4 build:6 steps:6 hamming:4").plan
     made = reports.Report(tmp_path / "state", tmp_path / "out")
-    assert not check.check(made, ["build", "steps", "hamming"], options())
+    assert not check.check(made, plan, options())
     assert {name: part["state"] for name, part in made.parts.items()} == {
-        "build": "done", "steps": "incomplete", "hamming": "failed",
+        "rates": "done", "build": "done", "steps": "incomplete", "hamming": "failed",
     }  # fmt: skip
     assert "ValueError: odd" in made.parts["hamming"]["note"]
+    assert [name for name, _ in runs] == ["rates", "build", "steps", "hamming"]
     assert sum(seconds for _, seconds in runs) > 20  # time that was not used goes to the parts after
+    assert check.left_over(made, plan) == ["steps", "hamming"]
     broken.clear()
     again = reports.Report(tmp_path / "state", tmp_path / "out")
-    assert check.check(again, ["build", "steps", "hamming"], options())
-    assert [name for name, _ in runs] == ["build", "steps", "hamming", "steps", "hamming"]
-    assert "build: done before" in capsys.readouterr().out
+    assert check.check(again, plan, options())
+    # The build is another's to keep: it runs in every call.
+    assert [name for name, _ in runs[4:]] == ["build", "steps", "hamming"]
+    assert "rates: done before" in capsys.readouterr().out
+    assert not ended
     written = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
     assert written["rows"] == [{"part": "ceilings", "case": "x", "ms": 1.0}]
     assert (tmp_path / "out" / "gpu_check.csv").read_text().splitlines() == ["part,case,ms", "ceilings,x,1.0"]
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "gpu_check.csv",
-        "gpu_check.json",
-        "gpu_check.log",
-    ]
+    told = (tmp_path / "out" / "gpu_check.md").read_text()
+    assert "| steps | done |" in told
+    assert "## rates\n\n```\nmeasured\n```" in told
+    assert sorted(p.suffix for p in (tmp_path / "out").iterdir()) == [".csv", ".json", ".log", ".md"]
+    # What was begun is ended where its turn does not come.
+    assert not check.check(again, (("warm", None), *plan), options())
+    assert len(ended) == 1
+
+
+def test_processes_that_run_out_of_time_are_ended_with_their_children(tmp_path):
+    report, beats = reports.Report(tmp_path / "state", tmp_path / "out"), tmp_path / "beats"
+    child = f"import time\nwhile True: print('x', file=open({str(beats)!r}, 'a')); time.sleep(0.02)"
+    parent = f"import subprocess, sys; print('begun', flush=True); subprocess.run([sys.executable, '-c', {child!r}])"
+    begun = processes.Processes(
+        report, {"quick": [sys.executable, "-c", "print('done')"], "slow": [sys.executable, "-c", parent]}
+    )
+    until = time.monotonic() + 60
+    while not beats.exists() or begun.running["quick"].poll() is None:
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    assert begun.wait(0.2) == {"quick": (0, "done\n"), "slow": (None, "begun\n")}
+    assert begun.running["slow"].returncode == -signal.SIGKILL
+    time.sleep(0.2)
+    size = beats.stat().st_size
+    time.sleep(0.3)
+    assert beats.stat().st_size == size
+
+
+@pytest.mark.parametrize("name", calls.CALLS)
+def test_calls_have_an_order_that_measures_undisturbed(name):
+    call, begun, ended = calls.CALLS[name], set(), []
+    for part, seconds in call.plan:
+        if seconds is None:
+            assert parts.PARTS[part].begin is not None
+            begun.add(part)
+            continue
+        if parts.PARTS[part].measures:
+            assert {other for other in begun if not parts.PARTS[other].host} == set(), f"{part} is disturbed"
+        begun.discard(part)
+        ended.append(part)
+    assert not begun
+    assert len(set(ended)) == len(ended)
+    assert sum(seconds or 0 for _, seconds in call.plan) == call.seconds == {"first": 300, "second": 470}[name]
+    # Rates and the tests that only a card can fail come before times, those of steps before all others.
+    wanted = ["rates", "ceilings", "build", "tests_device", "tests_kernels", "steps"]
+    assert [part for part in ended if part in wanted] == wanted
+    if name == "second":
+        assert set(ended) == set(parts.PARTS)
+        assert ended.index("hamming") < ended.index("profile") < ended.index("tiles") < ended.index("tests_rest")
+    for part in ended[: ended.index("steps")]:
+        assert part.startswith(("build", "rates", "ceilings", "tests", "warm"))
+
+
+def test_searches_come_before_the_protocols(monkeypatch):
+    order = []
+    monkeypatch.setattr(search, "measure_search", lambda run, n, bits: order.append((n, bits)))
+    monkeypatch.setattr(search.Measurement, "case", lambda run, what, function, counts: order.append(what))
+    search.measure("cpu", "auto", 60, lambda rows: None, search.Sizes(copied=1 << 10), 0.0)
+    assert order[:4] == [(10**6, 128), (10**7, 128), (10**8, 128), "evaluation cifar10"]
 
 
 def test_other_sources_are_not_gone_on_with(tmp_path, monkeypatch):
@@ -188,20 +277,21 @@ def test_other_sources_are_not_gone_on_with(tmp_path, monkeypatch):
 
 
 def test_the_steps_cover_what_was_asked():
-    wanted = steps.wanted(None)
+    wanted = steps.plan(None)
     full = {(name, n, d, contender) for name, n, d, contender, options in wanted if not options}
     for n, d in ((64, 2048), (256, 2048), (4096, 768), (32768, 2048)):
-        for name in losses.REGISTRY:
+        for name in losses.NAMES:
             if name == "dtsh" and n > 256:
                 continue
             contenders = [steps.OURS, steps.REFERENCE, steps.COMPILED]
             contenders += [] if n > 256 and name == "shcir" else [steps.LITERAL]
             assert {(name, n, d, contender) for contender in contenders} <= full
+    # torch.compile, which takes long, after all sizes of all others
+    contenders = [contender for *_, contender, _ in wanted]
+    assert set(contenders[contenders.index(steps.COMPILED) :]) == {steps.COMPILED}
     keys = list(steps.jobs(None, {}))
     assert len(keys) == len(set(keys)) == len(wanted)
     assert steps.BANK == 13_000
-    with pytest.raises(ValueError, match="unknown triplet"):
-        steps.wanted(["csq", "triplet"])
 
 
 def test_summary_compares_like_with_like():
@@ -222,14 +312,19 @@ def test_summary_compares_like_with_like():
 
 def test_floors_of_a_step_hold_its_parts():
     lengths = (8, 16, 32, 64, 128)
-    for name in losses.REGISTRY:
-        bank = 13_000 if name in floors.WITH_BANK else 0
+    for name in losses.CASES:
+        terms = losses.terms(losses.make(name, 100, lengths, 13_000))
+        assert floors.gap_of(terms)
         for n, d in ((64, 2048), (32768, 768)):
-            moved, operations = floors.step(name, n, d, lengths, bank=bank)
-            own = floors.loss(name, n, lengths, bank)[1]
+            moved, operations = floors.step(terms, n, d, lengths)
+            own = floors.loss(terms, n, lengths)[1]
             assert operations > own + floors.distillation(n, lengths)[1] + 6 * n * d * 128
             assert moved >= 8 * n * d
-            assert floors.step(name, n, d, lengths, bank=bank, distill=False)[1] < operations
+            assert floors.step(terms, n, d, lengths, distill=False)[1] < operations
+    # The bank and the centres are read once; the pairs of all lengths are one product over the longest.
+    both = floors.loss([("softmax", 0), ("pairs", 50)], 4, (2, 4), 3)
+    assert both == (4 * 4 * 10 + 4 * 3 * 6 + 4 * 50 * 4, 288 + 4000)
+    assert floors.loss([("pairs", 0)], 4, (2, 4)) == (160, 2 * 4 * 4 * 10)
     assert floors.projection(2, 3, 5) == (4 * (6 + 15 + 10), 60)
     assert floors.weights(4, 100, (2, 4), gram=True)[1] == 2 * 16 * 6 + 2 * 4 * 6
 
@@ -239,10 +334,7 @@ def test_floors_of_a_step_hold_its_parts():
 def test_rehearsal(tmp_path):
     """All parts at tiny sizes on the CPU, the kernels interpreted."""
     pytest.importorskip("triton")
-    import os
-    import subprocess
-
-    command = [sys.executable, "-m", "bench.gpu.check", "--losses", "dpn", "--budget", "1200"]
+    command = [sys.executable, "-m", "bench.gpu", "--losses", "dpn", "--budget", "1200"]
     command += ["--parts", "ceilings,warm,steps,tests_kernels,kernels", "--state", str(tmp_path / "state")]
     environment = {**os.environ, "NHL_FAST_REHEARSAL": "1", "OUT": str(tmp_path / "out")}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)

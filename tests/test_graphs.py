@@ -247,7 +247,7 @@ def test_what_the_trainer_replays(name):
 @pytest.mark.parametrize("name", ["csq", "mdsh"])
 def test_a_loss_that_learns_or_is_told_the_epoch_is_not_replayed(name, monkeypatch):
     objective, (batch, *_) = problem(name, device="cpu")
-    monkeypatch.setattr(graphs, "pick", lambda *call: "triton")
+    monkeypatch.setattr(graphs, "served_by", lambda *call: "triton")
     features = type("OnCuda", (), {"device": torch.device("cuda")})()
     assert replayable(objective, features, batch[1]) == (name != "mdsh")
     objective.loss.register_parameter("learned", torch.nn.Parameter(torch.zeros(1)))

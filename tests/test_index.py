@@ -5,12 +5,12 @@ import pytest
 import torch
 from index_model import Model, filled, no_merging, pairs, rows
 
+from nhl_fast.core.backend import probe
 from nhl_fast.index.nested_index import NestedIndex
 from nhl_fast.index.segments import sort_by_group_and_id
-from nhl_fast.retrieval import hamming
 
 LENGTHS = [5, 12, 48, 100, 128, 1024]
-BACKENDS = [name for name in ("reference", "cpp") if hamming.backend.probe(name).available]
+BACKENDS = [name for name in ("reference", "cpp") if probe(name).available]
 
 
 @pytest.fixture

@@ -94,36 +94,8 @@ def graph_of(edges) -> dict[str, set[str]]:
     return graph
 
 
-# Imports that run up or sideways: (importing module, part imported).
-UPWARDS = {
-    ("nhl_fast.core.backend", "native"),
-    ("nhl_fast.head.layer", "steps"),
-    ("nhl_fast.losses.base", "steps"),
-}
-# Modules in circles.
-IN_CIRCLES = {
-    "nhl_fast.head.layer",
-    *(f"nhl_fast.losses.{name}" for name in ("bank_pairs", "base", "batch_pairs", "center", "softmax", "triplet")),
-    "nhl_fast.steps.native",
-    *(f"nhl_fast.steps.fused.{name}" for name in ("center", "pairs", "softmax", "step", "triplets")),
-}
-# Names of other objects or packages that begin with an underscore: (file, name).
-REACHES = {
-    *(("nhl_fast.head.graphs", f"graphed.{name}") for name in ("_backward", "_forward", "_gradients")),
-    *(("nhl_fast.head.graphs", f"graphed.{name}") for name in ("_newest", "_packed", "_scale")),
-    ("nhl_fast.head.graphs", "objective._refuses"),
-    ("nhl_fast.head.objective", "self.loss._segments"),
-    ("nhl_fast.retrieval.codes", "rows._version"),
-    ("nhl_fast.steps.fused.center", "loss._centers"),
-    ("nhl_fast.steps.fused.center", "loss._tie_centers"),
-    ("nhl_fast.steps.fused.softmax", "loss._centers"),
-    ("nhl_fast.steps.fused.step", "objective._fixed_weights"),
-    ("nhl_fast.steps.native", "loss._centers"),
-    ("nhl_fast.steps.native", "loss._segments"),
-    ("nhl_fast.steps.native", "objective._fixed_weights"),
-}
 # Folders with more files, files with more lines.
-LARGE_FOLDERS = {"kernels": 18}
+LARGE_FOLDERS = {}
 LONG_FILES: set[str] = set()
 
 
@@ -135,13 +107,13 @@ def test_every_part_has_a_floor():
 def test_imports_run_down():
     crossing = [(module, part(target)) for module, target, _ in EDGES if part(module) in FLOOR]
     up = {(m, to) for m, to in crossing if part(m) != to and FLOOR.get(to, 99) >= FLOOR[part(m)]}
-    assert up == UPWARDS
+    assert up == set()
 
 
 def test_no_circles():
     # The root loads its names lazily; what a type checker reads there is no import.
     edges = [edge for edge in EDGES if edge[0] != "nhl_fast"]
-    assert {module for circle in circles(graph_of(edges)) for module in circle} == IN_CIRCLES
+    assert circles(graph_of(edges)) == []
 
 
 def test_circles_are_found():
@@ -186,13 +158,14 @@ def reaches(tree: ast.AST):
                 continue
             name = owner.id if isinstance(owner, ast.Name) else ast.unparse(owner)
             allowed = name in {"self", "cls", "torch", *defined} or name.startswith(("torch.", "sys", "os"))
-            if not allowed and node.attr not in ("_replace", "_fields", "_asdict", "_make"):
+            # A NamedTuple's methods, and a tensor's count of writes, which has no other name.
+            if not allowed and node.attr not in ("_replace", "_fields", "_asdict", "_make", "_version"):
                 yield f"{name}.{node.attr}"
 
 
 def test_private_names_stay_at_home():
     found = {(m, name) for m, path in MODULES.items() for name in reaches(ast.parse(path.read_text()))}
-    assert found == REACHES
+    assert found == set()
 
 
 def test_only_what_a_class_has_just_made_is_its_own():

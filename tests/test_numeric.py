@@ -6,9 +6,9 @@ import types
 import pytest
 import torch
 from numeric import MARGIN, Expected, Rounded, expected
-from test_native_step import make, run
+from step_cases import make, run
 
-from nhl_fast.head import objective as objectives
+from nhl_fast.head import step as steps
 from nhl_fast.losses import REGISTRY
 
 LENGTHS = (8, 20, 64)
@@ -79,14 +79,14 @@ def test_low_precision_in_the_projection_does_not_pass(name, dtype):
 @pytest.mark.parametrize("name", list(REGISTRY))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_low_precision_in_values_gradients_and_dots_does_not_pass(name, dtype, monkeypatch):
-    plain = objectives.per_length_gradients
+    plain = steps.per_length_gradients
 
     def rounded(function, v):
         values, deltas = plain(function, v)
         scale = deltas.abs().max()  # so that float16 has no subnormal numbers here
         return in_format(values, dtype), in_format(deltas / scale, dtype) * scale
 
-    monkeypatch.setattr(objectives, "per_length_gradients", rounded)
+    monkeypatch.setattr(steps, "per_length_gradients", rounded)
     assert truth(problem(name)).wrong(reference(problem(name))).keys() >= GRADIENTS | {"losses", "dots"}
     monkeypatch.undo()
 
@@ -96,7 +96,7 @@ def test_low_precision_in_values_gradients_and_dots_does_not_pass(name, dtype, m
         right = (features @ features.T @ (padded / scale)).flatten(1)
         return accumulated(left, right, dtype).triu() * scale**2
 
-    monkeypatch.setattr(objectives, "dominance_dots", dots)
+    monkeypatch.setattr(steps, "dominance_dots", dots)
     assert "dots" in truth(problem(name)).wrong(reference(problem(name)))
 
 
@@ -114,7 +114,7 @@ def test_a_term_of_one_product_does_not_go_missing(name):
 
 @pytest.mark.parametrize("name", list(REGISTRY))
 def test_one_element_of_a_gradient_is_neither_left_out_nor_turned(name, monkeypatch):
-    plain = objectives.per_length_gradients
+    plain = steps.per_length_gradients
     for factor in (0.0, -1.0):
 
         def changed(function, v, factor=factor):
@@ -123,7 +123,7 @@ def test_one_element_of_a_gradient_is_neither_left_out_nor_turned(name, monkeypa
             deltas.view(-1)[typical] *= factor  # of the size of the others
             return values, deltas
 
-        monkeypatch.setattr(objectives, "per_length_gradients", changed)
+        monkeypatch.setattr(steps, "per_length_gradients", changed)
         found = reference(problem(name))
         monkeypatch.undo()
         assert truth(problem(name)).wrong(found).keys() >= GRADIENTS, factor
@@ -196,3 +196,13 @@ def test_every_operation_has_its_rule():
     x = torch.rand(3, dtype=torch.float64)
     with pytest.raises(NotImplementedError, match="how does erfinv round"), Rounded(0):
         x.erfinv()
+
+
+def test_whole_numbers_do_not_round():
+    """So that a sum of +-1 that is 0, a tie of centres, stays one."""
+    x = torch.randint(-1, 2, (5, 7)).double()
+    with Rounded(0):
+        found, rounded = (x @ x.T, (x + 1).sum(0), 2 * x - x), x / 3
+    for a, b in zip(found, (x @ x.T, (x + 1).sum(0), x)):
+        assert torch.equal(a, b)
+    assert not torch.equal(rounded, x / 3)

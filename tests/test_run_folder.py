@@ -1,18 +1,18 @@
 """Run folders: what training may write into, who owns a folder, and that nothing of anybody's is lost."""
 
-import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import textwrap
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from children import at_work, ended, outcome
 from test_train import assert_same, blobs, config, weights
 
 from nhl_fast.core import files
@@ -25,8 +25,6 @@ from nhl_fast.training.trainer import Trainer, train
 CONFIG, CHECKPOINT, LOG, WEIGHTS = "config.json", "checkpoint.safetensors", "log.jsonl", "model.safetensors"
 LOCK = ".nhl_fast.lock"
 
-TESTS = os.path.dirname(__file__)
-
 
 def content(folder):
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -34,20 +32,6 @@ def content(folder):
 
 def short(folder, **options):
     return train(blobs(), config(epochs=1), folder, progress=False, **options)
-
-
-@contextlib.contextmanager
-def process(code, **names):
-    """A Python process that printed "ready"; killed at the end."""
-    code = textwrap.dedent(code).format(tests=TESTS, **{k: str(v) for k, v in names.items()})
-    started = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
-    try:
-        assert started.stdout.readline() == "ready\n"
-        yield started
-    finally:
-        started.kill()
-        started.wait()
-        started.stdout.close()
 
 
 # ------------------------------------------------------------------------------------------ what training refuses
@@ -153,14 +137,12 @@ def test_only_temporary_files_of_dead_processes_are_removed(tmp_path):
 
 
 def test_what_a_killed_write_leaves_is_known_and_removed(tmp_path):
-    code = """
-        import time
-        from nhl_fast.core.files import atomic_write
-        with atomic_write({path!r}) as handle:
-            print("ready", flush=True)
+    def write(ready):
+        with files.atomic_write(tmp_path / "a.bin"):
+            ready()
             time.sleep(60)
-    """
-    with process(code, path=tmp_path / "a.bin"):
+
+    with at_work(write):
         (left,) = tmp_path.iterdir()
         assert files.is_temporary(left.name)
         files.remove_stale(tmp_path)
@@ -171,30 +153,27 @@ def test_what_a_killed_write_leaves_is_known_and_removed(tmp_path):
 
 # ------------------------------------------------------------------------------------------ one owner
 
-TRAINS = """
-    import sys, time
-    sys.path.insert(0, {tests!r})
-    from test_train import blobs, config
-    from nhl_fast.training.trainer import train
-    def wait(record):
-        print("ready", flush=True)
-        time.sleep(60)
-    train(blobs(), config(epochs=4), {run!r}, progress=False, on_epoch=wait)
-"""
-
 
 def test_two_runs_in_one_folder(tmp_path):
     """The second is told who holds it, and changes nothing; once the first is killed, the run goes on."""
     run = tmp_path / "run"
-    with process(TRAINS, run=run) as first:
+
+    def trains(ready):
+        def wait(record):
+            ready()
+            time.sleep(60)
+
+        train(blobs(), config(epochs=4), run, progress=False, on_epoch=wait)
+
+    with at_work(trains) as first:
         before = content(run)
         for resume in (False, True):
             with pytest.raises((RunInUseError, FileExistsError), match=r"in use by|already holds") as caught:
                 train(blobs(), config(epochs=4), run, resume=resume, progress=False)
-        assert f"process {first.pid} on {socket.gethostname()} since 20" in str(caught.value)
+        assert f"process {first} on {socket.gethostname()} since 20" in str(caught.value)
         assert content(run) == before
-        first.send_signal(signal.SIGKILL)
-        first.wait()
+        os.kill(first, signal.SIGKILL)
+        assert ended(first) == -signal.SIGKILL
         resumed = train(blobs(), config(epochs=4), run, resume=True, progress=False)
     assert_same(weights(resumed), weights(train(blobs(), config(epochs=4), progress=False)))
     assert len((run / LOG).read_text().splitlines()) == 4
@@ -202,49 +181,31 @@ def test_two_runs_in_one_folder(tmp_path):
 
 
 def test_two_runs_that_start_at_once(tmp_path):
-    code = f"""
-        import sys
-        sys.path.insert(0, {TESTS!r})
-        from test_train import blobs, config
-        from nhl_fast.training.trainer import train
-        sys.stdin.read(1)
-        train(blobs(), config(epochs=3), {str(tmp_path / "run")!r}, progress=False)
-    """
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", textwrap.dedent(code)], stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for _ in range(2)
-    ]
-    for one in both:
-        one.stdin.write("x")
-        one.stdin.flush()
-    said = [one.communicate()[1] for one in both]
-    assert sorted(one.returncode for one in both) == [0, 1], said
-    assert "is in use by" in "".join(said) or "already holds a run" in "".join(said), said
+    def trains():
+        train(blobs(), config(epochs=3), tmp_path / "run", progress=False)
+
+    (status, said), (other, answer) = sorted(outcome(trains, trains))
+    assert (status, said, other) == (0, "", 1)
+    assert "is in use by" in answer or "already holds a run" in answer
     assert len((tmp_path / "run" / LOG).read_text().splitlines()) == 3
 
 
-HOLDS = """
-    import os, pathlib, time
-    from nhl_fast.training.lock import hold
-    with hold(pathlib.Path({run!r})):
-        if os.fork():
-            print("ready", flush=True)
-        time.sleep(60)
-"""
-
-
 def test_a_killed_owner_whose_worker_lives_on(tmp_path):
-    with process(HOLDS, run=tmp_path) as owner:
-        children = Path(f"/proc/{owner.pid}/task/{owner.pid}/children")
+    def holds(ready):
+        with hold(tmp_path):
+            if os.fork():
+                ready()
+            time.sleep(60)
+
+    with at_work(holds) as owner:
+        children = Path(f"/proc/{owner}/task/{owner}/children")
         if not children.exists():
             pytest.skip("the system does not tell a process's children")
         (child,) = map(int, children.read_text().split())
-        with pytest.raises(RunInUseError, match=str(owner.pid)), hold(tmp_path):
+        with pytest.raises(RunInUseError, match=str(owner)), hold(tmp_path):
             pass
-        owner.kill()
-        owner.wait()
+        os.kill(owner, signal.SIGKILL)
+        ended(owner)
         try:
             os.kill(child, 0)  # it lives
             with hold(tmp_path):

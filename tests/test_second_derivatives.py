@@ -41,6 +41,14 @@ def test_losses(name, backend):
     assert torch.autograd.gradgradcheck(lambda u: loss(u, labels, backend=backend), u)
 
 
+@pytest.mark.parametrize("name", sorted(nhl.losses.REGISTRY))
+def test_plain_formulas(name):
+    """They can be differentiated twice, as the message says."""
+    loss, u, labels, index = problem(name, dtype=torch.float64)
+    loss.prepare(u.detach(), labels, index)
+    assert torch.autograd.gradgradcheck(lambda u: loss.naive(u[:, :8], labels, 1), u)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", ["csq", "dhn", "dtsh"])
 def test_objective(name, backend):

@@ -1,20 +1,25 @@
 """The trainer: resuming, determinism, model choice, failures that leave nothing half-written."""
 
+import itertools
 import json
 import os
-import subprocess
+import random
+import resource
+import signal
 import sys
-import textwrap
 
 import pytest
 import torch
+from children import outcome
 
 from nhl_fast.data import RetrievalData
 from nhl_fast.losses import REGISTRY
 from nhl_fast.training.checkpoint import load_state, save_state
 from nhl_fast.training.config import TrainConfig
+from nhl_fast.training.model import HashModel
 from nhl_fast.training.run import load_model
 from nhl_fast.training.run_folder import RunFolder
+from nhl_fast.training.state import TrainState
 from nhl_fast.training.trainer import Trainer, train
 
 LENGTHS = (4, 12, 20)
@@ -92,31 +97,6 @@ def test_resumed_run_equals_an_unbroken_one(tmp_path, name, extra):
     assert logs[0] == logs[1] == without_times(whole.history)
 
 
-KILLED = """
-    import os, random, signal, sys, time
-    sys.path.insert(0, {tests!r})
-    from test_train import blobs, config
-    from nhl_fast.training.trainer import train
-    import torch
-    moments, killed = random.Random(0), 0
-    for attempt in range(400):
-        child = os.fork()
-        if child == 0:
-            torch.set_num_threads(1)
-            begun = os.path.exists({run!r} + "/config.json")
-            train(blobs(), config(epochs=20), {run!r}, resume=begun, progress=False)
-            os._exit(0)
-        time.sleep(moments.uniform(0.01, 0.08) * (1 + attempt / 10))  # a busy machine gets its time, too
-        finished, status = os.waitpid(child, os.WNOHANG)
-        if finished:
-            break
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-        killed += 1
-    print(killed, status)
-"""
-
-
 @pytest.fixture
 def one_thread():
     before = torch.get_num_threads()
@@ -125,45 +105,66 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+def at_change(number):
+    """The child is killed when it is about to open, rename, remove or list for the time `number` (from 1)."""
+    events = ("open", "os.rename", "os.remove", "os.mkdir", "os.listdir", "os.scandir")
+    seen = itertools.count(1)
+
+    def kill(event, _):
+        if event in events and next(seen) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(kill)
+
+
+def at_any_moment(number):
+    """The child ends after some of the processor's time, as little cleaned up as by SIGKILL."""
+    moment = random.Random(number).uniform(0.005, 0.08) * (1 + number / 10)
+    signal.setitimer(signal.ITIMER_PROF, moment)
+
+
 @pytest.mark.usefixtures("one_thread")
-def test_killed_at_any_moment(tmp_path):
-    """SIGKILL at arbitrary moments, over and over; the result is that of an unbroken run."""
-    run = tmp_path / "run"
-    code = textwrap.dedent(KILLED.format(tests=os.path.dirname(__file__), run=str(run)))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    killed, status = map(int, done.stdout.split())
-    assert status == 0
-    assert killed >= 5
-    resumed = train(blobs(), config(epochs=20), run, resume=True, progress=False)
-    assert_same(weights(resumed), weights(train(blobs(), config(epochs=20), progress=False)))
-    assert len(RunFolder(run).log.read_text().splitlines()) == 20
-    assert not list(run.glob(".*.tmp")), (killed, sorted(p.name for p in run.iterdir()))
+@pytest.mark.parametrize(("epochs", "die"), [(4, at_change), (20, at_any_moment)])
+def test_killed_at_any_moment(tmp_path, epochs, die):
+    """Killed over and over, between any two changes of files or anywhere; the result is that of an unbroken run."""
+    run = RunFolder(tmp_path / "run")
+    said, number = [], 0
+
+    def work():
+        die(number)
+        train(blobs(), config(epochs=epochs), run.path, resume=run.config.exists(), progress=False)
+
+    while not said or said[-1] != (0, ""):
+        number += 1
+        said += outcome(work)
+        assert number < 400
+    assert set(said[:-1]) <= {(-signal.SIGKILL, ""), (-signal.SIGPROF, "")}
+    assert number > (20 if die is at_change else 5)
+    resumed = train(blobs(), config(epochs=epochs), run.path, resume=True, progress=False)
+    assert_same(weights(resumed), weights(train(blobs(), config(epochs=epochs), progress=False)))
+    assert len(run.log.read_text().splitlines()) == epochs
+    assert not list(run.path.glob(".*.tmp")), (number, sorted(p.name for p in run.path.iterdir()))
 
 
-FULL_DISK = """
-    import resource, signal, sys
-    sys.path.insert(0, {tests!r})
-    from test_train import blobs, config
-    from nhl_fast.training.trainer import train
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+@pytest.mark.usefixtures("one_thread")
+def test_full_disk_in_the_middle_of_a_checkpoint(tmp_path):
+    run = RunFolder(tmp_path / "run")
+
     def fill(record):
         if record["epoch"] == 2:
             resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500))
-    train(blobs(), config(epochs=5), {run!r}, progress=False, on_epoch=fill)
-"""
 
+    def work():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        train(blobs(), config(epochs=5), run.path, progress=False, on_epoch=fill)
 
-def test_full_disk_in_the_middle_of_a_checkpoint(tmp_path):
-    run = tmp_path / "run"
-    code = textwrap.dedent(FULL_DISK.format(tests=os.path.dirname(__file__), run=str(run)))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode != 0
-    assert "OSError" in done.stderr
-    assert ".safetensors" in done.stderr.splitlines()[-1]
-    assert load_state(RunFolder(run).checkpoint)["epoch"] == 2
-    assert not [p.name for p in run.iterdir() if "tmp" in p.name]
-    resumed = train(blobs(), config(epochs=5), run, resume=True, progress=False)
+    ((status, said),) = outcome(work)
+    assert status == 1
+    assert said.startswith("OSError: [Errno 27] cannot write (nothing was changed)")
+    assert ".safetensors" in said
+    assert load_state(run.checkpoint)["epoch"] == 2
+    assert not [p.name for p in run.path.iterdir() if "tmp" in p.name]
+    resumed = train(blobs(), config(epochs=5), run.path, resume=True, progress=False)
     assert_same(weights(resumed), weights(train(blobs(), config(epochs=5), progress=False)))
 
 
@@ -287,7 +288,7 @@ def test_a_kill_between_checkpoint_and_weights(tmp_path, monkeypatch):
     """The checkpoint alone brings the weights back."""
     data, path = blobs(), tmp_path / "run"
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "_keep_weights", lambda self, length: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(TrainState, "_keep_weights", lambda self, length: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(data, config(epochs=1), path, progress=False)
     assert not RunFolder(path).weights().exists()
@@ -304,6 +305,13 @@ class TestBadInput:
     def test_a_folder_that_holds_a_run(self, tmp_path):
         with pytest.raises(FileExistsError, match="resume"):
             run_with(tmp_path)()
+
+    def test_a_model_that_diverged(self):
+        model = HashModel(torch.nn.Identity(), LENGTHS, in_features=3)
+        with torch.no_grad():
+            model.layer.hash_layer.weight.fill_(torch.nan)
+        with pytest.raises(ValueError, match=r"^model: its outputs have no codes .*training diverged: x: .* NaN"):
+            model.encode_batch(torch.ones(2, 3))
 
     def test_other_settings(self, tmp_path):
         with pytest.raises(ValueError, match=r"lr 0.001 -> 0.5"):

@@ -82,6 +82,45 @@ def device_searcher(database: torch.Tensor, dtype: torch.dtype, chunk_bytes: int
     return run
 
 
+def table_searcher(database: torch.Tensor, chunk_bytes: int):
+    """As `device_searcher`, by XOR and a table of the ones in a byte, a byte at a time."""
+    n, width = database.shape
+    ones = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.int16, device=database.device)
+    step = max(1, chunk_bytes // (16 * n))  # about what a pair takes on its way
+
+    def distances(queries):
+        found = torch.zeros(len(queries), n, dtype=torch.int16, device=database.device)
+        for byte in range(width):
+            found += ones[(queries[:, None, byte] ^ database[None, :, byte]).int()]
+        return found
+
+    def run(queries, k):
+        parts = [distances(part).topk(k, dim=1, largest=False).values for part in queries.split(step)]
+        return torch.cat(parts).int()
+
+    return run
+
+
+def faiss_device_searcher(database: torch.Tensor):
+    """faiss's GpuIndexBinaryFlat, exact, codes and results of the host as it takes and gives them.
+
+    ImportError where faiss is missing or was built without GPUs.
+    """
+    import faiss
+
+    if not hasattr(faiss, "GpuIndexBinaryFlat"):
+        raise ImportError("this faiss was built without GPUs")
+    resources = faiss.StandardGpuResources()
+    index = faiss.GpuIndexBinaryFlat(resources, 8 * database.shape[1])
+    index.add(database.cpu().numpy())
+
+    def run(queries, k):
+        _ = resources  # kept as long as the index is
+        return torch.from_numpy(index.search(queries.cpu().numpy(), k)[0]).to(database.device, torch.int32)
+
+    return run
+
+
 SEARCHERS = {"faiss": faiss_searcher, "usearch": usearch_searcher, "numpy": numpy_searcher, "torch": torch_searcher}
 
 

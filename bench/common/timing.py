@@ -1,19 +1,12 @@
-"""Timing on a device, and what the device can do at most: the ceilings that a benchmark's floors are held against."""
+"""Timing: calls on a device, and functions that take turns on a CPU."""
 
 from __future__ import annotations
 
 import math
-import subprocess
+import statistics
 import time
 
 import torch
-
-# popc instructions a multiprocessor finishes in a clock: CUDA C++ Programming Guide, throughput of native
-# arithmetic instructions, compute capabilities 8.0, 9.0 and 10.0.
-POPCOUNTS_A_CLOCK = 16
-# 32-bit words of two codes compared a clock a multiprocessor by the binary tensor cores (AND, popcount, m16n8k256:
-# 128 pairs of 128 bits an instruction), measured on an H200: results/gpu, rates.txt. By major compute capability.
-WORDS_A_CLOCK = {9: 0.6421 * 128 * 4}
 
 
 def synchronize(device="cuda") -> None:
@@ -21,10 +14,10 @@ def synchronize(device="cuda") -> None:
         torch.cuda.synchronize()
 
 
-def milliseconds(function, budget_s: float = 0.4, device="cuda") -> tuple[float, int]:
+def milliseconds(function, budget_s: float = 0.4, device="cuda", burst_s: float = 200e-6) -> tuple[float, int]:
     """(median milliseconds, runs) of a function, warm: by device events on CUDA, by the wall clock elsewhere.
 
-    On CUDA a run is as many calls as take about 200 us between two events: around a single call of a few
+    On CUDA a run is as many calls as take about `burst_s` between two events: around a single call of a few
     microseconds they would measure the launch.
     """
     function()
@@ -34,7 +27,7 @@ def milliseconds(function, budget_s: float = 0.4, device="cuda") -> tuple[float,
     synchronize(device)
     once = max(time.perf_counter() - started, 1e-6)
     if torch.device(device).type == "cuda":
-        calls = max(1, math.ceil(200e-6 / once))
+        calls = max(1, math.ceil(burst_s / once))
         runs = int(max(3 if once < 1 else 1, min(100, budget_s / (calls * once))))
         events = [(torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(runs)]
         for begin, end in events:
@@ -54,40 +47,23 @@ def milliseconds(function, budget_s: float = 0.4, device="cuda") -> tuple[float,
     return sorted(times)[runs // 2], runs
 
 
-def copy_gb_s(device="cuda", elements: int = 1 << 28) -> tuple[float, float, int]:
-    """(bytes read and written a second / 1e9, median milliseconds, runs) of a copy of float32 numbers."""
-    source = torch.randn(elements, device=device)
-    target = torch.empty_like(source)
-    ms, runs = milliseconds(lambda: target.copy_(source), device=device)
-    return round(2 * 4 * elements / ms / 1e6, 1), ms, runs
+def alternate(functions: dict, rounds: int, repeats: dict | int) -> dict[str, list[float]]:
+    """Seconds of each function, in blocks that take turns; the first call of a block only warms up."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            count = repeats if isinstance(repeats, int) else repeats[name]
+            times[name] += [timed(function)[0] for _ in range(count + 1)][1:]
+    return times
 
 
-def clocks_per_s() -> float | None:
-    """Clocks a second of all multiprocessors together at the highest clock; None where that is not known."""
-    command = ["nvidia-smi", "--query-gpu=clocks.max.sm", "--format=csv,noheader,nounits"]
-    try:
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
-        megahertz = float(shown.splitlines()[torch.cuda.current_device()])
-    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
-        return None
-    return torch.cuda.get_device_properties(torch.cuda.current_device()).multi_processor_count * megahertz * 1e6
+def median_ms(seconds: list[float]) -> float:
+    """Median in milliseconds."""
+    return 1000 * statistics.median(seconds)
 
 
-def popcounts_per_s() -> float | None:
-    """32-bit population counts a second of the CUDA device at its highest clock; None where that is not known."""
-    clocks = clocks_per_s()
-    return None if clocks is None else clocks * POPCOUNTS_A_CLOCK
-
-
-def binary_products_per_s() -> float | None:
-    """32-bit words compared a second by the binary tensor cores; None where there are none, or none was measured."""
-    clocks, words = clocks_per_s(), WORDS_A_CLOCK.get(torch.cuda.get_device_capability()[0])
-    return None if clocks is None or words is None else clocks * words
-
-
-def free_bytes(device="cuda") -> int:
-    """Device memory that a new tensor may take; a gigabyte on a CPU, where only small sizes are run."""
-    if torch.device(device).type != "cuda":
-        return 1 << 30
-    reserved = torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
-    return torch.cuda.mem_get_info()[0] + reserved
+def timed(function):
+    """(seconds, result) of one call."""
+    started = time.perf_counter()
+    result = function()
+    return time.perf_counter() - started, result

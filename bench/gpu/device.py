@@ -18,14 +18,8 @@ from bench.common import timing
 
 REHEARSAL = os.environ.get("NHL_FAST_REHEARSAL") == "1"
 DEVICE = "cpu" if REHEARSAL else "cuda"
-
-
 synchronize = partial(timing.synchronize, DEVICE)
-
-
-def milliseconds(function, budget_s: float = 0.4) -> tuple[float, int]:
-    """(median milliseconds, runs) of a function, warm."""
-    return timing.milliseconds(function, 0 if REHEARSAL else budget_s, DEVICE)
+milliseconds = partial(timing.milliseconds, budget_s=0 if REHEARSAL else 0.4, device=DEVICE)
 
 
 def alive() -> bool:

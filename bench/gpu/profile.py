@@ -5,12 +5,13 @@ python -m bench.gpu.profile [--losses csq,dsh]
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from functools import partial
 
 import torch
 
+from bench.common import arguments
+from bench.common.losses import NAMES
 from bench.step.device import OURS, Problem
 from nhl_fast import native
 
@@ -47,8 +48,8 @@ def show(title: str, found: dict[str, float]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--losses", type=lambda text: text.split(","))
+    parser = arguments.parser("bench.gpu.profile", __doc__)
+    parser.add_argument("--losses", type=arguments.some_of(NAMES), help=f"of {', '.join(NAMES)}; and no searches")
     options = parser.parse_args()
     if not torch.cuda.is_available():
         parser.error("PyTorch sees no CUDA device")

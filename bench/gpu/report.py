@@ -6,15 +6,15 @@ import csv
 import hashlib
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import torch
 
-from bench.common.record import environment
+from bench.common.record import ROOT, environment, markdown
 from bench.gpu import jobs
 from bench.gpu.device import REHEARSAL
 
-ROOT = Path(__file__).resolve().parents[2]
 JOBS = ("steps", "kernels")  # parts whose rows come from jobs
 
 
@@ -30,6 +30,15 @@ def fingerprint() -> str:
 
 def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+
+
+def card() -> str:
+    """Driver and clocks, as nvidia-smi tells them; "" where it does not."""
+    command = ["nvidia-smi", "--query-gpu=driver_version,clocks.max.sm,clocks.sm,clocks.mem", "--format=csv"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
 
 
 class Report:
@@ -49,6 +58,7 @@ class Report:
         if torch.cuda.is_available():
             self.head["capability"] = ".".join(map(str, torch.cuda.get_device_capability()))
             self.head["cuda"] = torch.version.cuda
+            self.head["card"] = card()
         if REHEARSAL:
             self.head["rehearsal"] = "on a CPU, at tiny sizes: none of these times means anything"
         self.save()
@@ -81,6 +91,7 @@ class Report:
         state = {"environment": self.head, "parts": self.parts, "rows": self.own}
         _replace(self.state / "state.json", json.dumps(state))
         _replace(self.out / "gpu_check.json", json.dumps(state | {"rows": rows}, indent=2) + "\n")
+        _replace(self.out / "gpu_check.md", self.markdown(rows))
         names = list(dict.fromkeys(name for row in rows for name in row))
         with _temporary(self.out / "gpu_check.csv") as file:
             writer = csv.DictWriter(file, names, restval="")
@@ -88,6 +99,21 @@ class Report:
             writer.writerows(rows)
         logs = [f"==== {path.stem}\n{path.read_text(errors='replace')}" for path in sorted(self.state.glob("*.log"))]
         _replace(self.out / "gpu_check.log", "\n".join(logs))
+
+    def markdown(self, rows: list[dict]) -> str:
+        """The report to read: the card, what became of every part, what it said, and the times."""
+        head = [[name, json.dumps(value) if isinstance(value, dict) else value] for name, value in self.head.items()]
+        lines = ["# What a card said", "", markdown(["", ""], [[n, str(v).replace("\n", "; ")] for n, v in head]), ""]
+        parts = [[name, part["state"], part["seconds"]] for name, part in self.parts.items()]
+        lines += [markdown(["part", "state", "seconds"], parts), ""]
+        for name, part in self.parts.items():
+            if part["note"].strip():
+                lines += [f"## {name}", "", "```", part["note"].strip(), "```", ""]
+        told = ("case", "n", "d", "dtype", "contender", "graph", "ms", "note")
+        timed = [[row.get(key, "") for key in told] for row in rows if row.get("part") == "steps"]
+        if timed:
+            lines += ["## Times of steps", "", markdown([*told], timed), ""]
+        return "\n".join(lines)
 
 
 class _temporary:

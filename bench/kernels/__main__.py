@@ -10,7 +10,6 @@ benchmark works, and its times are no results.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
@@ -22,9 +21,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ["NHL_FAST_REHEARSAL"] = "1"
 
+from bench.common import arguments
+from bench.common.ceilings import measured_rates
 from bench.common.record import environment
 from bench.gpu.device import DEVICE
-from bench.gpu.parts import measured_rates
 from bench.kernels import device
 from bench.kernels.cases import CASES, wanted
 
@@ -48,22 +48,18 @@ HEAD = f"{'n x d':>14}{'dtype':>12}{'us':>8}{'floor us':>11}{'times':>9}{'PyTorc
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench.kernels", description=__doc__.splitlines()[0])
-    parser.add_argument("--only", type=lambda text: text.split(","), help="some kernels, separated by commas")
+    parser = arguments.parser("bench.kernels", __doc__)
+    parser.add_argument("--only", type=arguments.some_of(CASES), help=f"of {', '.join(CASES)}")
     parser.add_argument("--seconds", type=float, default=300, help="begins no case after these")
     parser.add_argument("--json", type=Path, help="where to write the rows, too")
     options = parser.parse_args()
-    try:
-        cases = wanted(options.only)
-    except ValueError as error:
-        parser.error(str(error).replace("kernels:", "--only:"))
     print(f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}" if DEVICE == "cuda" else NO_RESULT)
     rates = {key: rate for key, rate, *_ in measured_rates()} if DEVICE == "cuda" else {}
     for name, rate in rates.items():
         print(f"    {name} {rate}")
     ends, rows, missed = time.monotonic() + options.seconds, [], 0
     for name in CASES:
-        mine = [case for case in cases if case[0] == name]
+        mine = [case for case in wanted(options.only) if case[0] == name]
         if mine:
             print(f"\n{name}\n{HEAD}", flush=True)
         for _, n, d, dtype in mine:

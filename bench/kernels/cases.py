@@ -11,22 +11,23 @@ from typing import NamedTuple
 
 import torch
 
+from bench.common import data, losses
 from bench.gpu.device import DEVICE, REHEARSAL
 from bench.kernels import floors
 from nhl_fast.core.known_gradient import per_length_gradients
 from nhl_fast.core.prefixes import expand, pad, segment_matrix, weighted_sum
 from nhl_fast.head.distillation import expanded_distillation_losses
 from nhl_fast.head.weighting import dominance_dots, dominance_weights
-from nhl_fast.losses import REGISTRY, build
 from nhl_fast.retrieval.codes import pack_codes
-from nhl_fast.steps.fused import center, distillation, pairs, projection, softmax, triplets, weighting  # noqa: F401
-from nhl_fast.steps.fused.registry import FUSED
+from nhl_fast.steps.fused import distillation, prepare, projection, weighting
+from nhl_fast.steps.fused.bodies import values_and_deltas
 
-LENGTHS = (4, 8, 16) if REHEARSAL else (8, 16, 32, 64, 128)
+LENGTHS = (4, 8, 16) if REHEARSAL else data.LENGTHS
 LONGEST, TOTAL = LENGTHS[-1], sum(LENGTHS)
 CLASSES, BANK = (5, 40) if REHEARSAL else (100, 13_000)
 SHAPES = ((16, 300), (40, 12)) if REHEARSAL else ((64, 2048), (256, 2048), (4096, 768), (32768, 2048))
-LIMITS = {"dtsh": 256, "lcdsh": 4096, "dch": 4096, "distillation": 4096}  # rows; beyond, the work grows out of reason
+# Rows of a batch compared with itself; beyond, the work grows out of reason.
+LIMITS = {"triplets": 256, "pairs": 4096, "distillation": 4096}
 
 
 class Case(NamedTuple):
@@ -35,12 +36,14 @@ class Case(NamedTuple):
     Attributes:
         floor: (bytes, operations), see floors.py.
         unit: whose rate its operations are held against, "fp32" or "bf16".
+        gap: what stands between the kernel and its floor.
         tolerance: how far the results may differ, relative, in the norm.
     """
 
     fused: Callable
     plain: Callable
     floor: tuple[float, float]
+    gap: str
     unit: str = "fp32"
     tolerance: float = 1e-3
 
@@ -61,7 +64,7 @@ def _project(n, d, dtype):
 
     return Case(
         lambda: projection.project(x, w, b, gram)[: 1 + gram], plain,
-        floors.projection(n, d, LONGEST, x.element_size(), gram), _unit(dtype),
+        floors.projection(n, d, LONGEST, x.element_size(), gram), floors.GAPS["projection"], _unit(dtype),
     )  # fmt: skip
 
 
@@ -70,30 +73,26 @@ def _encode(n, d, dtype):
     return Case(
         lambda: [projection.encode(x, w, b)],
         lambda: [pack_codes(torch.nn.functional.linear(x.float(), w, b))],
-        floors.encode(n, d, LONGEST, x.element_size()), _unit(dtype), 1e-2,  # outputs at 0 may round either way
+        floors.encode(n, d, LONGEST, x.element_size()), floors.GAPS["encode"], _unit(dtype),
+        1e-2,  # outputs at 0 may round either way
     )  # fmt: skip
 
 
 def _loss(name, n, d, dtype):
     torch.manual_seed(0)
-    options = {} if name == "mdsh" else {"num_train": max(BANK, n)}
-    loss = build(name.removesuffix("_pairs"), num_classes=CLASSES, code_lengths=LENGTHS, **options).to(DEVICE).eval()
-    bank = getattr(loss, "bank", None)
-    if bank is not None:
-        size = bank.num_train
-        labels = torch.randint(0, CLASSES, (size,), device=DEVICE)
-        bank.update(torch.arange(size, device=DEVICE), torch.randn(size, LONGEST, device=DEVICE), labels)
+    loss = losses.make(name, CLASSES, LENGTHS, max(BANK, n), DEVICE).eval()
     u, labels = torch.randn(n, LONGEST, device=DEVICE), torch.randint(0, CLASSES, (n,), device=DEVICE)
 
     def fused():
-        values, deltas = FUSED[type(loss)](loss, u, labels)
+        values, deltas = values_and_deltas(loss.forms(), u, labels, list(LENGTHS))
         return (values.sum(0) if values.ndim == 2 else values), deltas
 
     def plain():
         values, deltas = per_length_gradients(lambda v: loss.expanded(v, labels), expand(u, LENGTHS))
         return values.detach(), deltas
 
-    return Case(fused, plain, floors.loss(name, n, LENGTHS, 0 if bank is None else bank.num_train, CLASSES))
+    terms = losses.terms(loss)
+    return Case(fused, plain, floors.loss(terms, n, LENGTHS, CLASSES), floors.gap_of(terms))
 
 
 def _distillation(n, d, dtype):
@@ -110,7 +109,7 @@ def _distillation(n, d, dtype):
         )
         return values.detach(), deltas
 
-    return Case(fused, plain, floors.distillation(n, LENGTHS))
+    return Case(fused, plain, floors.distillation(n, LENGTHS), floors.GAPS["distillation"])
 
 
 def _weights(n, d, dtype):
@@ -118,8 +117,8 @@ def _weights(n, d, dtype):
     deltas, u = torch.randn(n, TOTAL, device=DEVICE), torch.zeros(n, LONGEST, device=DEVICE)
     full = x.float()
     gram = full @ full.T if weighting.dots_kernels.uses_gram(n, d, LENGTHS) else full.new_empty(0, 0)
-    losses = torch.ones(1, len(LENGTHS), device=DEVICE)
-    arguments = (x, w, b, u, deltas, gram, losses, None, 0.0, None, list(LENGTHS), False)
+    values = torch.ones(1, len(LENGTHS), device=DEVICE)
+    arguments = (x, w, b, u, deltas, gram, values, None, 0.0, None, list(LENGTHS), False)
 
     def fused():
         found = weighting.combine(*arguments)
@@ -132,7 +131,7 @@ def _weights(n, d, dtype):
         return (weights,) if gram.numel() else (weights, weighted_sum(padded, weights))
 
     floor = floors.weights(n, d, LENGTHS, x.element_size(), bool(gram.numel()))
-    return Case(fused, plain, floor, _unit(dtype), 1e-2)
+    return Case(fused, plain, floor, floors.GAPS["weights"], _unit(dtype), 1e-2)
 
 
 def _backward(n, d, dtype):
@@ -148,7 +147,8 @@ def _backward(n, d, dtype):
         lambda: weighting.head_backward(
             scale, du, empty, empty, None, x, w, empty, empty, list(LENGTHS), True, True
         ), plain,
-        floors.backward(n, d, LONGEST, x.element_size()), _unit(dtype), 1e-2 if dtype != torch.float32 else 1e-3,
+        floors.backward(n, d, LONGEST, x.element_size()), floors.GAPS["backward"], _unit(dtype),
+        1e-2 if dtype != torch.float32 else 1e-3,
     )  # fmt: skip
 
 
@@ -164,7 +164,7 @@ def _bank(n, d, dtype):
     ]  # fmt: skip
 
     def fused():
-        pairs.store_rows(*banks[0], index, u, labels, CLASSES)
+        prepare.store_rows(*banks[0], index, u, labels, CLASSES)
         return banks[0]
 
     def plain():
@@ -173,7 +173,7 @@ def _bank(n, d, dtype):
         written.index_fill_(0, index, True)
         return banks[1]
 
-    return Case(fused, plain, floors.bank_store(n, LONGEST), "fp32", 0.0)
+    return Case(fused, plain, floors.bank_store(n, LONGEST), floors.GAPS["bank_store"], "fp32", 0.0)
 
 
 def _unit(dtype) -> str:
@@ -183,7 +183,7 @@ def _unit(dtype) -> str:
 CASES: dict[str, Callable] = {
     "projection": _project,
     "encode": _encode,
-    **{name: partial(_loss, name) for name in (*REGISTRY, "mdsh_pairs")},
+    **{name: partial(_loss, name) for name in losses.CASES},
     "distillation": _distillation,
     "weights": _weights,
     "backward": _backward,
@@ -192,17 +192,20 @@ CASES: dict[str, Callable] = {
 READS_FEATURES = ("projection", "encode", "weights", "backward")
 
 
-def wanted(names=None):
-    """(name, n, d, dtype) of every case worth its time, or of those of the kernels `names`.
+def _limit(name: str) -> float:
+    """Most rows of a batch."""
+    limits = [LIMITS.get(name)]
+    if name in losses.CASES:
+        limits = [LIMITS.get(body) for body, rows in losses.terms(losses.make(name, 5, LENGTHS, 10)) if not rows]
+    return min((limit for limit in limits if limit), default=float("inf"))
 
-    Raises ValueError for a name that is no kernel's.
-    """
-    if unknown := sorted(set(names or ()) - set(CASES)):
-        raise ValueError(f"kernels: unknown {', '.join(unknown)}; there are {', '.join(CASES)}")
+
+def wanted(names=None):
+    """(name, n, d, dtype) of every case worth its time, or of those of the kernels `names`."""
     found = []
     for name in names or CASES:
         for n, d in SHAPES:
-            if n > LIMITS.get(name, n):
+            if n > _limit(name):
                 continue
             found.append((name, n, d, torch.float32))
             if name in READS_FEATURES and not REHEARSAL:

@@ -1,4 +1,4 @@
-"""Every kernel's time on the device beside its floor and plain PyTorch's time; bench.gpu.check runs this.
+"""Every kernel's time on the device beside its floor and plain PyTorch's time; bench.gpu runs this.
 
 One row a kernel and size: `ms` from replays of a CUDA graph, `bytes_ms` (its bytes over the measured copy rate) and
 `operations_ms` (its operations over the measured matrix rate), `of_floor` the larger of the two over `ms`, and `gap`,
@@ -7,7 +7,6 @@ the place for what the rest is made of. Rows of the case `tiles` try other tile 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from functools import partial
@@ -16,10 +15,11 @@ from pathlib import Path
 
 import torch
 
+from bench.common import arguments
+from bench.common.ceilings import against_floor
 from bench.gpu.device import REHEARSAL, alive, captured, milliseconds, relative_error
 from bench.gpu.jobs import work
 from bench.kernels.cases import CASES, wanted
-from bench.kernels.floors import GAPS
 
 pairs, tiles = (import_module(f"nhl_fast.kernels.{name}") for name in ("pairs", "tiles"))  # cases found them
 
@@ -28,20 +28,6 @@ TILES = (
     (32, 16, 16, 64, 4), (32, 32, 16, 64, 8), (64, 16, 16, 64, 8), (16, 16, 16, 64, 4), (32, 64, 16, 128, 8),
     (16, 32, 16, 64, 4),
 )  # fmt: skip
-
-
-def against_floor(floor, unit: str, rates: dict) -> dict:
-    """bytes_ms and operations_ms at the measured rates (GB/s and TFLOP/s), None where one was not measured.
-
-    A float32 product is three of tf32 (see `nhl_fast.kernels.tiles.dot_precision`), where that is the faster way.
-    """
-    copy, matrix = rates.get("copy_gb_s"), rates.get(f"matmul_{unit}_tflop_s")
-    if unit == "fp32" and matrix:
-        matrix = max(matrix, rates.get("matmul_tf32_tflop_s", 0) / 3)
-    return {
-        "bytes_ms": floor[0] / copy / 1e6 if copy else None,
-        "operations_ms": floor[1] / matrix / 1e9 if matrix else None,
-    }
 
 
 def plain_time(function, small: bool) -> tuple[float, bool]:
@@ -74,7 +60,7 @@ def kernel(name, n, d, dtype, rates):
     if bounds:
         row["bound"] = max(bounds, key=bounds.get)
         row["of_floor"] = round(bounds[row["bound"]] / ms, 3)
-    yield {**row, "gap": GAPS[name]}
+    yield {**row, "gap": made.gap}
 
 
 def tile(name, n, config):
@@ -105,17 +91,13 @@ def jobs(rates: dict, names=None) -> dict:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments.parser("bench.kernels.device", __doc__)
     parser.add_argument("--rows", type=Path, required=True, help="file of JSON lines to go on with")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--rates", default="{}", help="measured rates as JSON (copy_gb_s, matmul_fp32_tflop_s, ..)")
-    parser.add_argument("--kernels", help="some kernels only, separated by commas")
+    parser.add_argument("--kernels", type=arguments.some_of(CASES), help=f"of {', '.join(CASES)}")
     options = parser.parse_args()
-    names = options.kernels.split(",") if options.kernels else None
-    try:
-        todo = jobs(json.loads(options.rates), names)
-    except ValueError as error:
-        parser.error(str(error))
+    todo = jobs(json.loads(options.rates), options.kernels)
     if not REHEARSAL and not torch.cuda.is_available():
         parser.error("PyTorch sees no CUDA device (NHL_FAST_REHEARSAL=1 rehearses on a CPU)")
     return work(options.rows, todo, options.seconds, alive)

@@ -6,30 +6,31 @@ Bytes count every input and output once; operations count a multiply-add as two.
 
 from __future__ import annotations
 
-WITH_BANK = ("dsh", "dhn", "dbdh", "mdsh_pairs")
-IN_BATCH = ("lcdsh", "dch")
-AT_CENTERS = ("mdsh", "shcir", "mdsh_pairs")
+from bench.common import arguments, losses
+from bench.common.data import LENGTHS
+from bench.common.record import markdown
 
 # What stands between a kernel and its floor, as far as reading it tells; its measured share goes beside it.
 GAPS = {
     "projection": "three tf32 products, W cut into parts in every program; small batches: latency",
     "encode": "as projection; the outputs stay in registers",
-    "csq": "special functions once an element, a dozen operations a length; taken by the programs that come last",
-    "dpn": "reads one centre an element and length from L2",
-    "dsh": "inner products again for every length (632 multiply-adds a pair, the floor has 376); norms by shuffles",
-    "dhn": "inner products again for every length; an exponential and a division a pair and length",
-    "dbdh": "as dhn, and the clamps",
-    "dtsh": "an exponential, a polynomial and a division a triplet; the workspace of slopes is written and read",
-    "lcdsh": "as dhn, with a second product, of the signs; small batches fill few multiprocessors",
-    "dch": "as dhn, with two logarithms and norms; small batches fill few multiprocessors",
-    "mdsh": "three passes over the classes, with the logits formed again; small batches fill few multiprocessors",
-    "shcir": "as mdsh",
-    "mdsh_pairs": "mdsh, then the pairs with the bank: inner products again for every length, norms by shuffles",
+    "center": "special functions once an element, a dozen operations and a centre from L2 an element and length",
+    "pairs with a bank": "inner products again for every length (632 multiply-adds a pair, the floor has 376); "
+    "norms by shuffles, or an exponential and a division a pair and length",
+    "pairs": "inner products again for every length, exponentials or logarithms a pair and length; small batches "
+    "fill few multiprocessors",
+    "triplets": "an exponential, a polynomial and a division a triplet; the workspace of slopes is written and read",
+    "softmax": "three passes over the classes, with the logits formed again; small batches fill few multiprocessors",
     "distillation": "each Gram tile three times, and for both of its lengths; small batches fill few multiprocessors",
     "weights": "six bf16 products (bf16 features: three); slices written and read; two or three launches",
     "backward": "six bf16 products; dU and W come from L2 and are cut into parts for every tile",
     "bank_store": "one small launch",
 }
+
+
+def gap_of(terms) -> str:
+    """What stands between the kernels of a loss and their floors. `terms`: see common/losses.py."""
+    return "; then ".join(GAPS["pairs with a bank" if rows else body] for body, rows in terms)
 
 
 def _uses_gram(n: int, d: int, lengths) -> bool:
@@ -51,27 +52,37 @@ def encode(n: int, d: int, longest: int, element: int = 4):
     return n * d * element + longest * d * 4 + n * longest / 8, 2 * n * d * longest
 
 
-def loss(name: str, n: int, lengths, bank: int = 0, classes: int = 100):
-    """(bytes, operations) of a loss and its gradients: u in, deltas out, the bank once.
+def _center(n: int, lengths, rows: int, classes: int):
+    return 0, 20 * n * sum(lengths)  # about, an element and length
 
-    Nesting makes the pair products cumulative: all lengths together cost one product over the longest.
+
+def _softmax(n: int, lengths, rows: int, classes: int):
+    return 4 * classes * sum(lengths), 4 * n * classes * sum(lengths)
+
+
+def _pairs(n: int, lengths, rows: int, classes: int):
+    """With `rows` of a bank, or (0) within the batch. Nesting makes the products cumulative: all lengths together
+    cost one product over the longest."""
+    return 4 * rows * lengths[-1], 2 * n * (rows or n) * (lengths[-1] + sum(lengths))
+
+
+def _triplets(n: int, lengths, rows: int, classes: int):
+    positives = max(1.0, n / classes)  # of an anchor, with classes of equal size
+    return 0, _pairs(n, lengths, 0, classes)[1] + 4 * n * positives * (n - positives) * len(lengths)
+
+
+# (bytes beside the outputs and their gradients, operations) of a term of a loss.
+BODIES = {"center": _center, "softmax": _softmax, "pairs": _pairs, "triplets": _triplets}
+
+
+def loss(terms, n: int, lengths, classes: int = 100):
+    """(bytes, operations) of a loss and its gradients: u in, deltas out, the bank and the centres once.
+
+    Args:
+        terms: (body, rows of the bank) of each term; see `bench.common.losses.terms`.
     """
-    longest, total = lengths[-1], sum(lengths)
-    moved, operations = 4 * n * (longest + total), 0
-    if name in WITH_BANK:
-        moved += bank * longest * 4
-        operations += 2 * n * bank * (longest + total)
-    if name in IN_BATCH:
-        operations += 2 * n * n * (longest + total)
-    if name in AT_CENTERS:
-        moved += 4 * classes * total
-        operations += 4 * n * classes * total
-    if name == "dtsh":
-        positives = max(1.0, n / classes)  # of an anchor, with classes of equal size
-        operations += 2 * n * n * (longest + total) + 4 * n * positives * (n - positives) * len(lengths)
-    if name in ("csq", "dpn"):
-        operations += 20 * n * total  # about, an element and length
-    return moved, operations
+    found = (BODIES[body](n, lengths, rows, classes) for body, rows in terms)
+    return _sum((4 * n * (lengths[-1] + sum(lengths)), 0), *found)
 
 
 def distillation(n: int, lengths):
@@ -107,20 +118,20 @@ def bank_store(n: int, longest: int):
     return 8 * n * longest + 25 * n, 0
 
 
-def step(name: str, n: int, d: int, lengths, *, element: int = 4, bank: int = 0, classes: int = 100, distill=True):
+def step(terms, n: int, d: int, lengths, *, element: int = 4, classes: int = 100, distill=True):
     """(bytes, operations) of a head step: forward, losses, dots, all gradients.
 
-    `element`: bytes of a feature. The features are read once and their gradient is written once, W and dW likewise;
-    what passes between the parts of the step is not counted.
+    `terms`: as in `loss`; `element`: bytes of a feature. The features are read once and their gradient is written
+    once, W and dW likewise; what passes between the parts of the step is not counted.
     """
     longest, total = lengths[-1], sum(lengths)
-    moved = 2 * n * d * element + 2 * longest * d * 4 + (bank * longest * 4 if name in WITH_BANK else 0)
+    moved = 2 * n * d * element + 2 * longest * d * 4 + sum(rows for _, rows in terms) * longest * 4
     operations = 3 * 2 * n * d * longest  # U, dF, dW
     if _uses_gram(n, d, lengths):
         operations += 2 * n * n * (d + total)
     else:  # dW comes from the lengths' gradients
         operations += 2 * n * d * (total - longest)
-    operations += loss(name, n, lengths, bank, classes)[1]
+    operations += loss(terms, n, lengths, classes)[1]
     if distill:
         operations += distillation(n, lengths)[1]
     return moved, operations
@@ -145,25 +156,29 @@ def _rows(n: int, d: int, lengths, bank: int, classes: int):
     gram = _uses_gram(n, d, lengths)
     yield "projection", projection(n, d, lengths[-1], gram=gram)
     yield "encode", encode(n, d, lengths[-1])
-    for name in GAPS:
-        if name in ("csq", "dpn", "dtsh", *IN_BATCH, *WITH_BANK, *AT_CENTERS):
-            yield name, loss(name, n, lengths, bank, classes)
+    for name in losses.CASES:
+        yield name, loss(losses.terms(losses.make(name, classes, lengths, bank)), n, lengths, classes)
     yield "distillation", distillation(n, lengths)
     yield "weights", weights(n, d, lengths, gram=gram)
     yield "backward", backward(n, d, lengths[-1])
     yield "bank_store", bank_store(n, lengths[-1])
 
 
+def table() -> str:
+    """The two numbers of every kernel as a Markdown table."""
+    bank, classes, sizes = 13_000, 100, ((64, 2048), (4096, 768), (32768, 2048))
+    tables = [dict(_rows(n, d, LENGTHS, bank, classes)) for n, d in sizes]
+    head = ["kernel", *(f"{n} x {d}: MB, GFLOP" for n, d in sizes)]
+    rows = [
+        [name, *(f"{found[name][0] / 1e6:,.3g}, {found[name][1] / 1e9:,.3g}" for found in tables)]
+        for name in tables[0]
+    ]
+    return markdown(head, rows)
+
+
 def main() -> None:
-    """Print the two numbers of every kernel as a Markdown table."""
-    lengths, bank, classes = (8, 16, 32, 64, 128), 13_000, 100
-    sizes = ((64, 2048), (4096, 768), (32768, 2048))
-    tables = [dict(_rows(n, d, lengths, bank, classes)) for n, d in sizes]
-    print("| kernel | " + " | ".join(f"{n} x {d}: MB, GFLOP" for n, d in sizes) + " |")
-    print("|---|" + "---|" * len(sizes))
-    for name in tables[0]:
-        cells = (f"{table[name][0] / 1e6:,.3g}, {table[name][1] / 1e9:,.3g}" for table in tables)
-        print(f"| {name} | " + " | ".join(cells) + " |")
+    arguments.parser("bench.kernels.floors", __doc__).parse_args()
+    print(table())
 
 
 if __name__ == "__main__":

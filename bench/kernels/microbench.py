@@ -3,7 +3,7 @@
     python -m pytest bench/kernels/microbench.py --benchmark-enable [-k KERNEL] [--benchmark-json FILE]
 
 On a CUDA device at the sizes of use, synchronized after every call (so a small kernel's time is mostly its launch;
-bench.gpu.check replays CUDA graphs instead). Without one in Triton's interpreter at a tiny size, which shows that the
+bench.gpu replays CUDA graphs instead). Without one in Triton's interpreter at a tiny size, which shows that the
 benchmark works and nothing else: its tables say so. Every result is checked before it is timed. The extra_info of a
 row holds the kernel's floor (see floors.py): the bytes it must move and the operations it must do, on a CUDA device
 also in milliseconds at its measured rates, and `gap`, the place for what stands between the two.
@@ -17,11 +17,9 @@ import torch
 if not torch.cuda.is_available():
     os.environ["NHL_FAST_REHEARSAL"] = "1"
 
+from bench.common.ceilings import against_floor, measured_rates
 from bench.gpu.device import DEVICE, relative_error, synchronize
-from bench.gpu.parts import measured_rates
 from bench.kernels.cases import CASES, wanted
-from bench.kernels.device import against_floor
-from bench.kernels.floors import GAPS
 
 GROUP = "{}" if DEVICE == "cuda" else "{} (interpreted on a CPU: no result)"
 
@@ -46,11 +44,7 @@ def test_kernel(benchmark, case, which, rates):
 
     benchmark.group = GROUP.format(name)
     benchmark.extra_info.update(
-        bytes=made.floor[0], operations=made.floor[1], gap=GAPS[name], device=DEVICE, implementation=which,
+        bytes=made.floor[0], operations=made.floor[1], gap=made.gap, device=DEVICE, implementation=which,
         **against_floor(made.floor, made.unit, rates),
     )  # fmt: skip
     benchmark(call)
-
-
-def test_every_kernel_has_a_floor_and_a_word_on_its_gap():
-    assert set(GAPS) == set(CASES)

@@ -9,7 +9,6 @@ bench/results/.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import importlib.util
 import os
@@ -20,7 +19,8 @@ import tempfile
 from collections import deque
 from pathlib import Path
 
-from bench.common.record import RESULTS
+from bench.common import arguments
+from bench.common.record import out_folder
 from nhl_fast.native import builder
 
 FIELDS = [
@@ -167,7 +167,7 @@ def rows_of(source: Path, architecture: str, flags: list[str]) -> list[dict]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments.parser("bench.kernels.resources", __doc__)
     parser.add_argument("--architectures", nargs="+", default=["80", "90", "100"])
     parser.add_argument(
         "--files", nargs="+", default=["scan_mma", "scan_imma", "scan_popc", "levels", "nearest", "count", "evaluate"]
@@ -185,7 +185,7 @@ def main() -> None:
             print("  ".join(f"{key}={value}" for key, value in row.items()))
     spilled = [f"{r['kernel']}<{r['template']}> on {r['architecture']}" for r in rows if r["stack_bytes"]]
     print(f"{len(rows)} kernels, values in memory: {', '.join(spilled) or 'none'}")
-    path = Path(os.environ.get("OUT") or RESULTS) / "cuda_resources.csv"
+    path = out_folder() / "cuda_resources.csv"
     partial = path.with_suffix(".tmp")
     with open(partial, "w", newline="") as handle:
         writer = csv.DictWriter(handle, FIELDS, restval="")

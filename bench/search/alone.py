@@ -12,30 +12,26 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import statistics
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
+import torch
+
+from bench.common import arguments, peers, record
+from bench.common.data import random_rows
+from bench.common.timing import median_ms, timed
+from nhl_fast.retrieval.hamming import search
 
 N, QUERIES, KS = 1_000_000, (200, 1), (10, 100, 1000)
 ROUNDS, BLOCK_S, SLOW_S = 7, 0.15, 1.0
 
 
-def rows(n: int, bits: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (n, bits // 8), dtype=np.uint8)
-
-
 def make(name: str, database: np.ndarray, threads: int):
     if name != "nhl_fast":
-        from bench.common import peers
-
         return peers.SEARCHERS[name](database, threads)
-    import torch
-
-    from nhl_fast.retrieval.hamming import search
-
     torch.set_num_threads(threads)
     items = torch.from_numpy(database)
     return lambda queries, k: search(torch.from_numpy(queries), items, k, backend="cpp")[0].numpy()
@@ -43,21 +39,18 @@ def make(name: str, database: np.ndarray, threads: int):
 
 def serve(name: str, bits: int, threads: int) -> None:
     """Answers lines of JSON [number of queries, k, seconds] with {"digest", "seconds": one number a call}."""
-    searcher, every = make(name, rows(N, bits, 0), threads), rows(max(QUERIES), bits, 1)
+    searcher, every = make(name, random_rows(N, bits, 0).numpy(), threads), random_rows(max(QUERIES), bits, 1).numpy()
     print("ready", flush=True)
     for line in sys.stdin:
         number, k, budget = json.loads(line)
         queries = every[:number]
         # The first call warms the caches up after another process's turn, and is all there is of a slow one.
-        started = time.perf_counter()
-        found = searcher(queries, k)
-        taken = [time.perf_counter() - started]
+        first, found = timed(partial(searcher, queries, k))
+        taken = [first]
         if taken[0] < SLOW_S:
             taken, ends = [], time.perf_counter() + budget
             while len(taken) < 2 or time.perf_counter() < ends:
-                started = time.perf_counter()
-                searcher(queries, k)
-                taken.append(time.perf_counter() - started)
+                taken.append(timed(partial(searcher, queries, k))[0])
         found = np.sort(np.asarray(found).astype(np.int32), axis=1)
         print(json.dumps({"digest": hashlib.sha256(found.tobytes()).hexdigest(), "seconds": taken}), flush=True)
 
@@ -103,7 +96,7 @@ def compare(libraries: dict[str, Library], bits: int, number: int, k: int) -> di
             times[name] += libraries[name].ask(number, k, BLOCK_S)["seconds"]
             time.sleep(0.02)  # until its threads have stopped spinning
     row = {"bits": bits, "queries": number, "k": k}
-    medians = {name: 1000 * statistics.median(seconds) for name, seconds in times.items()}
+    medians = {name: median_ms(seconds) for name, seconds in times.items()}
     for name in libraries:
         row[f"{name}_ms"] = round(medians[name], 3) if name in medians else "wrong"
     for name in libraries:
@@ -113,34 +106,39 @@ def compare(libraries: dict[str, Library], bits: int, number: int, k: int) -> di
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments.parser("bench.search.alone", __doc__)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--bits", default="128,64,32")
-    parser.add_argument("--peers", default="faiss,usearch")
-    parser.add_argument("--queries", default=",".join(map(str, QUERIES)), help=f"at most {max(QUERIES)} each")
+    parser.add_argument("--bits", type=arguments.numbers, default=[128, 64, 32])
+    parser.add_argument(
+        "--peers",
+        type=arguments.some_of(peers.SEARCHERS),
+        default=["faiss", "usearch"],
+        help=f"of {', '.join(peers.SEARCHERS)}",
+    )
+    parser.add_argument("--queries", type=arguments.numbers, default=[*QUERIES], help=f"at most {max(QUERIES)} each")
     parser.add_argument("--write", action="store_true", help="write bench/results/hamming_alone.{csv,json}")
     parser.add_argument("--serve", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if max(args.queries) > max(QUERIES):
+        parser.error(f"--queries: expected at most {max(QUERIES)}, got {max(args.queries)}")
     if args.serve:
-        return serve(args.serve, int(args.bits), args.threads)
+        return serve(args.serve, args.bits[0], args.threads)
     found = []
-    for bits in map(int, args.bits.split(",")):
+    for bits in args.bits:
         libraries = {"nhl_fast": Library("nhl_fast", bits, args.threads)}
-        for name in filter(None, args.peers.split(",")):
+        for name in args.peers:
             try:
                 libraries[name] = Library(name, bits, args.threads)
             except ImportError as error:
                 print(f"left out: {error}")
-        for number in map(int, args.queries.split(",")):
+        for number in args.queries:
             for k in KS:
                 found.append(compare(libraries, bits, number, k))
                 print(found[-1], flush=True)
         for library in libraries.values():
             library.close()
     if args.write:
-        from bench.common.record import write
-
-        write("hamming_alone", found, threads=args.threads)
+        record.write("hamming_alone", found, threads=args.threads)
 
 
 if __name__ == "__main__":

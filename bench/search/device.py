@@ -13,9 +13,10 @@ from functools import partial
 
 import torch
 
-import nhl_fast as nhl
 from bench.common import peers
-from bench.common.timing import binary_products_per_s, copy_gb_s, free_bytes, milliseconds, popcounts_per_s
+from bench.common.ceilings import binary_products_per_s, copy_gb_s, free_bytes, popcounts_per_s
+from bench.common.data import LENGTHS, PROTOCOLS, protocol, random_rows
+from bench.common.timing import milliseconds
 from bench.kernels import floors
 from nhl_fast.retrieval.hamming import search
 from nhl_fast.retrieval.metrics import evaluate_retrieval
@@ -31,13 +32,9 @@ class Sizes:
     ks: tuple = (10, 100, 1000)
     peer_ks: tuple = (100,)  # where a peer is compared with and timed: it takes most of the time
     peer_pairs: float = 1e10
-    # name: queries, items, classes, mean labels a row (None: one id), K (None: the whole ranking)
-    protocols: tuple = (
-        ("cifar10", 1000, 54_000, 10, None, None),
-        ("imagenet100", 5000, 128_503, 100, None, 1000),
-        ("coco", 5000, 117_218, 80, 2.9, 5000),
-    )
-    lengths: tuple = (8, 16, 32, 64, 128)
+    table_pairs: float = 1e9  # the slowest peer, which counts bits by a table
+    protocols: tuple = tuple((name, *settings) for name, settings in PROTOCOLS.items())
+    lengths: tuple = LENGTHS
     copied: int = 1 << 28  # float32 numbers, for the copy rate
     chunk_bytes: int = 1 << 31
 
@@ -65,7 +62,7 @@ class Measurement:
         print("  ".join(f"{key}={value}" for key, value in row.items() if value not in (None, "")), flush=True)
         self.save(self.rows)
 
-    def timed(self, base: dict, functions: dict, pairs: int, moved: int, counts: int) -> None:
+    def compare(self, base: dict, functions: dict, pairs: int, moved: int, counts: int) -> None:
         """A row for each function, "nhl_fast" first; `moved` bytes and `counts` population counts are the floors."""
         hbm = moved / self.copy / 1e6
         ours = None
@@ -122,11 +119,6 @@ class Measurement:
         return "\n".join(lines)
 
 
-def random_rows(n: int, bits: int, seed: int, device: str) -> torch.Tensor:
-    generator = torch.Generator(device).manual_seed(seed)
-    return torch.randint(0, 256, (n, bits // 8), dtype=torch.uint8, device=device, generator=generator)
-
-
 def distances_of_pairs(queries: torch.Tensor, database: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     """(Q, k) int32 distances of every query to the items in its row of `ids`."""
     ones = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.int32, device=ids.device)
@@ -137,12 +129,13 @@ def distances_of_pairs(queries: torch.Tensor, database: torch.Tensor, ids: torch
     return torch.cat(parts)
 
 
-def check_search(queries, database, k, found, peer) -> None:
-    """Raises WrongResult unless `found` is the top k; `peer` are another implementation's distances, or None."""
+def check_search(queries, database, k, found, others: dict[str, torch.Tensor]) -> None:
+    """Raises WrongResult unless `found` is the top k; `others` are others' distances, by their names."""
     distances, ids = found
     what = f"{len(queries)} queries, {len(database)} items, {8 * database.shape[1]} bits, k {k}"
-    if peer is not None and not torch.equal(distances, peer):
-        raise WrongResult(f"{what}: distances differ from the product's")
+    for name, peer in others.items():
+        if not torch.equal(distances, peer):
+            raise WrongResult(f"{what}: distances differ from those of {name}")
     if not torch.equal(distances_of_pairs(queries, database, ids), distances):
         raise WrongResult(f"{what}: a distance is not that of its id")
     keys = distances.long() * len(database) + ids
@@ -158,55 +151,52 @@ def measure_search(run: Measurement, n: int, bits: int) -> None:
     if time.monotonic() > run.ends:
         run.missed.append(f"search n {n}, {bits} bits")
         return
-    database, peer = random_rows(n, bits, 0, run.device), None
-    # The expanded codes, one chunk of products with its topk, and what is searched with.
-    needed = n * bits * run.dtype.itemsize + 3 * run.sizes.chunk_bytes
-    if needed <= free_bytes(run.device):
-        peer = peers.device_searcher(database, run.dtype, run.sizes.chunk_bytes)
+    database = random_rows(n, bits, 0, run.device)
+    others = searchers(run, database)
     for num_queries in run.sizes.queries:
         queries = random_rows(num_queries, bits, 1, run.device)
         for k in (k for k in run.sizes.ks if k <= n):
             base = {"part": "search", "n": n, "bits": bits, "queries": num_queries, "k": k}
             moved, counts = floors.search(num_queries, n, bits, k)
             case = f"search n {n}, {bits} bits, nq {num_queries}, k {k}"
-            few = k in run.sizes.peer_ks and num_queries * n <= run.sizes.peer_pairs
-            other = peer if few else None
-            run.case(case, partial(search_case, run, base, queries, database, k, other, moved, counts), counts)
+            few = {
+                name: searcher
+                for name, (searcher, most) in others.items()
+                if k in run.sizes.peer_ks and num_queries * n <= most
+            }
+            run.case(case, partial(search_case, run, base, queries, database, k, few, moved, counts), counts)
 
 
-def search_case(run: Measurement, base: dict, queries, database, k: int, peer, moved: int, counts: int) -> None:
+def searchers(run: Measurement, database: torch.Tensor) -> dict:
+    """{name: (searcher, most pairs that it is tried on)} of what others offer on the device."""
+    n, sizes = len(database), run.sizes
+    found = {"torch xor, table, topk": (peers.table_searcher(database, sizes.chunk_bytes), sizes.table_pairs)}
+    # The expanded codes, one chunk of products with its topk, and what is searched with.
+    needed = 8 * n * database.shape[1] * run.dtype.itemsize + 3 * sizes.chunk_bytes
+    if needed <= free_bytes(run.device):
+        product = peers.device_searcher(database, run.dtype, sizes.chunk_bytes)
+        found = {"torch product, topk": (product, sizes.peer_pairs), **found}
+    if run.device == "cuda":
+        try:
+            found["faiss GpuIndexBinaryFlat"] = (peers.faiss_device_searcher(database), sizes.peer_pairs)
+        except (ImportError, RuntimeError) as error:  # faiss raises the latter for its own failures
+            run.add({"part": "search", "n": n, "note": f"faiss is left out: {str(error)[:200]}"})
+    return found
+
+
+def search_case(run: Measurement, base: dict, queries, database, k: int, others: dict, moved, counts: int) -> None:
     functions = {"nhl_fast": partial(search, queries, database, k, backend=run.backend)}
-    if peer is not None:
-        functions["torch product, topk"] = partial(peer, queries, k)
+    functions |= {name: partial(searcher, queries, k) for name, searcher in others.items()}
     found = functions["nhl_fast"]()
-    check_search(queries, database, k, found, None if peer is None else peer(queries, k))
+    check_search(queries, database, k, found, {name: searcher(queries, k) for name, searcher in others.items()})
     del found
-    run.timed(base, functions, len(queries) * len(database), moved, counts)
-
-
-def protocol(name, queries, n, classes, per_row, device: str, bits: int):
-    """(query codes, item codes), (their labels): items of a class share bits, so that rankings are neither random
-    nor perfect."""
-    generator = torch.Generator(device).manual_seed(0)
-    centers = torch.randn(classes, bits, device=device, generator=generator)
-    labels, codes = [], []
-    for rows in (queries, n):
-        if per_row is None:
-            label = torch.randint(0, classes, (rows,), device=device, generator=generator)
-            multi_hot = torch.nn.functional.one_hot(label, classes)
-        else:
-            label = torch.rand(rows, classes, device=device, generator=generator) < per_row / classes
-            multi_hot = label
-        noise = torch.randn(rows, bits, device=device, generator=generator)
-        labels.append(label)
-        codes.append(nhl.pack_codes(multi_hot.float() @ centers + 2 * noise))
-    return codes, labels
+    run.compare(base, functions, len(queries) * len(database), moved, counts)
 
 
 def measure_evaluation(run: Measurement, name, queries, n, classes, per_row, topk) -> None:
     """Average precision at all lengths in one call, as in the field's protocols."""
     lengths = run.sizes.lengths
-    codes, labels = protocol(name, queries, n, classes, per_row, run.device, lengths[-1])
+    codes, labels = protocol(queries, n, classes, per_row, lengths[-1], run.device)
     functions = {
         "nhl_fast": partial(evaluate_retrieval, *codes, *labels, lengths=lengths, topk=topk, backend=run.backend),
         "torch product, stable sort": partial(
@@ -218,7 +208,7 @@ def measure_evaluation(run: Measurement, name, queries, n, classes, per_row, top
         raise WrongResult(f"{name}: average precision differs from the stable sort's")
     base = {"part": "evaluation", "case": name, "n": n, "bits": lengths[-1], "queries": queries, "k": topk or n}
     moved, counts = floors.evaluation(queries, n, lengths)
-    run.timed(base, functions, queries * n * len(lengths), moved, counts)
+    run.compare(base, functions, queries * n * len(lengths), moved, counts)
 
 
 def measure(

@@ -10,34 +10,19 @@ else to bench/results (not with --quick). For --device cuda see device.py.
 
 from __future__ import annotations
 
-import argparse
-import os
 import statistics
-import time
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 
-import nhl_fast as nhl
-from bench.common import peers
-from bench.common.record import RESULTS, alternate, median_ms, write
+from bench.common import arguments, peers
+from bench.common.data import LENGTHS, PROTOCOLS, protocol, random_rows
+from bench.common.record import write
+from bench.common.timing import alternate, median_ms, timed
 from nhl_fast import native
 from nhl_fast.retrieval.hamming import radius_search, search
 from nhl_fast.retrieval.metrics import evaluate_retrieval
-
-LENGTHS = (8, 16, 32, 64, 128)
-# name: queries, items, classes, labels a row (None: one id), K (None: the whole ranking)
-PROTOCOLS = {
-    "cifar10": (1000, 54_000, 10, None, None),
-    "imagenet100": (5000, 128_503, 100, None, 1000),
-    "coco": (5000, 117_218, 80, 2.9, 5000),
-}
-
-
-def random_rows(n: int, bits: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (n, bits // 8), dtype=np.uint8)
 
 
 def row(part: str, case: str, name: str, seconds: list[float], pairs: float, ours_ms: float | None) -> dict:
@@ -64,9 +49,7 @@ def compare(part: str, case: str, functions: dict, pairs: float, rounds: int, bu
     """Rows for functions already verified; "nhl_fast" is ours. Each gets about `budget` seconds a round."""
     repeats = {}
     for name, function in functions.items():
-        started = time.perf_counter()
-        function()
-        repeats[name] = int(np.clip(budget / (time.perf_counter() - started), 1, 40))
+        repeats[name] = int(np.clip(budget / timed(function)[0], 1, 40))
     times = alternate(functions, rounds, repeats)
     ours = median_ms(times["nhl_fast"])
     rows = [row(part, case, name, t, pairs, None if name == "nhl_fast" else ours) for name, t in times.items()]
@@ -87,13 +70,14 @@ def make_searchers(database: np.ndarray, threads: int) -> dict:
 def bench_topk(threads: int, quick: bool) -> list[dict]:
     n, rows = 200_000 if quick else 1_000_000, []
     for bits in (128, 64, 32):
-        database = random_rows(n, bits, 0)
-        tensor = torch.from_numpy(database)
+        tensor = random_rows(n, bits, 0)
+        database = tensor.numpy()
         searchers = make_searchers(database, threads)
         for num_queries, ks in ((200, (10, 100, 1000)), (1, (10, 100, 1000))):
             for k in ks:
-                queries = random_rows(num_queries, bits, 1)
-                functions = {"nhl_fast": partial(search, torch.from_numpy(queries), tensor, k, backend="cpp")}
+                rows_asked = random_rows(num_queries, bits, 1)
+                queries = rows_asked.numpy()
+                functions = {"nhl_fast": partial(search, rows_asked, tensor, k, backend="cpp")}
                 distances = functions["nhl_fast"]()[0].numpy()
                 for name, searcher in searchers.items():
                     # The slow ones are shown on a few cases only.
@@ -109,48 +93,32 @@ def bench_topk(threads: int, quick: bool) -> list[dict]:
     return rows
 
 
-def protocol(name: str, quick: bool):
-    """Codes and labels like the protocol's: items of a class share bits, so that rankings are neither random nor
-    perfect."""
+def codes_of(name: str, quick: bool):
+    """(codes, labels, K) of a protocol; of a tenth of its items with `quick`."""
     queries, n, classes, per_row, topk = PROTOCOLS[name]
     if quick:
         queries, n = queries // 10, n // 10
-    generator = np.random.default_rng(0)
-    centers = generator.standard_normal((classes, LENGTHS[-1])).astype(np.float32)
-    labels = []
-    for rows in (queries, n):
-        if per_row is None:
-            labels.append(torch.from_numpy(generator.integers(0, classes, rows)))
-        else:
-            popularity = generator.pareto(1.0, classes) + 0.2
-            multi_hot = generator.random((rows, classes)) < np.minimum(0.6, per_row * popularity / popularity.sum())
-            labels.append(torch.from_numpy(multi_hot))
-    codes = []
-    for label in labels:
-        multi_hot = torch.nn.functional.one_hot(label, classes) if per_row is None else label
-        noise = generator.standard_normal((len(label), LENGTHS[-1])).astype(np.float32)
-        codes.append(nhl.pack_codes(multi_hot.float() @ torch.from_numpy(centers) + 2 * torch.from_numpy(noise)))
-    return codes, labels, topk
+    return *protocol(queries, n, classes, per_row, LENGTHS[-1]), topk
 
 
 def usual(codes, labels, topk, lengths, count: int):
     """The usual loop over the first `count` queries; codes and labels are expanded before the clock starts."""
     q, d = (np.unpackbits(c.numpy(), axis=1).astype(np.float32) * 2 - 1 for c in codes)
     classes = max(int(label.max()) + 1 if label.ndim == 1 else label.shape[1] for label in labels)
-    a, b = (native_multi_hot(label, classes) for label in labels)
+    a, b = (float_multi_hot(label, classes) for label in labels)
     return lambda: np.stack(
         [peers.usual_map(q[:count], d, a[:count], b, length, topk or len(d)) for length in lengths]
     )
 
 
-def native_multi_hot(label: torch.Tensor, classes: int) -> np.ndarray:
+def float_multi_hot(label: torch.Tensor, classes: int) -> np.ndarray:
     return (torch.nn.functional.one_hot(label, classes) if label.ndim == 1 else label).float().numpy()
 
 
 def bench_evaluation(threads: int, quick: bool) -> list[dict]:
     rows = []
     for name in PROTOCOLS:
-        codes, labels, topk = protocol(name, quick)
+        codes, labels, topk = codes_of(name, quick)
         queries, n = len(codes[0]), len(codes[1])
 
         def ours(codes=codes, labels=labels, topk=topk):
@@ -182,9 +150,7 @@ def bench_growth(threads: int, quick: bool) -> list[dict]:
         function()
         seconds = []
         while len(seconds) < 3 or (sum(seconds) < 0.5 and len(seconds) < 30):
-            started = time.perf_counter()
-            function()
-            seconds.append(time.perf_counter() - started)
+            seconds.append(timed(function)[0])
         one = row(part, case, "nhl_fast", seconds, pairs, None)
         report([one])
         rows.append(one)
@@ -192,22 +158,21 @@ def bench_growth(threads: int, quick: bool) -> list[dict]:
     scale = 10 if quick else 1
     for n in (1000, 10_000, 100_000, 1_000_000, 10_000_000):
         if n // scale >= 1000:
-            database, queries = random_rows(n // scale, 128, 0), random_rows(200, 128, 1)
-            tensors = torch.from_numpy(queries), torch.from_numpy(database)
+            tensors = random_rows(200, 128, 1), random_rows(n // scale, 128, 0)
             add("search", f"items {n // scale}", lambda t=tensors: search(*t, 10), 200 * n // scale)
     n = 1_000_000 // scale
     for bits in (8, 16, 32, 48, 64, 128, 256, 512, 1024):
-        tensors = torch.from_numpy(random_rows(200, bits, 1)), torch.from_numpy(random_rows(n, bits, 0))
+        tensors = random_rows(200, bits, 1), random_rows(n, bits, 0)
         add("search", f"bits {bits}", lambda t=tensors: search(*t, 10), 200 * n)
         # Nothing is within radius 0: what remains is the distances and one comparison each.
         add("ceiling", f"bits {bits}", lambda t=tensors: radius_search(*t, 0), 200 * n)
-    tensors = torch.from_numpy(random_rows(200, 128, 1)), torch.from_numpy(random_rows(n, 128, 0))
+    tensors = random_rows(200, 128, 1), random_rows(n, 128, 0)
     for k in (1, 10, 100, 1000, 10_000):
         add("search", f"k {k}", lambda k=k: search(*tensors, k), 200 * n)
     for num in (1, 2, 4, 8, 32, 200, 1000):
-        queries = torch.from_numpy(random_rows(num, 128, 1))
+        queries = random_rows(num, 128, 1)
         add("search", f"queries {num}", lambda q=queries: search(q, tensors[1], 10), num * n)
-    codes, labels, _ = protocol("cifar10", quick)
+    codes, labels, _ = codes_of("cifar10", quick)
     for m in range(1, len(LENGTHS) + 1):
         pairs = len(codes[0]) * len(codes[1]) * m
         add(
@@ -251,8 +216,7 @@ def on_cuda(seconds: float, quick: bool) -> None:
         raise SystemExit(f"hamming: --device cuda: {detail}")
     from bench.search import device
 
-    folder = Path(os.environ.get("OUT") or RESULTS)
-    save = (lambda rows: None) if quick else partial(write, "hamming_cuda", folder=folder)
+    save = (lambda rows: None) if quick else partial(write, "hamming_cuda")
     sizes = device.Sizes(databases=((10**6, 128),), protocols=()) if quick else None
     run = device.measure("cuda", "cuda", seconds, save, sizes)
     print(run.summary())
@@ -261,9 +225,9 @@ def on_cuda(seconds: float, quick: bool) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments.parser("bench.search.hamming", __doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the size, a few seconds, writes nothing")
-    parser.add_argument("--parts", default=",".join(PARTS), help=f"of {', '.join(PARTS)}")
+    parser.add_argument("--parts", type=arguments.some_of(PARTS), default=[*PARTS], help=f"of {', '.join(PARTS)}")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--seconds", type=float, default=600, help="for --device cuda: starts no case after these")
@@ -274,13 +238,12 @@ def main() -> None:
     ready, detail = native.cpu_status()
     if not ready:
         raise SystemExit(f"the native library is needed: {detail}")
-    rows = [row for part in args.parts.split(",") for row in PARTS[part](args.threads, args.quick)]
+    rows = [row for part in args.parts for row in PARTS[part](args.threads, args.quick)]
     speedups = [r["nhl_fast_is_faster_by"] for r in rows if r["name"] == "faiss"]
     if speedups:
         print(f"beside faiss: {min(speedups)} to {max(speedups)}, median {statistics.median(speedups):.1f}")
     if not args.quick:
-        folder = Path(os.environ.get("OUT") or RESULTS)
-        write("hamming_cpu", rows, folder, instructions=torch.ops.nhl_fast.cpu_isa())
+        write("hamming_cpu", rows, instructions=torch.ops.nhl_fast.cpu_isa())
 
 
 if __name__ == "__main__":

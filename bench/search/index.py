@@ -18,12 +18,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
 
-from bench.common import record
+from bench.common import arguments, record
+from bench.common.data import random_rows
+from bench.common.timing import timed
 from nhl_fast.index.nested_index import NestedIndex
 
 BLOCK = 1_000_000
@@ -31,8 +32,7 @@ K = 10
 
 
 def block_of(number: int, n: int, bits: int) -> np.ndarray:
-    rows = min(BLOCK, n - number * BLOCK)
-    return np.random.default_rng(number).integers(0, 256, (rows, bits // 8), dtype=np.uint8)
+    return random_rows(min(BLOCK, n - number * BLOCK), bits, number).numpy()
 
 
 def make_queries(n: int, bits: int, count: int) -> np.ndarray:
@@ -92,12 +92,6 @@ class Memory:
             self.peak_anonymous = max(self.peak_anonymous, self.anonymous())
 
 
-def timed(function):
-    started = time.perf_counter()
-    result = function()
-    return time.perf_counter() - started, result
-
-
 def median_seconds(function, repeats: int) -> float:
     return statistics.median(timed(function)[0] for _ in range(repeats))
 
@@ -151,21 +145,21 @@ STAGES = {"build": build, "map": map_}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments.parser("bench.search.index", __doc__)
     parser.add_argument("--n", type=int, default=1_000_000, help=f"codes, at least {K}")
     parser.add_argument("--bits", type=int, default=128, help="a multiple of 8")
     parser.add_argument("--folder", type=Path, help="where the index file goes for a while")
     parser.add_argument("--write", action="store_true", help="write bench/results/index_N.json and .csv")
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    n, bits = arguments.n, arguments.bits
+    options = parser.parse_args()
+    n, bits = options.n, options.bits
     if n < K or bits < 8 or bits % 8:
         parser.error(f"expected --n of at least {K} and --bits a multiple of 8")
-    if arguments.stage:
-        print(json.dumps(STAGES[arguments.stage](n, bits, arguments.folder)))
+    if options.stage:
+        print(json.dumps(STAGES[options.stage](n, bits, options.folder)))
         return
     measured = {}
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         for stage in STAGES:
             command = [sys.executable, "-m", "bench.search.index", "--n", str(n), "--bits", str(bits)]
             command += ["--folder", str(Path(folder) / "index"), "--stage", stage]
@@ -181,7 +175,7 @@ def main() -> None:
         share = round(value / codes_bytes, 4) if unit == "bytes" else ""
         rows.append({"measure": name, "value": value, "unit": unit, "of the codes": share})
     print(json.dumps({"environment": record.environment(), "n": n, "bits": bits, "k": K, "rows": rows}, indent=2))
-    if arguments.write:
+    if options.write:
         record.write(f"index_{n}", rows, n=n, bits=bits, k=K, codes_bytes=codes_bytes)
 
 

@@ -1,6 +1,6 @@
-"""Throughput of the Hamming search, from bench/results/hamming_cpu.json, with the measured ceiling drawn in.
+"""Throughput of the Hamming search, with the measured ceiling drawn in.
 
-    python -m bench.search.plot
+    python -m bench.search.plot      # reads and writes hamming_cpu.* in $OUT, or in bench/results
 
 The ceiling is a radius search that finds nothing: the distances, and one comparison each.
 """
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 
-from bench.common.record import RESULTS
+from bench.common import arguments
+from bench.common.record import out_folder
 from nhl_fast.pictures.style import COLORS, picture
 
 PANELS = (
@@ -34,7 +35,9 @@ def tick(x: int) -> str:
 
 
 def main() -> None:
-    document = json.loads((RESULTS / "hamming_cpu.json").read_text())
+    arguments.parser("bench.search.plot", __doc__).parse_args()
+    folder = out_folder()
+    document = json.loads((folder / "hamming_cpu.json").read_text())
     rows, environment = document["rows"], document["environment"]
     # Shorter random codes do lie within radius 0 of a query.
     ceiling = {bits: rate for bits, rate in zip(*series(rows, "ceiling", "bits")) if bits >= 32}
@@ -59,7 +62,7 @@ def main() -> None:
             f"nhl_fast search, {threads} threads of {environment['cpu']}, {environment['date']}", fontsize=11
         )
 
-    print(picture((10, 7), draw, RESULTS / "hamming_cpu.png"))
+    print(picture((10, 7), draw, folder / "hamming_cpu.png"))
 
 
 if __name__ == "__main__":

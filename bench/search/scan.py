@@ -7,17 +7,20 @@ host. Writes scan_cuda.csv to $OUT, or to bench/results/.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import os
 import time
-from pathlib import Path
 
 import torch
 
-from bench.common.record import RESULTS
+from bench.common import arguments
+from bench.common.data import random_rows
+from bench.common.record import out_folder
+from bench.common.timing import milliseconds
+from bench.gpu.device import captured
 from nhl_fast import native
 
+BURST_S = 0.02  # a run is as many calls
 # (bits, items, queries, k), the most wanted first.
 CASES = [
     *((128, n, q, 10) for n in (10**6, 10**7) for q in (1000, 200, 64, 16, 1, 10_000)),
@@ -32,50 +35,25 @@ def units() -> list[str]:
     return [*(["mma"] if torch.cuda.get_device_capability()[0] in (8, 9) else []), "imma", "popc"]
 
 
-def milliseconds(function) -> float:
-    """Device time of one call, of as many between two events as take 20 ms; the median of five such."""
-    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-
-    def timed(count: int) -> float:
-        begin.record()
-        for _ in range(count):
-            function()
-        end.record()
-        torch.cuda.synchronize()
-        return begin.elapsed_time(end) / count
-
-    timed(1)
-    count = max(1, int(20 / max(timed(2), 1e-3)))
-    return sorted(timed(count) for _ in range(5 if count > 1 else 3))[2 if count > 1 else 1]
-
-
-def graph_of(function):
-    """A function that replays what `function` launches."""
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        function()
-    return graph.replay
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments.parser("bench.search.scan", __doc__)
     parser.add_argument("--seconds", type=float, default=60, help="starts no case after these")
-    parser.add_argument("--units", type=lambda text: text.split(","), help="some of mma, imma and popc")
+    parser.add_argument("--units", type=arguments.some_of(("mma", "imma", "popc")), help="of mma, imma, popc")
     args = parser.parse_args()
     if not native.cuda_status()[0]:
         raise SystemExit(f"scan: {native.cuda_status()[1]}")
     ends = time.monotonic() + args.seconds
-    path = Path(os.environ.get("OUT") or RESULTS) / "scan_cuda.csv"
+    path = out_folder() / "scan_cuda.csv"
     rows, wrong, codes = [], 0, {}
     for bits, n, num, k in CASES:
         if time.monotonic() > ends:
             print(f"not reached: {bits} bits, {n} items, {num} queries, k {k}")
             continue
-        shape = (n, bits // 8)
+        shape = (n, bits)
         if shape not in codes:
             codes.clear()  # one database at a time
-            codes[shape] = torch.randint(0, 256, shape, dtype=torch.uint8, device="cuda")
-        items, queries = codes[shape], torch.randint(0, 256, (num, bits // 8), dtype=torch.uint8, device="cuda")
+            codes[shape] = random_rows(n, bits, 0, "cuda")
+        items, queries = codes[shape], random_rows(num, bits, 1, "cuda")
         few = min(num, 2 if n > 10**7 else 8)
         expected = native.topk(queries[:few].cpu(), items.cpu(), k, bits)
         for unit in args.units or units():
@@ -90,7 +68,8 @@ def main() -> None:
             found = call()
             row["right"] = all(torch.equal(a[:few].cpu(), b) for a, b in zip(found, expected))
             if row["right"]:
-                row["ms"], row["graph_ms"] = round(milliseconds(call), 4), round(milliseconds(graph_of(call)), 4)
+                for key, function in (("ms", call), ("graph_ms", captured(call))):
+                    row[key] = round(milliseconds(function, 5 * BURST_S, burst_s=BURST_S)[0], 4)
                 row["giga_pairs_s"] = round(n * num / row["graph_ms"] / 1e6, 1)
                 row["items_gb_s"] = round(n * bits / 8 / row["graph_ms"] / 1e6, 1)
             else:

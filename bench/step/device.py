@@ -1,4 +1,4 @@
-"""The head step on a CUDA device: ours, the reference and the literal procedure; bench.gpu.check runs this.
+"""The head step on a CUDA device: ours, the reference and the literal procedure; bench.gpu runs this.
 
 One row a loss, size and contender (two where a CUDA graph is captured as well). Every contender's gradients are
 compared with those of the eager reference before it is timed.
@@ -6,7 +6,6 @@ compared with those of the eager reference before it is timed.
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from functools import partial
@@ -15,17 +14,19 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from bench.common import arguments, data, losses
 from bench.gpu.device import DEVICE, REHEARSAL, alive, captured, milliseconds, peak_mb, relative_error
 from bench.gpu.jobs import work
 from bench.kernels import floors
 from bench.step.literal import LiteralStep
-from nhl_fast import NestedHashLayer, NestedObjective, losses
+from nhl_fast import NestedHashLayer, NestedObjective
 
-LENGTHS = (4, 8, 16) if REHEARSAL else (8, 16, 32, 64, 128)
+LENGTHS = (4, 8, 16) if REHEARSAL else data.LENGTHS
 CLASSES, BANK = (5, 60) if REHEARSAL else (100, 13_000)
 SHAPES = ((16, 300), (40, 12)) if REHEARSAL else ((64, 2048), (256, 2048), (4096, 768), (32768, 2048))
 SMALL = SHAPES[1][0]  # rows up to which every contender that can be is captured in a CUDA graph
 LITERAL_BYTES = 60e9
+LOOPS, CUBES = ("dtsh", "shcir"), ("dsh",)  # whose literal form goes row by row, or holds (N, bank, bits) numbers
 OURS, REFERENCE, COMPILED, LITERAL = "nhl_fast triton", "reference", "reference, torch.compile", "literal"
 
 
@@ -37,12 +38,8 @@ class Problem:
         self.name, self.n, self.d, self.dtype, self.distill = name, n, d, dtype, distill
         self.layer = NestedHashLayer(d, LENGTHS, device=DEVICE)
         train = max(BANK, n)
-        options = {} if name == "mdsh" else {"num_train": train}
-        self.loss = losses.build(name, num_classes=CLASSES, code_lengths=LENGTHS, **options).to(DEVICE)
-        bank = getattr(self.loss, "bank", None)
-        if bank is not None:
-            labels = torch.randint(0, CLASSES, (train,), device=DEVICE)
-            bank.update(torch.arange(train, device=DEVICE), torch.randn(train, LENGTHS[-1], device=DEVICE), labels)
+        self.loss = losses.make(name, CLASSES, LENGTHS, train, DEVICE)
+        bank = losses.bank_of(self.loss)
         self.bank = 0 if bank is None else train
         self.features = torch.randn(n, d, device=DEVICE).to(dtype).requires_grad_()
         self.labels = torch.randint(0, CLASSES, (n,), device=DEVICE)
@@ -86,7 +83,7 @@ class Problem:
     def literal_bytes(self) -> float:
         """A lower estimate of what the literal procedure holds at once."""
         pairs = self.n * (self.bank or self.n) * 4
-        cube = 3 * pairs * LENGTHS[-1] if self.name == "dsh" else 0
+        cube = 3 * pairs * LENGTHS[-1] if self.name in CUBES else 0
         return cube + 5 * 6 * pairs + 5 * 5 * self.n**2 * 4
 
 
@@ -130,7 +127,7 @@ def _measure(problem, contender, tf32, rates):
             return
         del expected
         peak = peak_mb(function)
-        yield {**base, **timed(function, problem, rates), "graph": False, "peak_mb": peak, "error": difference}
+        yield {**base, **times(function, problem, rates), "graph": False, "peak_mb": peak, "error": difference}
     except torch.cuda.OutOfMemoryError:
         yield {**base, "note": "does not fit in the device's memory"}
         return
@@ -140,14 +137,14 @@ def _measure(problem, contender, tf32, rates):
         except Exception as failure:
             yield {**base, "graph": True, "note": f"not captured: {type(failure).__name__}: {str(failure)[:160]}"}
             return
-        yield {**base, **timed(replay, problem, rates), "graph": True, "peak_mb": peak, "error": difference}
+        yield {**base, **times(replay, problem, rates), "graph": True, "peak_mb": peak, "error": difference}
 
 
-def timed(function, problem, rates) -> dict:
+def times(function, problem, rates) -> dict:
     """Milliseconds, and the rates that they mean for the bytes and operations of the step (floors.py)."""
     ms, runs = milliseconds(function)
     moved, operations = floors.step(
-        problem.name, problem.n, problem.d, LENGTHS, element=problem.features.element_size(), bank=problem.bank,
+        losses.terms(problem.loss), problem.n, problem.d, LENGTHS, element=problem.features.element_size(),
         classes=CLASSES, distill=problem.distill > 0,
     )  # fmt: skip
     row = {"ms": ms, "runs": runs, "gb_s": round(moved / ms / 1e6, 1), "tflop_s": round(operations / ms / 1e9, 3)}
@@ -162,43 +159,43 @@ def timed(function, problem, rates) -> dict:
     return row
 
 
-def wanted(names):
-    """(name, n, d, contender, options), the most wanted first; ValueError for an unknown loss."""
-    if unknown := sorted(set(names or ()) - set(losses.REGISTRY)):
-        raise ValueError(f"losses: unknown {', '.join(unknown)}; there are {', '.join(losses.REGISTRY)}")
-    names = list(names or losses.REGISTRY)
-    centers = [name for name in names if name in ("csq", "dpn")]
+def plan(names):
+    """(name, n, d, contender, options), the most wanted first; torch.compile, which takes long, after all else."""
+    names = list(names or losses.NAMES)
+    bodies = {name: [body for body, _ in losses.terms(losses.make(name, 5, LENGTHS, 10))] for name in names}
+    centers = [name for name in names if bodies[name] == ["center"]]
     first, rest = SHAPES[0], SHAPES[1:]
     found = [(name, *first, contender, {}) for name in names for contender in (OURS, REFERENCE, LITERAL)]
     for options in ({"distill": 0.0}, {"distill": 0.0, "dtype": torch.bfloat16}):
         for shape in reversed(rest):
             found += [(name, *shape, c, options) for name in centers for c in (OURS, REFERENCE)]
     found += [(name, *SHAPES[-1], c, {"distill": 0.0, "tf32": True}) for name in centers for c in (OURS, REFERENCE)]
-    found += [(name, *first, COMPILED, {}) for name in names]
     for shape in rest:
         for name in names:
             # All triplets of a batch this large, and a Python loop over its rows, are beyond any budget here.
             large = shape[0] > SMALL
-            contenders = () if large and name == "dtsh" else (OURS, REFERENCE, LITERAL)
-            contenders = [c for c in contenders if not (large and name == "shcir" and c == LITERAL)]
+            contenders = () if large and "triplets" in bodies[name] else (OURS, REFERENCE, LITERAL)
+            contenders = [c for c in contenders if not (large and name in LOOPS and c == LITERAL)]
             found += [(name, *shape, c, {}) for c in contenders]
-    found += [(name, *shape, COMPILED, {}) for shape in rest for name in names if shape[0] <= SMALL or name != "dtsh"]
+    for shape in SHAPES:
+        some = [name for name in names if shape[0] <= SMALL or "triplets" not in bodies[name]]
+        found += [(name, *shape, COMPILED, {}) for name in some]
     return found
 
 
 def jobs(names, rates) -> dict:
     found = {}
-    for name, n, d, contender, options in wanted(names):
+    for name, n, d, contender, options in plan(names):
         told = " ".join(f"{key}={str(value).removeprefix('torch.')}" for key, value in options.items())
         key = f"step {name} {n}x{d} {contender} {told}".strip()
         found[key] = partial(measure, name, n, d, contender, rates=rates, **options)
     return found
 
 
-def warm(name) -> None:
+def compile_steps(name) -> None:
     """Compile what the jobs of a loss need, so that the time is theirs: kernels are kept on the disk."""
     seen = set()
-    for _, n, d, contender, options in wanted([name]):
+    for _, n, d, contender, options in plan([name]):
         key = (n, d, contender, *map(str, options.items()))
         if contender not in (OURS, COMPILED) or key in seen or (contender == COMPILED and n > SMALL):
             continue
@@ -212,22 +209,20 @@ def warm(name) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = arguments.parser("bench.step.device", __doc__)
     parser.add_argument("--rows", type=Path, help="file of JSON lines to go on with")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--rates", default="{}", help="measured rates as JSON (copy_gb_s, matmul_fp32_tflop_s, ..)")
-    parser.add_argument("--losses", help="some losses only, separated by commas")
-    parser.add_argument("--warm", metavar="LOSS", help="compile what this loss needs, and time nothing")
+    parser.add_argument("--losses", type=arguments.some_of(losses.NAMES), help=f"of {', '.join(losses.NAMES)}")
+    parser.add_argument(
+        "--warm", choices=losses.NAMES, metavar="LOSS", help="compile what this loss needs, and time nothing"
+    )
     options = parser.parse_args()
-    names = options.losses.split(",") if options.losses else None
-    try:
-        todo = jobs([options.warm] if options.warm else names, json.loads(options.rates))
-    except ValueError as error:
-        parser.error(str(error))
+    todo = jobs([options.warm] if options.warm else options.losses, json.loads(options.rates))
     if not REHEARSAL and not torch.cuda.is_available():
         parser.error("PyTorch sees no CUDA device (NHL_FAST_REHEARSAL=1 rehearses on a CPU)")
     if options.warm:
-        warm(options.warm)
+        compile_steps(options.warm)
         return 0
     if options.rows is None:
         parser.error("--rows: expected a file")

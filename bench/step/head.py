@@ -8,30 +8,25 @@ blocks within one process; medians are reported.
 
 from __future__ import annotations
 
-import argparse
-
 import torch
 import torch.nn.functional as F
 
-from bench.common.record import alternate, median_ms, write
+from bench.common import arguments
+from bench.common.data import LENGTHS
+from bench.common.losses import NAMES, make
+from bench.common.record import write
+from bench.common.timing import alternate, median_ms, timed
 from bench.step.literal import LiteralStep
-from nhl_fast import NestedHashLayer, NestedObjective, losses
+from nhl_fast import NestedHashLayer, NestedObjective
 from nhl_fast.text.table import format_table
-
-LENGTHS = (8, 16, 32, 64, 128)
 
 
 def problem(name: str, n: int, d: int, classes: int, num_train: int):
     """(our step, literal step, a function that gives the last gradients)."""
     torch.manual_seed(0)
     layer = NestedHashLayer(d, LENGTHS)
-    # The literal form has no masks, so the bank is full; MDSH is taken without its pair term on both sides.
-    loss = losses.build(
-        name, num_classes=classes, code_lengths=LENGTHS, num_train=None if name == "mdsh" else num_train
-    )
-    bank = getattr(loss, "bank", None)
-    if bank is not None:
-        bank.update(torch.arange(num_train), torch.randn(num_train, 128), torch.randint(0, classes, (num_train,)))
+    # The literal form has no masks, so the bank is full; where a bank is an option, neither side has one.
+    loss = make(name, classes, LENGTHS, num_train)
     objective = NestedObjective(layer, loss)
     literal = LiteralStep(name, layer.hash_layer.weight, layer.hash_layer.bias, LENGTHS, loss)
     features = torch.randn(n, d, requires_grad=True)
@@ -55,8 +50,8 @@ def problem(name: str, n: int, d: int, classes: int, num_train: int):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--losses", default=",".join(losses.REGISTRY))
+    parser = arguments.parser("bench.step.head", __doc__)
+    parser.add_argument("--losses", type=arguments.some_of(NAMES), default=[*NAMES], help=f"of {', '.join(NAMES)}")
     parser.add_argument("--n", type=int, default=64)
     parser.add_argument("--d", type=int, default=2048)
     parser.add_argument("--classes", type=int, default=100)
@@ -67,16 +62,16 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     rows = []
-    for name in args.losses.split(","):
+    for name in args.losses:
         ours, literal, gradients = problem(name, args.n, args.d, args.classes, args.num_train)
         ours()
         a = gradients()
-        literal()
+        seconds, _ = timed(literal)
         b = gradients()
         error = max(((x - y).norm() / y.norm()).item() for x, y in zip(a, b))
         if not error < 1e-5:
             raise SystemExit(f"{name}: gradients differ by {error:.1e}; nothing is timed")
-        slow = name == "dsh"
+        slow = seconds > 1
         repeats = {"ours": 20, "literal": 1 if slow else 8}
         times = alternate({"ours": ours, "literal": literal}, 3 if slow else args.rounds, repeats)
         rows.append(

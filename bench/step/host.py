@@ -10,7 +10,6 @@ the same one.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import statistics
 import time
@@ -21,7 +20,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-LENGTHS, CLASSES = (8, 16, 32, 64, 128), 100
+from bench.common import arguments
+from bench.common.data import LENGTHS
+from bench.common.losses import NAMES, bank_of, make
+from nhl_fast import NestedHashLayer, NestedObjective
+
+CLASSES = 100
 
 
 class Driver:
@@ -77,34 +81,30 @@ def stubbed():
         compiled.append((self.fn.__name__, key))
         return kernel
 
-    before = JITFunction._do_compile, backend._PROBES["triton"], step.interpreted, step.check_on_host
+    before = JITFunction._do_compile, backend._probes["triton"], step.interpreted, step.check_on_host
     active, driver._active = driver._active, Driver()
     JITFunction._do_compile = compile_nothing
-    backend._PROBES["triton"] = lambda: backend.Backend("triton", True, "nothing is launched")
+    backend._probes["triton"] = lambda: (True, "nothing is launched")
     step.interpreted, step.check_on_host = (lambda: True), (lambda tensor: False)
     backend.probe.cache_clear()
     try:
         yield compiled
     finally:
         driver._active = active
-        JITFunction._do_compile, backend._PROBES["triton"], step.interpreted, step.check_on_host = before
+        JITFunction._do_compile, backend._probes["triton"], step.interpreted, step.check_on_host = before
         backend.probe.cache_clear()
 
 
 def problem(name: str, n: int, d: int):
     """A function that makes one step: forward and gradients."""
-    from nhl_fast import NestedHashLayer, NestedObjective, losses
-
     torch.manual_seed(0)
     layer = NestedHashLayer(d, LENGTHS)
-    options = {} if name in ("csq", "dpn", "mdsh", "shcir", "dtsh", "lcdsh", "dch") else {"num_train": 1000}
-    loss = losses.build(name, num_classes=CLASSES, code_lengths=LENGTHS, **options)
+    loss = make(name, CLASSES, LENGTHS, 1000)
     objective = NestedObjective(layer, loss, backend="triton")
     features = torch.randn(n, d).requires_grad_()
     labels, index = torch.randint(0, CLASSES, (n,)), torch.arange(n)
     parameters = (features, *layer.parameters())
-    bank = getattr(loss, "bank", None)
-    if bank is not None:  # on a card its values are not looked at
+    if (bank := bank_of(loss)) is not None:  # on a card its values are not looked at
         check = type(bank).check_index
         bank.check_index = lambda index, rows, values=True: check(bank, index, rows, False)
 
@@ -129,13 +129,18 @@ def measure(name: str, n: int = 64, d: int = 2048, steps: int = 200) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--losses", default="csq,shcir,dtsh,dhn", help="separated by commas")
+    parser = arguments.parser("bench.step.host", __doc__)
+    parser.add_argument(
+        "--losses",
+        type=arguments.some_of(NAMES),
+        default=["csq", "shcir", "dtsh", "dhn"],
+        help=f"of {', '.join(NAMES)}",
+    )
     parser.add_argument("--steps", type=int, default=200)
     options = parser.parse_args()
     print(f"PyTorch {torch.__version__}, Triton {triton.__version__}, 64 x 2048, float32, nothing launched")
     with stubbed():
-        for name in options.losses.split(","):
+        for name in options.losses:
             print(f"{name:<8} {measure(name, steps=options.steps):8.0f} us a step")
 
 

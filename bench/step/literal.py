@@ -2,8 +2,8 @@
 
 One product per length, every loss evaluated twice (once for the per-length gradients, once for the total), one
 backward pass per length, the weights from full gradients of W read back number by number, and the losses as
-their formulas stand: an N x M x b cube for DSH, a Python loop over the rows for DTSH and SHCIR. Its numbers
-agree with the package's, which the benchmark checks before it times anything.
+their formulas stand (`nhl_fast.losses.naive`): an N x M x b cube for DSH, a Python loop over the rows for DTSH and
+SHCIR. Its numbers agree with the package's, which the benchmark checks before it times anything.
 """
 
 from __future__ import annotations
@@ -11,107 +11,35 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-
-def _similarity(a, b):
-    return (a @ b.T > 0).float()
+from nhl_fast.losses import naive
 
 
-def csq(u, y, state, k):
-    center = y @ state.centers[k]
-    center = torch.where(center == 0, state.ties[k], center.sign())
-    v = u.tanh()
-    entropy = F.binary_cross_entropy(0.5 * (v + 1), 0.5 * (center + 1))
-    return entropy + 1e-4 * (v.abs() - 1).pow(2).mean()
+def _at_centers(loss):
+    def value(u, y, state, k):
+        center = y @ state.centers[k]
+        return loss(u, torch.where(center == 0, state.ties[k], center.sign()))
+
+    return value
 
 
-def dpn(u, y, state, k):
-    center = y @ state.centers[k]
-    center = torch.where(center == 0, state.ties[k], center.sign())
-    return (1 - u * center).clamp(min=0).mean()
+def _with_bank(loss):
+    return lambda u, y, state, k: loss(u, state.bank[:, : u.shape[1]], y @ state.bank_labels.T > 0)
 
 
-def dsh(u, y, state, k):
-    bank, similar = state.bank[:, : u.shape[1]], _similarity(y, state.bank_labels)
-    distance = (u.unsqueeze(1) - bank.unsqueeze(0)).pow(2).sum(2)
-    loss = 0.5 * similar * distance + 0.5 * (1 - similar) * (2 * u.shape[1] - distance).clamp(min=0)
-    return loss.mean() + 0.1 * (1 - u.abs()).abs().mean()
+def _in_batch(loss):
+    return lambda u, y, state, k: loss(u, y @ y.T > 0)
 
 
-def dhn(u, y, state, k):
-    bank, similar = state.bank[:, : u.shape[1]], _similarity(y, state.bank_labels)
-    theta = 0.5 * u @ bank.T
-    likelihood = (1 + (-theta.abs()).exp()).log() + theta.clamp(min=0) - similar * theta
-    return likelihood.mean() + 0.1 * (u.abs() - 1).cosh().log().mean()
+def _softmax(loss):
+    return lambda u, y, state, k: loss(u, y, state.centers[k])
 
 
-def dbdh(u, y, state, k):
-    u, bank = u.clamp(-1, 1), state.bank[:, : u.shape[1]].clamp(-1, 1)
-    similar, theta = _similarity(y, state.bank_labels), 0.5 * u @ bank.T
-    likelihood = (1 + (-theta.abs()).exp()).log() + theta.clamp(min=0) - similar * theta
-    return likelihood.mean() + 0.1 * u.mean(1).pow(2).mean()
-
-
-def dtsh(u, y, state, k):
-    similar, theta = _similarity(y, y), u @ u.T
-    total, rows = 0.0, 0
-    for row in range(u.shape[0]):
-        positive, negative = similar[row] == 1, similar[row] == 0
-        if positive.sum() != 0 and negative.sum() != 0:
-            t = theta[row][positive].unsqueeze(1) - theta[row][negative].unsqueeze(0) - 5
-            t = t.clamp(-100, 50)
-            total = total + ((1 + t.exp()).log() - t).mean()
-            rows += 1
-    loss = total / rows if rows else u.sum() * 0
-    return loss + (u - u.sign()).pow(2).mean()
-
-
-def lcdsh(u, y, state, k):
-    signs = 2 * _similarity(y, y) - 1
-    theta = (0.5 * u @ u.T).clamp(-50, 50)
-    likelihood = (1 + (-signs * theta).exp()).log().mean()
-    coded = 0.5 * u.sign() @ u.sign().T
-    return likelihood + 3 * (theta.sigmoid() - coded.sigmoid()).pow(2).mean()
-
-
-def dch(u, y, state, k):
-    similar, bits = _similarity(y, y), u.shape[1]
-
-    def distance(a, b):
-        norms = a.norm(dim=1, keepdim=True) @ b.norm(dim=1, keepdim=True).T
-        return (1 - (a @ b.T / norms.clamp(min=1e-12)).clamp(max=0.99)) * bits / 2
-
-    positives, number = similar.sum(), similar.numel()
-    if positives == 0 or positives == number:
-        weights = torch.ones_like(similar)
-    else:
-        weights = torch.where(similar == 1, number / positives, number / (number - positives))
-    d = distance(u, u)
-    loss = weights * (similar * (d / 20).log() + (1 + 20 / d).log())
-    penalty = (1 + distance(u.abs(), torch.ones_like(u[:1])) / 20).log()
-    return loss.mean() + 0.1 * penalty.mean()
-
-
-def _probabilities(u, centers):
-    cosine = F.normalize(u, dim=1) @ F.normalize(centers, dim=1).T
-    return (cosine * u.shape[1] ** 0.5).softmax(1)
-
-
-def mdsh(u, y, state, k):
-    p = _probabilities(u, state.centers[k])
-    loss = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
-    return loss + 1e-4 * (u.abs() - 1).pow(2).mean()
-
-
-def shcir(u, y, state, k):
-    p = _probabilities(u, state.centers[k])
-    total = 0.0
-    for row in range(u.shape[0]):
-        positive, negative = p[row][y[row] == 1], p[row][y[row] == 0]
-        total = total + positive.log().mean() + (1 - negative).log().mean()
-    return -total / u.shape[0] + 1e-4 * (u.abs() - 1).pow(2).mean()
-
-
-LOSSES = {f.__name__: f for f in (csq, dpn, dsh, dhn, dbdh, dtsh, lcdsh, dch, mdsh, shcir)}
+LOSSES = {
+    **{name: _at_centers(getattr(naive, name)) for name in ("csq", "dpn")},
+    **{name: _with_bank(getattr(naive, name)) for name in ("dsh", "dhn", "dbdh")},
+    **{name: _in_batch(getattr(naive, name)) for name in ("dtsh", "lcdsh", "dch")},
+    **{name: _softmax(getattr(naive, name)) for name in ("mdsh", "shcir")},
+}
 
 
 class LiteralStep:

@@ -10,7 +10,6 @@ shared memory than there is, is told as such.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import time
@@ -21,6 +20,7 @@ from unittest import mock
 
 import torch
 
+from bench.common import arguments
 from bench.gpu.device import captured, milliseconds, relative_error
 from bench.step.device import OURS, REFERENCE, Problem
 from nhl_fast.steps import fused  # noqa: F401 (finds nhl_fast.kernels in a checkout)
@@ -32,27 +32,14 @@ backward, distillation, dots, pairs, projection, softmax, triplets = (
 
 
 def changed(module, name, **values):
-    """Patches of a function that gives a block (a dictionary): some of its values are others."""
+    """A patch of a function that gives `Tiles`: some of its values are others."""
     original = getattr(module, name)
-
-    def block(*arguments):
-        found = {**original(*arguments), **values}
-        if "STEP" in found:
-            found.update(module.piece(found, found["splits"] > 1))
-        return found
-
-    return mock.patch.object(module, name, block)
+    return mock.patch.object(module, name, lambda *arguments: original(*arguments)._replace(**values))
 
 
 def tiles_of(module, name, **values):
     """A patch of a kernel's `Tiles`."""
     return mock.patch.object(module, name, getattr(module, name)._replace(**values))
-
-
-def launch(module, name, **values):
-    """A patch of a function that gives launch options: some of them are others."""
-    original = getattr(module, name)
-    return mock.patch.object(module, name, lambda *arguments: {**original(*arguments), **values})
 
 
 # (rows, columns, depth, warps) of a product's tile.
@@ -74,23 +61,20 @@ SOFTMAX = ((16, 32, 32, 4, 1), (16, 64, 32, 8, 1), (16, 64, 32, 4, 2), (16, 128,
 def project_choices(rows):
     small = [(None, None, k, warps) for k, warps in itertools.product((32, 64), (4, 8))]
     for m, n, k, warps in small if rows <= 1024 else SQUARE:
-        sides = {"BLOCK_K": k} if m is None else {"BLOCK_M": m, "BLOCK_N": n, "BLOCK_K": k}
-        patches = [mock.patch.object(projection, "warps", lambda block, w=warps: w)]
-        yield f"{m} x {n} x {k}, {warps} warps", [changed(projection, "plan", **sides), *patches]
+        sides = {} if m is None else {"rows": m, "columns": n}
+        name = "small_tile" if rows <= 1024 else "large_tile"
+        yield f"{m} x {n} x {k}, {warps} warps", [changed(projection, name, depth=k, warps=warps, **sides)]
 
 
 def product_choices(rows):
     for (a, d, k, warps), stages in itertools.product(PRODUCT, (3, 4)):
-        options = launch(dots, "product_options", num_warps=warps, num_stages=stages)
-        patches = [changed(dots, "product_block", BLOCK_A=a, BLOCK_D=d, BLOCK_K=k), options]
-        yield f"{a} x {d} x {k}, {warps} warps, {stages} stages", patches
+        tile = changed(dots, "product_config", rows=a, width=d, depth=k, warps=warps, stages=stages)
+        yield f"{a} x {d} x {k}, {warps} warps, {stages} stages", [tile]
 
 
 def backward_choices(rows):
     for m, d, k, warps in (*SQUARE, *BACKWARD):
-        sides = {"BLOCK_M": m, "BLOCK_D": d, "BLOCK_K": k}
-        patches = [changed(backward, "backward_block", **sides), launch(backward, "options", num_warps=warps)]
-        yield f"{m} x {d} x {k}, {warps} warps", patches
+        yield f"{m} x {d} x {k}, {warps} warps", [changed(backward, "config", rows=m, width=d, depth=k, warps=warps)]
 
 
 def loss_choices(module, *names, tiles=LOSS):
@@ -156,8 +140,9 @@ def told(kernel, name, loss, rows, d, options) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", type=lambda text: text.split(","), help="some kernels")
+    sweeps = list(dict.fromkeys(sweep[0] for sweep in SWEEPS))
+    parser = arguments.parser("bench.step.tiles", __doc__)
+    parser.add_argument("--only", type=arguments.some_of(sweeps), help=f"of {', '.join(sweeps)}")
     parser.add_argument("--warm", type=int, help="compile some choices alone")
     parser.add_argument("--of", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=300, help="begins no choice after these")
@@ -186,7 +171,7 @@ def main() -> None:
                     continue
                 row["error"] = relative_error(found, expected)
                 if row["error"] <= (3e-2 if "dtype" in wanted else 1e-3):
-                    row["ms"], row["runs"] = milliseconds(captured(step), 0.05)
+                    row["ms"], row["runs"] = milliseconds(captured(step), budget_s=0.05)
                 else:
                     row["note"] = "wrong gradients: not timed"
         except Exception as failure:

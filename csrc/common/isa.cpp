@@ -1,9 +1,9 @@
 // Which instruction set serves: cpuid says what the processor has, xgetbv what the system saves.
+#include "isa.h"
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
-
-#include "../hamming/cpu/kernels.h"
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -54,16 +54,6 @@ Isa active_isa() {
     return static_cast<Isa>(i);
   }
   throw std::runtime_error("NHL_FAST_CPU_ISA: expected scalar, avx2 or avx512, got " + std::string(wanted));
-}
-
-const Kernels& active_kernels() {
-  switch (active_isa()) {
-#if defined(__x86_64__)
-    case Isa::avx512: return avx512_kernels();
-    case Isa::avx2: return avx2_kernels();
-#endif
-    default: return scalar_kernels();
-  }
 }
 
 }  // namespace nhl

@@ -5,15 +5,13 @@
 // row number: of two rows at one distance, the lower one comes first.
 #pragma once
 
-#include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <memory>
-#include <stdexcept>
-#include <thread>
 #include <vector>
 
-namespace nhl {
+#include "../common/executor.h"
+
+namespace nhl::hamming {
 
 constexpr int64_t kMaxBits = 16384;
 
@@ -22,49 +20,6 @@ struct Rows {
   const uint8_t* data;
   int64_t count;
   int64_t stride;
-};
-
-// A long call that is given up.
-struct Stopped : std::runtime_error {
-  Stopped() : std::runtime_error("nhl_fast: the call was stopped") {}
-};
-
-// Whether a call is to go on: its own thread asks `stop` a few times a second, and all its threads hear the answer.
-class Watch {
- public:
-  explicit Watch(bool (*stop)()) : stop_(stop), owner_(std::this_thread::get_id()), next_(Clock::now() + kPause) {}
-  Watch(const Watch&) = delete;
-
-  // Throws Stopped. Work that takes longer than a few milliseconds calls it in between.
-  void check() {
-    if (stopped_.load(std::memory_order_relaxed)) throw Stopped();
-    if (std::this_thread::get_id() != owner_ || Clock::now() < next_) return;
-    if (stop_()) {
-      stopped_.store(true, std::memory_order_relaxed);
-      throw Stopped();
-    }
-    next_ = Clock::now() + kPause;
-  }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  static constexpr std::chrono::milliseconds kPause{100};
-  bool (*stop_)();
-  std::thread::id owner_;
-  Clock::time_point next_;
-  std::atomic<bool> stopped_{false};
-};
-
-// How to run work in parallel: `parallel(count, body, context)` calls body over sub-ranges of [0, count), the first
-// of them on the calling thread.
-struct Executor {
-  int64_t threads;
-  void (*parallel)(int64_t count, void (*body)(int64_t, int64_t, void*), void* context);
-  Watch* watch = nullptr;
-
-  void check() const {
-    if (watch != nullptr) watch->check();
-  }
 };
 
 // One bit an item: item i of query q is marked by bit i % 64 of bits[q * stride + i / 64]. A stride of 0 shares
@@ -82,14 +37,6 @@ struct Relevance {
   int64_t id_bytes;
   int64_t words;
 };
-
-enum class Isa : int { scalar = 0, avx2 = 1, avx512 = 2 };
-
-// The level in force: the best this processor has, or what NHL_FAST_CPU_ISA names (scalar, avx2, avx512); a
-// name that is unknown or unavailable here throws std::runtime_error. The variable is read at every call.
-Isa active_isa();
-bool isa_available(Isa isa);
-const char* isa_name(Isa isa);
 
 enum class Float : int { f16, bf16, f32, f64 };
 
@@ -157,4 +104,4 @@ class RadiusSearch {
   Executor executor_;
 };
 
-}  // namespace nhl
+}  // namespace nhl::hamming

@@ -1,19 +1,14 @@
 // The CUDA side of the operators of hamming.cpp: tensors to raw pointers, on PyTorch's current stream.
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <array>
 #include <cstdlib>
-#include <optional>
 #include <string>
 #include <tuple>
-#include <vector>
 
 #include "../hamming/cuda/device.cuh"
+#include "tensors.h"
 
 // Weak: a PyTorch built without CUDA can then load this library, and say so, instead of failing on a symbol.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device, void** stream);
@@ -21,17 +16,14 @@ extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stre
 namespace nhl::cuda {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-Tensor empty_like_device(const Tensor& like, std::vector<int64_t> sizes, ScalarType type) {
+Tensor empty_like_device(const Tensor& like, Ints sizes, ScalarType type) {
   return torch::stable::empty(sizes, type, std::nullopt, like.device());
 }
 
 // Makes the tensor's device current, and keeps scratch memory alive while the operator runs.
-class Call {
+class DeviceCall {
  public:
-  explicit Call(const Tensor& like) : guard_(like.get_device_index()), like_(like) {
+  explicit DeviceCall(const Tensor& like) : guard_(like.get_device_index()), like_(like) {
     STD_TORCH_CHECK(aoti_torch_get_current_cuda_stream != nullptr, "this PyTorch was built without CUDA");
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(like.get_device_index(), &stream));
@@ -41,7 +33,7 @@ class Call {
     context.scratch = [this](int64_t bytes) { return take(scratch_, bytes); };
     context.zeros = [this](int64_t bytes) { return take(zeros_, bytes); };
   }
-  Call(const Call&) = delete;
+  DeviceCall(const DeviceCall&) = delete;
 
   Context context;
 
@@ -96,17 +88,7 @@ class Call {
 };
 
 Rows rows_of(const Tensor& codes, int64_t bits, const char* name) {
-  STD_TORCH_CHECK(codes.dim() == 2 && codes.scalar_type() == ScalarType::Byte, name, ": expected uint8 rows");
-  STD_TORCH_CHECK(bits >= 1 && bits <= kMaxBits, "length: expected 1 to ", kMaxBits, " bits on CUDA, got ", bits);
-  STD_TORCH_CHECK(8 * codes.size(1) >= bits, name, ": rows of ", codes.size(1), " bytes hold no ", bits, " bits");
-  STD_TORCH_CHECK(codes.numel() == 0 || codes.size(1) == 1 || codes.stride(1) == 1, name, ": expected contiguous bytes in each row");
-  return {static_cast<const uint8_t*>(codes.const_data_ptr()), codes.size(0), codes.stride(0)};
-}
-
-void check_lengths(const std::vector<int64_t>& lengths) {
-  STD_TORCH_CHECK(!lengths.empty() && lengths[0] >= 1, "lengths: expected at least one, all positive");
-  for (size_t m = 1; m < lengths.size(); ++m)
-    STD_TORCH_CHECK(lengths[m - 1] < lengths[m], "lengths: expected increasing lengths");
+  return code_rows<Rows>(codes, bits, kMaxBits, "bits on CUDA", name);
 }
 
 void check_device(const Tensor& a, const Tensor& b) {
@@ -114,33 +96,9 @@ void check_device(const Tensor& a, const Tensor& b) {
                   "expected all tensors on one CUDA device");
 }
 
-const uint8_t* mask_of(const std::optional<Tensor>& allow, const Tensor& items) {
-  if (!allow) return nullptr;
-  check_device(*allow, items);
-  STD_TORCH_CHECK(allow->scalar_type() == ScalarType::Bool && allow->dim() == 1 && allow->size(0) == items.size(0) &&
-                      allow->is_contiguous(),
-                  "allow: expected a contiguous bool mask, one entry an item");
-  return static_cast<const uint8_t*>(allow->const_data_ptr());
-}
-
-Relevance relevance_of(const Tensor& query_labels, const Tensor& item_labels, const Rows& queries, const Rows& items) {
-  check_device(query_labels, item_labels);
-  const bool sets = item_labels.dim() == 2;
-  const ScalarType type = item_labels.scalar_type();
-  STD_TORCH_CHECK(query_labels.scalar_type() == type && query_labels.dim() == item_labels.dim() &&
-                      query_labels.is_contiguous() && item_labels.is_contiguous() &&
-                      query_labels.size(0) == queries.count && item_labels.size(0) == items.count,
-                  "labels: expected two contiguous tensors of one dtype and form, one row a code");
-  if (sets)
-    STD_TORCH_CHECK(type == ScalarType::Long && query_labels.size(1) == item_labels.size(1) && item_labels.size(1) > 0,
-                    "labels: expected label sets as int64 words");
-  return {query_labels.const_data_ptr(), item_labels.const_data_ptr(),
-          static_cast<int>(item_labels.element_size()), sets ? static_cast<int>(item_labels.size(1)) : 0};
-}
-
-template <class T>
-T* data(const Tensor& tensor) {
-  return static_cast<T*>(tensor.mutable_data_ptr());
+const uint8_t* mask_beside(const std::optional<Tensor>& allow, const Tensor& items) {
+  if (allow) check_device(*allow, items);
+  return mask_of(allow, items.size(0));
 }
 
 Tensor sorted(const Tensor& keys) {
@@ -161,24 +119,24 @@ Tensor pack_cuda(const Tensor& x) {
     case ScalarType::Double: infinity = 0x7ff0000000000000; break;
     default: STD_TORCH_CHECK(false, "x: expected float16, bfloat16, float32 or float64");
   }
-  const Call call(x);
+  const DeviceCall call(x);
   Tensor out = empty_like_device(x, {x.size(0), (x.size(1) + 7) / 8}, ScalarType::Byte);
   pack(x.const_data_ptr(), static_cast<int>(x.element_size()), infinity, x.size(0), x.size(1), x.stride(0),
        x.stride(1), data<uint8_t>(out), call.context);
   return out;
 }
 
-Tensor distances_cuda(const Tensor& queries, const Tensor& items, std::vector<int64_t> lengths) {
+Tensor distances_cuda(const Tensor& queries, const Tensor& items, Ints lengths) {
   check_lengths(lengths);
   check_device(queries, items);
   const Rows q = rows_of(queries, lengths.back(), "queries"), x = rows_of(items, lengths.back(), "database");
-  const Call call(items);
+  const DeviceCall call(items);
   Tensor out = empty_like_device(items, {static_cast<int64_t>(lengths.size()), q.count, x.count}, ScalarType::Int);
   distances(q, x, lengths, data<int32_t>(out), call.context);
   return out;
 }
 
-Tensor zero_counts(const Tensor& items, const std::vector<int64_t>& lengths, int64_t queries, const Context& context) {
+Tensor zero_counts(const Tensor& items, const Ints& lengths, int64_t queries, const Context& context) {
   int64_t bins = 0;
   for (int64_t b : lengths) bins += b + 1;
   Tensor counts = empty_like_device(items, {2 * bins * queries}, ScalarType::Long);
@@ -187,12 +145,13 @@ Tensor zero_counts(const Tensor& items, const std::vector<int64_t>& lengths, int
 }
 
 Tensor histograms_cuda(const Tensor& queries, const Tensor& items, const Tensor& query_labels,
-                       const Tensor& item_labels, std::vector<int64_t> lengths) {
+                       const Tensor& item_labels, Ints lengths) {
   check_lengths(lengths);
   check_device(queries, items);
   const Rows q = rows_of(queries, lengths.back(), "queries"), x = rows_of(items, lengths.back(), "database");
-  const Relevance relevance = relevance_of(query_labels, item_labels, q, x);
-  const Call call(items);
+  check_device(query_labels, item_labels);
+  const auto relevance = relevance_of<Relevance>(query_labels, item_labels, q.count, x.count);
+  const DeviceCall call(items);
   Tensor counts = zero_counts(items, lengths, q.count, call.context);
   histograms(q, x, lengths, relevance, data<int64_t>(counts), call.context);
   return counts;
@@ -200,15 +159,16 @@ Tensor histograms_cuda(const Tensor& queries, const Tensor& items, const Tensor&
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> evaluate_cuda(const Tensor& queries, const Tensor& items,
                                                                  const Tensor& query_labels,
-                                                                 const Tensor& item_labels,
-                                                                 std::vector<int64_t> lengths, int64_t cutoff) {
+                                                                 const Tensor& item_labels, Ints lengths,
+                                                                 int64_t cutoff) {
   check_lengths(lengths);
   check_device(queries, items);
   const Rows q = rows_of(queries, lengths.back(), "queries"), x = rows_of(items, lengths.back(), "database");
   STD_TORCH_CHECK(q.count > 0 && x.count > 0, "expected at least one query and one database row");
-  const Relevance relevance = relevance_of(query_labels, item_labels, q, x);
+  check_device(query_labels, item_labels);
+  const auto relevance = relevance_of<Relevance>(query_labels, item_labels, q.count, x.count);
   const auto m = static_cast<int64_t>(lengths.size());
-  const Call call(items);
+  const DeviceCall call(items);
   Tensor counts = zero_counts(items, lengths, q.count, call.context);
   Tensor precision = empty_like_device(items, {m, q.count}, ScalarType::Double);
   Tensor retrieved = empty_like_device(items, {m, q.count}, ScalarType::Long);
@@ -225,8 +185,8 @@ std::tuple<Tensor, Tensor> topk_cuda(const Tensor& queries, const Tensor& items,
   check_device(queries, items);
   const Rows q = rows_of(queries, length, "queries"), x = rows_of(items, length, "database");
   STD_TORCH_CHECK(k >= 0, "k: expected at least 0, got ", k);
-  const uint8_t* const mask = mask_of(allow, items);
-  const Call call(items);
+  const uint8_t* const mask = mask_beside(allow, items);
+  const DeviceCall call(items);
   Tensor out = empty_like_device(items, {q.count, k}, ScalarType::Int);
   Tensor ids = empty_like_device(items, {q.count, k}, ScalarType::Long);
   if (q.count == 0 || k == 0) return {out, ids};
@@ -247,12 +207,12 @@ std::tuple<Tensor, Tensor, Tensor> radius_cuda(const Tensor& queries, const Tens
   check_device(queries, items);
   const Rows q = rows_of(queries, length, "queries"), x = rows_of(items, length, "database");
   STD_TORCH_CHECK(radius >= 0, "radius: expected at least 0, got ", radius);
-  const uint8_t* const mask = mask_of(allow, items);
+  const uint8_t* const mask = mask_beside(allow, items);
   int id_bits = 1, key_bits = 1;
   while (x.count >> id_bits) ++id_bits;
   while (q.count * (length + 1) >> key_bits) ++key_bits;
   STD_TORCH_CHECK(id_bits + key_bits < 63, "too many queries for a database of this size; pass them in parts");
-  const Call call(items);
+  const DeviceCall call(items);
   // One more counter in front: its running sum is the offsets.
   Tensor offsets = empty_like_device(items, {q.count + 1}, ScalarType::Long);
   auto* const counts = static_cast<int64_t*>(call.context.zeros(8 * (q.count + 1)));

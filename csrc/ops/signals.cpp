@@ -1,6 +1,6 @@
 // Signals: Python serves them on its main thread only, between two steps of its own, so a long call has to ask.
 // The functions are looked up in the running process: the library is not linked against any version of Python.
-#include "tensors.h"
+#include "call.h"
 
 #include <dlfcn.h>
 #include <unistd.h>

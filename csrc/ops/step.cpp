@@ -1,31 +1,21 @@
 // The training step's operators: schemas, checks, and tensors to raw pointers. Stable ABI only.
 #include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
-#include <torch/headeronly/util/Exception.h>
 
 #include <cmath>
-#include <limits>
-#include <optional>
 #include <string>
 #include <tuple>
-#include <vector>
 
-#include "tensors.h"
 #include "../step/step.h"
+#include "call.h"
+#include "tensors.h"
 
-namespace nhl::train {
+namespace nhl::step {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using Ints = std::vector<int64_t>;
 using Pair = std::tuple<Tensor, Tensor>;
+using Doubles = std::vector<double>;
 
-Tensor empty(Ints sizes) { return empty_tensor(sizes, ScalarType::Float); }
-
-float* out(const Tensor& t) { return static_cast<float*>(t.mutable_data_ptr()); }
+Tensor empty(const Ints& sizes) { return nhl::empty(sizes, ScalarType::Float); }
 
 void check_matrix(const Tensor& t, ScalarType type, const char* name, const char* what) {
   STD_TORCH_CHECK(t.dim() == 2 && t.scalar_type() == type && t.is_contiguous(), name, ": expected contiguous ", what,
@@ -36,20 +26,18 @@ const float* matrix(const Tensor& t, int64_t rows, int64_t cols, const char* nam
   check_matrix(t, ScalarType::Float, name, "float32 numbers");
   STD_TORCH_CHECK((rows < 0 || t.size(0) == rows) && (cols < 0 || t.size(1) == cols), name, ": expected ", rows, " x ",
                   cols, " numbers, got ", t.size(0), " x ", t.size(1));
-  return static_cast<const float*>(t.const_data_ptr());
+  return const_data<float>(t);
 }
 
 template <class T>
 const T* column(const Tensor& t, int64_t size, ScalarType type, const char* name) {
   STD_TORCH_CHECK(t.dim() == 1 && t.scalar_type() == type && t.is_contiguous() && t.size(0) == size, name,
                   ": expected ", size, " contiguous numbers of another dtype or shape");
-  return static_cast<const T*>(t.const_data_ptr());
+  return const_data<T>(t);
 }
 
 Batch batch_of(const Tensor& u, const Ints& lengths, double reference_bits = 0) {
-  STD_TORCH_CHECK(!lengths.empty() && lengths[0] >= 1, "lengths: expected at least one, all positive");
-  for (size_t k = 1; k < lengths.size(); ++k)
-    STD_TORCH_CHECK(lengths[k - 1] < lengths[k], "lengths: expected increasing lengths");
+  check_lengths(lengths);
   const float* const data = matrix(u, -1, lengths.back(), "u");
   STD_TORCH_CHECK(u.size(0) >= 1, "u: expected at least one row");
   STD_TORCH_CHECK(reference_bits >= 0 && std::isfinite(reference_bits),
@@ -61,15 +49,17 @@ Labels labels_of(const Tensor& labels, int64_t rows, const char* name) {
   if (labels.dim() == 1) return {column<int64_t>(labels, rows, ScalarType::Long, name), nullptr, 0};
   check_matrix(labels, ScalarType::Bool, name, "bool rows");
   STD_TORCH_CHECK(labels.size(0) == rows, name, ": expected ", rows, " rows, got ", labels.size(0));
-  return {nullptr, static_cast<const uint8_t*>(labels.const_data_ptr()), labels.size(1)};
+  return {nullptr, const_data<uint8_t>(labels), labels.size(1)};
 }
 
-Bank bank_of(const Tensor& u, const Tensor& labels, const Tensor& written, const Batch& batch, const Labels& own) {
+Bank bank_of(const Tensor& u, const Tensor& labels, const std::optional<Tensor>& written, const Batch& batch,
+             const Labels& own) {
   const float* const data = matrix(u, -1, batch.lengths.back(), "bank");
   const Labels theirs = labels_of(labels, u.size(0), "bank_labels");
   STD_TORCH_CHECK((own.ids == nullptr) == (theirs.ids == nullptr) && own.classes == theirs.classes,
                   "bank_labels: expected the form of labels");
-  return {data, column<uint8_t>(written, u.size(0), ScalarType::Bool, "written"), u.size(0), theirs};
+  const auto* const marks = written ? column<uint8_t>(*written, u.size(0), ScalarType::Bool, "written") : nullptr;
+  return {data, marks, u.size(0), theirs};
 }
 
 // Values and deltas of a loss, as tensors and as pointers.
@@ -79,7 +69,7 @@ struct Made {
     for (int64_t b : batch.lengths) width += b;
     values = empty({static_cast<int64_t>(batch.lengths.size())});
     deltas = empty({batch.n, width});
-    loss = {out(values), out(deltas)};
+    loss = {data<float>(values), data<float>(deltas)};
   }
   Pair result() const { return {values, deltas}; }
   Tensor values, deltas;
@@ -90,14 +80,7 @@ float number(double x) { return static_cast<float>(x); }
 
 bool finite(const Tensor& x) {
   STD_TORCH_CHECK(x.scalar_type() == ScalarType::Float && x.is_contiguous(), "x: expected contiguous float32 numbers");
-  return all_finite(static_cast<const float*>(x.const_data_ptr()), x.numel());
-}
-
-bool in_range(const Tensor& x, int64_t low, int64_t high) {
-  const auto* const data = column<int64_t>(x, x.numel(), ScalarType::Long, "x");
-  bool ok = true;
-  for (int64_t i = 0; i < x.numel(); ++i) ok &= data[i] >= low && data[i] < high;
-  return ok;
+  return all_finite(const_data<float>(x), x.numel());
 }
 
 Pair project_cpu(const Tensor& features, const Tensor& weight, const Tensor& bias, bool want_gram) {
@@ -106,7 +89,7 @@ Pair project_cpu(const Tensor& features, const Tensor& weight, const Tensor& bia
   const float* const w = matrix(weight, -1, d, "weight");
   const auto* const c = column<float>(bias, bits, ScalarType::Float, "bias");
   Tensor u = empty({n, bits}), gram = empty({want_gram ? n : 0, want_gram ? n : 0});
-  project(f, n, d, w, c, bits, out(u), want_gram ? out(gram) : nullptr, Call().executor);
+  project(f, n, d, w, c, bits, data<float>(u), want_gram ? data<float>(gram) : nullptr, Call().executor);
   return {u, gram};
 }
 
@@ -119,9 +102,8 @@ std::tuple<Tensor, Tensor, Tensor> project_back_cpu(const Tensor& scale, const T
   STD_TORCH_CHECK(scale.numel() == 1 && scale.scalar_type() == ScalarType::Float, "scale: expected a float32 number");
   Tensor df = empty({need_features ? n : 0, need_features ? d : 0});
   Tensor dw = empty({need_weight ? bits : 0, need_weight ? d : 0}), db = empty({need_weight ? bits : 0});
-  project_back(*static_cast<const float*>(scale.const_data_ptr()), g, n, bits, f, d, w,
-               need_features ? out(df) : nullptr, need_weight ? out(dw) : nullptr, need_weight ? out(db) : nullptr,
-               Call().executor);
+  project_back(*const_data<float>(scale), g, n, bits, f, d, w, need_features ? data<float>(df) : nullptr,
+               need_weight ? data<float>(dw) : nullptr, need_weight ? data<float>(db) : nullptr, Call().executor);
   return {df, dw, db};
 }
 
@@ -144,115 +126,129 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> combine_cpu(const Tensor& u, 
   step.deltas = matrix(deltas, batch.n, width, "deltas");
   Tensor total = empty({}), distill = empty({m}), weights = empty({m});
   Tensor dots = empty({fixed ? 0 : m, fixed ? 0 : m}), du = empty({batch.n, lengths.back()});
-  step.total = out(total);
-  step.distill = out(distill);
-  step.weights = out(weights);
-  step.dots = out(dots);
-  step.du = out(du);
+  step.total = data<float>(total);
+  step.distill = data<float>(distill);
+  step.weights = data<float>(weights);
+  step.dots = data<float>(dots);
+  step.du = data<float>(du);
   combine(batch, step, Call().executor);
   return {total, distill, weights, dots, du};
 }
 
-Pair centers_cpu(Pointwise kind, const Tensor& u, const Tensor& centers, const std::optional<Tensor>& ids,
-                 const Ints& lengths, double option) {
+template <size_t N>
+std::string joined(const char* const (&names)[N]) {
+  std::string out;
+  for (const char* name : names) out += std::string(out.empty() ? "" : ", ") + name;
+  return out;
+}
+
+// The place of a name in a list of them.
+template <class Enum, size_t N>
+Enum named(const std::string& name, const char* const (&names)[N], const char* argument) {
+  for (size_t i = 0; i < N; ++i)
+    if (name == names[i]) return static_cast<Enum>(i);
+  STD_TORCH_CHECK(false, argument, ": expected one of ", joined(names), ", got ", name);
+}
+
+std::vector<float> constants_of(const Doubles& given, size_t wanted, const std::string& function) {
+  STD_TORCH_CHECK(given.size() == wanted, "constants: ", function, " takes ", wanted, ", got ", given.size());
+  return {given.begin(), given.end()};
+}
+
+constexpr const char* kTripletFunctions[] = {"logistic"};
+constexpr const char* kSoftmaxFunctions[] = {"likelihood"};
+
+// Penalties whose constants are those of the pairs serve there alone.
+PenaltyTerm penalty_of(const std::string& name, double weight, bool pairs) {
+  const auto kind = named<Penalty>(name, kPenalties, "penalty");
+  STD_TORCH_CHECK(pairs || kind != Penalty::cauchy, "penalty: cauchy takes the constants of the pair function cauchy");
+  return {kind, number(weight)};
+}
+
+Pair center_cpu(const Tensor& u, const Tensor& centers, const std::optional<Tensor>& ids, Ints lengths,
+                StringHandle function, Doubles constants) {
+  const std::string name = text(function);
+  const auto which = named<CenterFunction>(name, kCenterFunctions, "function");
   const Batch batch = batch_of(u, lengths);
   const Made made(batch);
   const float* const c = matrix(centers, ids ? -1 : batch.n, made.deltas.size(1), "centers");
   const auto* const rows = ids ? column<int64_t>(*ids, batch.n, ScalarType::Long, "ids") : nullptr;
-  if (ids) STD_TORCH_CHECK(in_range(*ids, 0, centers.size(0)), "ids: expected rows of centers");
-  pointwise(kind, batch, c, rows, number(option), made.loss, Call().executor);
+  for (int64_t i = 0; ids && i < batch.n; ++i)
+    STD_TORCH_CHECK(rows[i] >= 0 && rows[i] < centers.size(0), "ids: expected rows of centers");
+  center(which, batch, c, rows, constants_of(constants, 1, name)[0], made.loss, Call().executor);
   return made.result();
 }
 
-Pair csq_cpu(const Tensor& u, const Tensor& centers, const std::optional<Tensor>& ids, Ints lengths,
-             double quantization) {
-  return centers_cpu(Pointwise::csq, u, centers, ids, lengths, quantization);
-}
-
-Pair dpn_cpu(const Tensor& u, const Tensor& centers, const std::optional<Tensor>& ids, Ints lengths, double margin,
-             bool ternary) {
-  return centers_cpu(ternary ? Pointwise::dpn_ternary : Pointwise::dpn, u, centers, ids, lengths, margin);
-}
-
-Pair dsh_cpu(const Tensor& u, const Tensor& labels, const Tensor& bank, const Tensor& bank_labels,
-             const Tensor& written, Ints lengths, double alpha, double margin, bool balance) {
-  const Batch batch = batch_of(u, lengths);
-  const Labels own = labels_of(labels, batch.n, "labels");
-  const Made made(batch);
-  dsh(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), number(margin), balance, made.loss,
-      Call().executor);
-  return made.result();
-}
-
-Pair dhn_cpu(const Tensor& u, const Tensor& labels, const Tensor& bank, const Tensor& bank_labels,
-             const Tensor& written, Ints lengths, double alpha, double reference_bits, bool balance) {
+Pair pairs_cpu(const Tensor& u, const Tensor& labels, const std::optional<Tensor>& bank_u,
+               const std::optional<Tensor>& bank_labels, const std::optional<Tensor>& written, Ints lengths,
+               StringHandle function, Doubles constants, StringHandle penalty, double penalty_weight,
+               StringHandle weigh, StringHandle over, double clamp, double reference_bits) {
+  const std::string name = text(function), penalty_name = text(penalty), weigh_name = text(weigh),
+                    over_name = text(over);
+  PairTerm term{named<PairFunction>(name, kPairFunctions, "function"), {}};
+  term.constants = constants_of(constants, static_cast<size_t>(step::constants_of(term.function)), name);
+  term.weigh = named<Weigh>(weigh_name, kWeighs, "weigh");
+  term.over = named<Over>(over_name, kOvers, "over");
+  term.clamp = number(clamp);
+  STD_TORCH_CHECK(clamp > 0, "clamp: expected a number above 0 (infinity for none), got ", clamp);
+  const PenaltyTerm on_outputs = penalty_of(penalty_name, penalty_weight, term.function == PairFunction::cauchy);
+  STD_TORCH_CHECK(reference_bits == 0 || geometry_of(term.function) == Geometry::product,
+                  "reference_bits: taken by functions of the inner product, ", name, " is none");
   const Batch batch = batch_of(u, lengths, reference_bits);
   const Labels own = labels_of(labels, batch.n, "labels");
+  STD_TORCH_CHECK(bank_u.has_value() == bank_labels.has_value() && bank_u.has_value() >= written.has_value(),
+                  "bank: expected its outputs and labels, or nothing of it");
+  Bank bank{};
+  if (bank_u) bank = bank_of(*bank_u, *bank_labels, written, batch, own);
   const Made made(batch);
-  dhn(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), balance, made.loss, Call().executor);
+  pairs(batch, own, bank_u ? &bank : nullptr, term, on_outputs, made.loss, Call().executor);
   return made.result();
 }
 
-Pair dbdh_cpu(const Tensor& u, const Tensor& labels, const Tensor& bank, const Tensor& bank_labels,
-              const Tensor& written, Ints lengths, double alpha, double clamp, double reference_bits, bool balance) {
+Pair triplets_cpu(const Tensor& u, const Tensor& labels, Ints lengths, StringHandle function, Doubles constants,
+                  StringHandle penalty, double penalty_weight, double reference_bits) {
+  const std::string name = text(function), penalty_name = text(penalty);
+  named<int>(name, kTripletFunctions, "function");
+  const std::vector<float> given = constants_of(constants, 3, name);
+  const PenaltyTerm on_outputs = penalty_of(penalty_name, penalty_weight, false);
   const Batch batch = batch_of(u, lengths, reference_bits);
   const Labels own = labels_of(labels, batch.n, "labels");
   const Made made(batch);
-  dbdh(batch, own, bank_of(bank, bank_labels, written, batch, own), number(alpha), number(clamp), balance,
-       made.loss, Call().executor);
+  triplets(batch, own, {given[0], given[1], given[2]}, on_outputs, made.loss, Call().executor);
   return made.result();
 }
 
-Pair lcdsh_cpu(const Tensor& u, const Tensor& labels, Ints lengths, double eta, double clamp, double reference_bits) {
-  const Batch batch = batch_of(u, lengths, reference_bits);
-  const Made made(batch);
-  lcdsh(batch, labels_of(labels, batch.n, "labels"), number(eta), number(clamp), made.loss, Call().executor);
-  return made.result();
-}
-
-Pair dch_cpu(const Tensor& u, const Tensor& labels, Ints lengths, double gamma, double quantization,
-             double max_cosine) {
-  const Batch batch = batch_of(u, lengths);
-  const Made made(batch);
-  dch(batch, labels_of(labels, batch.n, "labels"), number(gamma), number(quantization), number(max_cosine), made.loss,
-      Call().executor);
-  return made.result();
-}
-
-Pair dtsh_cpu(const Tensor& u, const Tensor& labels, Ints lengths, double margin, double quantization, double low,
-              double high, double reference_bits) {
-  const Batch batch = batch_of(u, lengths, reference_bits);
-  const Made made(batch);
-  dtsh(batch, labels_of(labels, batch.n, "labels"), number(margin), number(quantization), number(low), number(high),
-       made.loss, Call().executor);
-  return made.result();
-}
-
-Pair center_softmax_cpu(const Tensor& u, const Tensor& labels, const Tensor& centers, Ints lengths, double scale,
-                        double negative_weight, double quantization, double reference_bits,
-                        const std::optional<Tensor>& bank, const std::optional<Tensor>& bank_labels,
-                        const std::optional<Tensor>& written) {
+Pair softmax_cpu(const Tensor& u, const Tensor& labels, const Tensor& centers, Ints lengths, StringHandle function,
+                 Doubles constants, StringHandle penalty, double penalty_weight, double reference_bits) {
+  const std::string name = text(function), penalty_name = text(penalty);
+  named<int>(name, kSoftmaxFunctions, "function");
+  const std::vector<float> given = constants_of(constants, 2, name);
+  const PenaltyTerm on_outputs = penalty_of(penalty_name, penalty_weight, false);
   const Batch batch = batch_of(u, lengths, reference_bits);
   const Labels own = labels_of(labels, batch.n, "labels");
   const Made made(batch);
   const float* const c = matrix(centers, -1, made.deltas.size(1), "centers");
   STD_TORCH_CHECK(centers.size(0) >= 2 && (own.ids || own.classes == centers.size(0)),
                   "centers: expected one row a class, at least two");
-  center_softmax(batch, own, c, centers.size(0), number(scale), number(negative_weight), number(quantization),
-                 made.loss, Call().executor);
-  if (bank) {
-    STD_TORCH_CHECK(bank_labels && written, "bank: expected its labels and marks, too");
-    attraction(batch, own, bank_of(*bank, *bank_labels, *written, batch, own), made.loss, Call().executor);
-  }
+  softmax(batch, own, {c, centers.size(0), given[0], constants[1]}, on_outputs, made.loss, Call().executor);
   return made.result();
 }
 
+// What a body has, for checks before it is called.
+std::string functions(StringHandle body) {
+  const std::string name = text(body);
+  if (name == "center") return joined(kCenterFunctions);
+  if (name == "pairs") return joined(kPairFunctions);
+  if (name == "triplets") return joined(kTripletFunctions);
+  STD_TORCH_CHECK(name == "softmax", "body: expected center, pairs, triplets or softmax, got ", name);
+  return joined(kSoftmaxFunctions);
+}
+
 }  // namespace
-}  // namespace nhl::train
+}  // namespace nhl::step
 
 STABLE_TORCH_LIBRARY_FRAGMENT(nhl_fast, m) {
   m.def("step_finite(Tensor x) -> bool");
-  m.def("step_in_range(Tensor x, int low, int high) -> bool");
   m.def("step_project(Tensor features, Tensor weight, Tensor bias, bool want_gram) -> (Tensor, Tensor)");
   m.def(
       "step_project_back(Tensor scale, Tensor du, Tensor features, Tensor weight, bool need_features,"
@@ -260,47 +256,33 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nhl_fast, m) {
   m.def(
       "step_combine(Tensor u, Tensor features, Tensor gram, Tensor values, Tensor deltas, int[] lengths,"
       " float distill_weight, Tensor? fixed_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def("step_csq(Tensor u, Tensor centers, Tensor? ids, int[] lengths, float quantization) -> (Tensor, Tensor)");
+  m.def("step_functions(str body) -> str");
   m.def(
-      "step_dpn(Tensor u, Tensor centers, Tensor? ids, int[] lengths, float margin, bool ternary)"
+      "step_center(Tensor u, Tensor centers, Tensor? ids, int[] lengths, str function, float[] constants)"
       " -> (Tensor, Tensor)");
   m.def(
-      "step_dsh(Tensor u, Tensor labels, Tensor bank, Tensor bank_labels, Tensor written, int[] lengths,"
-      " float alpha, float margin, bool balance) -> (Tensor, Tensor)");
-  m.def(
-      "step_dhn(Tensor u, Tensor labels, Tensor bank, Tensor bank_labels, Tensor written, int[] lengths,"
-      " float alpha, float reference_bits, bool balance) -> (Tensor, Tensor)");
-  m.def(
-      "step_dbdh(Tensor u, Tensor labels, Tensor bank, Tensor bank_labels, Tensor written, int[] lengths,"
-      " float alpha, float clamp, float reference_bits, bool balance) -> (Tensor, Tensor)");
-  m.def(
-      "step_lcdsh(Tensor u, Tensor labels, int[] lengths, float eta, float clamp, float reference_bits)"
-      " -> (Tensor, Tensor)");
-  m.def(
-      "step_dch(Tensor u, Tensor labels, int[] lengths, float gamma, float quantization, float max_cosine)"
-      " -> (Tensor, Tensor)");
-  m.def(
-      "step_dtsh(Tensor u, Tensor labels, int[] lengths, float margin, float quantization, float low, float high,"
+      "step_pairs(Tensor u, Tensor labels, Tensor? bank_u, Tensor? bank_labels, Tensor? written, int[] lengths,"
+      " str function, float[] constants, str penalty, float penalty_weight, str weigh, str over, float clamp,"
       " float reference_bits) -> (Tensor, Tensor)");
   m.def(
-      "step_center_softmax(Tensor u, Tensor labels, Tensor centers, int[] lengths, float scale,"
-      " float negative_weight, float quantization, float reference_bits, Tensor? bank=None, Tensor? bank_labels=None,"
-      " Tensor? written=None) -> (Tensor, Tensor)");
+      "step_triplets(Tensor u, Tensor labels, int[] lengths, str function, float[] constants, str penalty,"
+      " float penalty_weight, float reference_bits) -> (Tensor, Tensor)");
+  m.def(
+      "step_softmax(Tensor u, Tensor labels, Tensor centers, int[] lengths, str function, float[] constants,"
+      " str penalty, float penalty_weight, float reference_bits) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CPU, m) {
-  m.impl("step_finite", TORCH_BOX(&nhl::train::finite));
-  m.impl("step_in_range", TORCH_BOX(&nhl::train::in_range));
-  m.impl("step_project", TORCH_BOX(&nhl::train::project_cpu));
-  m.impl("step_project_back", TORCH_BOX(&nhl::train::project_back_cpu));
-  m.impl("step_combine", TORCH_BOX(&nhl::train::combine_cpu));
-  m.impl("step_csq", TORCH_BOX(&nhl::train::csq_cpu));
-  m.impl("step_dpn", TORCH_BOX(&nhl::train::dpn_cpu));
-  m.impl("step_dsh", TORCH_BOX(&nhl::train::dsh_cpu));
-  m.impl("step_dhn", TORCH_BOX(&nhl::train::dhn_cpu));
-  m.impl("step_dbdh", TORCH_BOX(&nhl::train::dbdh_cpu));
-  m.impl("step_lcdsh", TORCH_BOX(&nhl::train::lcdsh_cpu));
-  m.impl("step_dch", TORCH_BOX(&nhl::train::dch_cpu));
-  m.impl("step_dtsh", TORCH_BOX(&nhl::train::dtsh_cpu));
-  m.impl("step_center_softmax", TORCH_BOX(&nhl::train::center_softmax_cpu));
+  m.impl("step_finite", TORCH_BOX(&nhl::step::finite));
+  m.impl("step_project", TORCH_BOX(&nhl::step::project_cpu));
+  m.impl("step_project_back", TORCH_BOX(&nhl::step::project_back_cpu));
+  m.impl("step_combine", TORCH_BOX(&nhl::step::combine_cpu));
+  m.impl("step_center", TORCH_BOX(&nhl::step::center_cpu));
+  m.impl("step_pairs", TORCH_BOX(&nhl::step::pairs_cpu));
+  m.impl("step_triplets", TORCH_BOX(&nhl::step::triplets_cpu));
+  m.impl("step_softmax", TORCH_BOX(&nhl::step::softmax_cpu));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CompositeExplicitAutograd, m) {
+  m.impl("step_functions", TORCH_BOX(&nhl::step::functions));
 }

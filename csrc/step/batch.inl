@@ -1,6 +1,6 @@
 // Losses within the batch whose slopes need whole rows: triplets, softmax over centres, the distillation's cascade.
 
-namespace nhl::train {
+namespace nhl::step {
 namespace {
 
 // For anchor i: the mean over positives p and negatives q of softplus(-t), t = clamp(theta_ip - theta_iq - margin),
@@ -150,42 +150,5 @@ void cascade(const CascadeArgs& a) {
   }
 }
 
-// out[k * m + i] += sum over rows of <left_k, right_i[:b_k]> for i >= k; both rows x padded_width.
-void gram_dots(const Layout& layout, const float* left, const float* right, int64_t rows, double* out) {
-  const int64_t m = layout.m, stride = layout.padded_width();
-  for (int64_t k = 0; k < m; ++k) {
-    const int64_t b = layout.lengths[k], whole = b / kLanes * kLanes;
-    const int64_t together = rows_together(b);
-    for (int64_t i = k; i < m; ++i) {
-      for (int64_t begin = 0; begin < rows; begin += together) {
-        V total = {};
-        for (int64_t r = begin; r < rows && r < begin + together; ++r) {
-          const float *const x = left + r * stride + layout.padded_starts[k];
-          const float *const y = right + r * stride + layout.padded_starts[i];
-          for (int64_t c = 0; c < whole; c += kLanes) total += load(x + c) * load(y + c);
-          if (whole < b) total += only(first_lanes(b - whole), load(x + whole) * load(y + whole));
-        }
-        out[k * m + i] += sum(total);
-      }
-    }
-  }
-}
-
-// out (rows x bits) = sum over k of weights[k] deltas_k, deltas rows x padded_width.
-void weigh(const Layout& layout, const float* deltas, int64_t rows, const float* weights, float* out) {
-  const int64_t bits = layout.bits();
-  for (int64_t r = 0; r < rows; ++r)
-    for (int64_t k = layout.m - 1; k >= 0; --k) {
-      const float* const x = deltas + r * layout.padded_width() + layout.padded_starts[k];
-      float* const y = out + r * bits;
-      const int64_t b = layout.lengths[k];
-      const V a = splat(weights[k]);
-      for (int64_t c = 0; c < b; c += kLanes) {
-        const V old = k == layout.m - 1 ? V{} : load_first(y + c, b - c);
-        store_first(y + c, old + a * load(x + c), b - c);
-      }
-    }
-}
-
 }  // namespace
-}  // namespace nhl::train
+}  // namespace nhl::step

@@ -4,22 +4,30 @@
 
 #include "product.inl"
 
-#include "elementwise.inl"
+#include "rows.inl"
+
+#include "center.inl"
+
+#include "penalties.inl"
+
+#include "pair_functions.inl"
 
 #include "pairs.inl"
 
 #include "batch.inl"
 
-namespace nhl::train {
+namespace nhl::step {
 namespace {
 
 constexpr Kernels make_kernels() {
+#define NHL_CENTER(name, type) center<type>,
+#define NHL_PENALTY(name, type) penalty<type>,
+#define NHL_PAIRS(name, type) pair_kernel<type>(),
   return {product,
           transpose,
-          {pointwise<CentralSimilarity>, pointwise<Polarization<false>>, pointwise<Polarization<true>>},
-          {penalty<Absolute>, penalty<LogCosh>, penalty<Square>, penalty<Sign>},
-          {pairs<Contrastive>, pairs<Likelihood<false>>, pairs<Likelihood<true>>, pairs<Attraction>, pairs<Locality>,
-           pairs<Cauchy>},
+          {NHL_CENTER_FUNCTIONS(NHL_CENTER)},
+          {NHL_PENALTIES(NHL_PENALTY)},
+          {NHL_PAIR_FUNCTIONS(NHL_PAIRS)},
           triplets,
           softmax,
           cascade,
@@ -28,7 +36,10 @@ constexpr Kernels make_kernels() {
           dot,
           add_scaled,
           finite};
+#undef NHL_CENTER
+#undef NHL_PENALTY
+#undef NHL_PAIRS
 }
 
 }  // namespace
-}  // namespace nhl::train
+}  // namespace nhl::step

@@ -8,10 +8,9 @@
 #include <limits>
 #include <new>
 
-#include "../hamming/cpu/plan.h"
 #include "step.h"
 
-namespace nhl::train {
+namespace nhl::step {
 
 // Floats on a cache line's boundary, not set to anything.
 class Buffer {
@@ -106,7 +105,7 @@ inline double similar_pairs(const Batch& batch, const Labels& labels, const Bank
     }
     for (int64_t j = 0; j < bank.count; ++j) {
       const int64_t id = bank.labels.ids[j];
-      if (!bank.written[j] || id < lowest || id > highest) continue;
+      if ((bank.written && !bank.written[j]) || id < lowest || id > highest) continue;
       if (!counts.empty()) {
         found += counts[id - lowest];
       } else {
@@ -119,7 +118,7 @@ inline double similar_pairs(const Batch& batch, const Labels& labels, const Bank
   const std::vector<uint32_t> words = label_words(labels, nullptr, 0, batch.n, batch.n);
   std::vector<uint8_t> shared(batch.n);
   for (int64_t j = 0; j < bank.count; ++j) {
-    if (!bank.written[j]) continue;
+    if (bank.written && !bank.written[j]) continue;
     const uint8_t* const flags = bank.labels.flags + j * labels.classes;
     std::fill(shared.begin(), shared.end(), 0);
     for (int64_t c = 0; c < labels.classes; ++c) {
@@ -166,8 +165,16 @@ inline void unit_back(const Kernels& kernels, const float* x, const float* g, in
   for (int64_t c = 0; c < n; ++c) out[c] = scale * norm.inverse * (g[c] - along * out[c]);
 }
 
-// Penalties on the outputs: adds weight * mean f(u) of every length and its gradient.
-void add_penalty(Penalty kind, const Layout& layout, const Batch& batch, double weight, const Loss& out,
-                 const Executor& executor);
+// 1 / (n b) of every length b, times weight.
+inline std::vector<float> mean_scales(const Layout& layout, int64_t n, double weight) {
+  std::vector<float> out;
+  for (int64_t k = 0; k < layout.m; ++k)
+    out.push_back(static_cast<float>(weight / (static_cast<double>(n) * static_cast<double>(layout.lengths[k]))));
+  return out;
+}
 
-}  // namespace nhl::train
+// Adds a penalty's mean over the rows and its gradient. constants: gamma and the cap of Penalty::cauchy.
+void add_penalty(const PenaltyTerm& penalty, const std::vector<float>& constants, const Layout& layout,
+                 const Batch& batch, const Loss& out, const Executor& executor);
+
+}  // namespace nhl::step

@@ -5,15 +5,18 @@
 
 #include <cstdint>
 
-#include "../hamming/hamming.h"
+#include "../common/numbers.h"
+#include "names.h"
+#include "pair_functions.h"
+#include "penalties.h"
 
-namespace nhl::train {
+namespace nhl::step {
 
 constexpr int64_t kPad = 16;    // the widest vector
 constexpr int64_t kBlock = 64;  // batch rows that are worked on together
 constexpr int64_t kTile = 60;   // bank rows that are
 
-inline int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
+inline int64_t padded(int64_t n) { return round_up(n, kPad); }
 
 // The code lengths b_1 < ... < b_m and where each one's columns begin in the expanded form (side by side), as they
 // are in tensors and padded.
@@ -40,22 +43,27 @@ struct Product {
   bool add;
 };
 
-enum class Pointwise : int { csq = 0, dpn = 1, dpn_ternary = 2, kinds = 3 };
+// Functions of an output and its centre.
+#define NHL_CENTER_FUNCTIONS(X) \
+  X(csq, CentralSimilarity)     \
+  X(dpn, Polarization<false>)   \
+  X(dpn_ternary, Polarization<true>)
+
+enum class CenterFunction : int { NHL_CENTER_FUNCTIONS(NHL_ENTRY) kinds };
+constexpr const char* kCenterFunctions[] = {NHL_CENTER_FUNCTIONS(NHL_TEXT)};
 
 // Sums over `rows` rows of a loss of output and centre, element by element, and its gradient times scale[k].
-struct PointwiseArgs {
+struct CenterArgs {
   const float* u;
   int64_t rows;
   const float* centers;  // (C x width), or one row a row of u where there are no ids
   const int64_t* ids;
-  float option;  // CSQ: weight of the quantization; DPN: margin
+  float constant;  // CSQ: weight of the quantization; DPN: margin
   const float* scale;
   double* values;  // m, added to
   float* deltas;   // rows x width
   float* scratch;  // 4 * padded(bits) + m * kPad
 };
-
-enum class Penalty : int { absolute = 0, log_cosh = 1, square = 2, sign = 3, kinds = 4 };
 
 // Adds sums of a penalty f(u) over `rows` rows to values, and scale[k] f'(u) to the deltas of every length.
 struct PenaltyArgs {
@@ -67,16 +75,6 @@ struct PenaltyArgs {
   float* scratch;  // 2 * padded(bits)
 };
 
-enum class Pairs : int {
-  contrastive = 0,
-  likelihood = 1,
-  weighed_likelihood = 2,
-  attraction = 3,
-  locality = 4,
-  cauchy = 5,
-  kinds = 6
-};
-
 // Who is similar to whom: equal ids, label sets that share a class, or (neither given) every pair.
 struct Similar {
   const int32_t* ids;        // batch, np of them
@@ -86,24 +84,26 @@ struct Similar {
   int64_t classes;
 };
 
-// Pair losses of up to kBlock batch rows against bank rows [begin, end). Products of the first b_k columns are those of
-// b_(k-1) and the new columns.
+// A pair function of up to kBlock batch rows against bank rows [begin, end). Products of the first b_k columns are those
+// of b_(k-1) and the new columns.
 struct PairArgs {
   const float* columns;  // batch, transposed: (bits x np)
   const float* sign_columns;
   int64_t n, np;
-  const float* own;  // (m x np): squared norms (contrastive), inverse norms (attraction, cauchy)
+  const float* own;  // (m x np): half the squared norms (distance), inverse norms (cosine)
   const float* rows;
   const int32_t* chosen;  // bank rows to take, or null for all
   int64_t begin, end;
   const uint8_t* written;  // or null for all
   Similar similar;
   float limit;             // bank values are clamped to +-limit
-  float without;           // the inverse norm where the square is at most 1e-24
-  const float* options;    // see each loss
+  float constants[kMostConstants];  // of the function
+  const float* factors;    // m: what inner products are multiplied by (product)
+  float near, far;         // weights of similar and of other pairs (Counting::kinds)
   double* values;          // m
-  float* deltas;           // n x padded_width
-  float* row_sums;         // (m x np), sums of slopes (contrastive), numbers of similar rows (attraction)
+  float* deltas;           // n x padded_width: sums of slope * bank row (product, distance), of unit bank row (cosine)
+  float* row_sums;         // ((m + 1) x np): sums of slopes (distance); in the last row numbers of similar bank rows
+                           // (Counting::similar)
   float* scratch;          // pair_scratch(...)
 };
 int64_t pair_scratch(const Layout& layout, int64_t np);
@@ -144,14 +144,22 @@ struct CascadeArgs {
   double* values;  // m - 1, added to
 };
 
+struct PairKernel {
+  Geometry geometry;
+  bool signs;     // reads sign_columns
+  float without;  // the inverse norm where the square is at most 1e-24
+  int constants;
+  void (*run[static_cast<int>(Counting::ways)])(const Layout&, const PairArgs&);
+};
+
 struct Kernels {
   void (*product)(const Product&);
   // out[c * ldo + r] = x[r * ldx + c]; columns r of out from `rows` to `filled` become zero.
   void (*transpose)(const float* x, int64_t ldx, int64_t rows, int64_t cols, float* out, int64_t ldo,
                     int64_t filled);
-  void (*pointwise[static_cast<int>(Pointwise::kinds)])(const Layout&, const PointwiseArgs&);
-  void (*penalty[static_cast<int>(Penalty::kinds)])(const Layout&, const PenaltyArgs&);
-  void (*pairs[static_cast<int>(Pairs::kinds)])(const Layout&, const PairArgs&);
+  void (*center[static_cast<int>(CenterFunction::kinds)])(const Layout&, const CenterArgs&);
+  void (*penalty[static_cast<int>(Penalty::bitwise)])(const Layout&, const PenaltyArgs&);
+  PairKernel pairs[static_cast<int>(PairFunction::kinds)];
   void (*triplets)(const TripletArgs&);
   void (*softmax)(const SoftmaxArgs&);
   void (*cascade)(const CascadeArgs&);
@@ -170,4 +178,4 @@ const Kernels& avx512_kernels();
 // The level in force (see active_isa); avx2 falls to scalar where the processor has no FMA.
 const Kernels& active_kernels();
 
-}  // namespace nhl::train
+}  // namespace nhl::step

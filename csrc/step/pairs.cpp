@@ -1,10 +1,10 @@
-// How a batch meets a bank: in blocks of batch rows, each walking pieces of the bank.
+// How a batch meets a bank: in blocks of batch rows, each walking pieces of the bank; and the loss that comes of it.
 #include "pairs.h"
 
-namespace nhl::train {
+namespace nhl::step {
 
 PairSums::PairSums(const Layout& layout, const PairTask& task, const Executor& executor)
-    : deltas(task.batch.n * layout.padded_width()), row_sums(layout.m * task.batch.n), values(layout.m, 0.0),
+    : deltas(task.batch.n * layout.padded_width()), row_sums((layout.m + 1) * task.batch.n), values(layout.m, 0.0),
       layout_(layout), task_(task), kernels_(active_kernels()) {
   make_blocks();
   std::vector<Unit> units;
@@ -27,12 +27,12 @@ PairSums::PairSums(const Layout& layout, const PairTask& task, const Executor& e
 
 int64_t PairSums::part_size(const Block& block) const {
   const auto rows = static_cast<int64_t>(block.rows.size());
-  return rows * layout_.padded_width() + layout_.m * padded(rows);
+  return rows * layout_.padded_width() + (layout_.m + 1) * padded(rows);
 }
 
 void PairSums::make_blocks() {
   const int64_t n = task_.batch.n;
-  if (task_.similar_only && task_.labels.ids && task_.bank.labels.ids && group_by_class()) return;
+  if (task_.counting == Counting::similar && task_.labels.ids && task_.bank.labels.ids && group_by_class()) return;
   for (int64_t begin = 0; begin < n; begin += kBlock) {
     Block block{{}, nullptr, task_.bank.count};
     for (int64_t i = begin; i < std::min(n, begin + kBlock); ++i) block.rows.push_back(static_cast<int32_t>(i));
@@ -78,23 +78,21 @@ void PairSums::walk(const Unit& unit, float* part, double* sums) const {
   const Block& block = blocks_[unit.block];
   const auto n = static_cast<int64_t>(block.rows.size());
   const int64_t np = padded(n), bits = layout_.bits(), m = layout_.m;
-  const Buffer rows(n * bits), columns(bits * np), signs(task_.signs ? bits * np : 0), own(m * np),
+  const Buffer rows(n * bits), columns(bits * np), signs(task_.kernel.signs ? bits * np : 0), own(m * np),
       scratch(pair_scratch(layout_, np));
   std::fill_n(static_cast<float*>(own), m * np, 0.0f);
   std::vector<double> squares(m);
   for (int64_t i = 0; i < n; ++i) {
     float* const row = rows + i * bits;
     std::memcpy(row, task_.batch.u + block.rows[i] * bits, bits * sizeof(float));
-    for (int64_t c = 0; c < bits; ++c)
-      row[c] = row[c] > task_.limit ? task_.limit : row[c] < -task_.limit ? -task_.limit : row[c];
-    if (task_.own == Own::nothing) continue;
+    if (task_.kernel.geometry == Geometry::product) continue;
     prefix_dots(kernels_, layout_, row, row, squares.data());
     for (int64_t k = 0; k < m; ++k)
-      own[k * np + i] =
-          task_.own == Own::square ? static_cast<float>(squares[k]) : Norm(squares[k], task_.without).inverse;
+      own[k * np + i] = task_.kernel.geometry == Geometry::distance ? static_cast<float>(0.5 * squares[k])
+                                                                    : Norm(squares[k], task_.kernel.without).inverse;
   }
   kernels_.transpose(rows, bits, n, bits, columns, np, np);
-  if (task_.signs)
+  if (task_.kernel.signs)
     for (int64_t i = 0; i < bits * np; ++i) signs[i] = columns[i] > 0 ? 1.0f : -1.0f;
   std::fill_n(part, part_size(block), 0.0f);
   const Bank& bank = task_.bank;
@@ -111,23 +109,24 @@ void PairSums::walk(const Unit& unit, float* part, double* sums) const {
     similar.flags = bank.labels.flags;
     similar.classes = bank.labels.classes;
   }
-  kernels_.pairs[static_cast<int>(task_.kind)](
-      layout_, {columns, signs, n, np, own, bank.u, block.chosen, unit.begin, unit.end,
-                block.chosen ? nullptr : bank.written, similar, task_.limit, task_.without, task_.options.data(),
-                sums, part, part + n * layout_.padded_width(), scratch});
+  PairArgs arguments{columns, signs, n, np, own, bank.u, block.chosen, unit.begin, unit.end,
+                     block.chosen ? nullptr : bank.written, similar, task_.limit, {}, task_.factors.data(), task_.near,
+                     task_.far, sums, part, part + n * layout_.padded_width(), scratch};
+  std::copy(task_.constants.begin(), task_.constants.end(), arguments.constants);
+  task_.kernel.run[static_cast<int>(task_.counting)](layout_, arguments);
 }
 
 void PairSums::gather(const std::vector<Unit>& units, const std::vector<Buffer>& partial) {
   const int64_t width = layout_.padded_width(), m = layout_.m, total_rows = task_.batch.n;
   std::fill_n(static_cast<float*>(deltas), total_rows * width, 0.0f);
-  std::fill_n(static_cast<float*>(row_sums), m * total_rows, 0.0f);
+  std::fill_n(static_cast<float*>(row_sums), (m + 1) * total_rows, 0.0f);
   for (size_t u = 0; u < units.size(); ++u) {
     const Block& block = blocks_[units[u].block];
     const auto n = static_cast<int64_t>(block.rows.size());
     const float* const part = partial[u];
     for (int64_t i = 0; i < n; ++i) {
       kernels_.add_scaled(part + i * width, 1.0f, width, deltas + block.rows[i] * width);
-      for (int64_t k = 0; k < m; ++k)
+      for (int64_t k = 0; k <= m; ++k)
         row_sums[k * total_rows + block.rows[i]] += part[n * width + k * padded(n) + i];
     }
   }
@@ -137,4 +136,97 @@ int64_t pair_scratch(const Layout& layout, int64_t np) {
   return 2 * kTile * padded(layout.bits()) + 4 * kTile * np + kPad * (kTile + padded(kTile)) + layout.m * padded(kTile);
 }
 
-}  // namespace nhl::train
+namespace {
+
+// Weights of similar and of other pairs.
+struct Shares {
+  float near = 1, far = 1;
+};
+
+Shares shares_of(Weigh weigh, double pairs, double near) {
+  if (near == 0 || near == pairs) return {};
+  const double kinds = weigh == Weigh::halves ? 2 : 1;
+  return {static_cast<float>(pairs / (kinds * near)), static_cast<float>(pairs / (kinds * (pairs - near)))};
+}
+
+// Deltas from the sums of slopes: `scale` times the gradient of the pair function's x in the batch's rows.
+void come_back(const Layout& layout, const PairTask& task, const PairSums& sums, double scale, float* deltas) {
+  const Kernels& kernels = active_kernels();
+  std::vector<double> squares(layout.m);
+  const auto s = static_cast<float>(scale);
+  for (int64_t i = 0; i < task.batch.n; ++i) {
+    const float* const u = task.batch.u + i * layout.bits();
+    if (task.kernel.geometry == Geometry::cosine) prefix_dots(kernels, layout, u, u, squares.data());
+    for (int64_t k = 0; k < layout.m; ++k) {
+      const int64_t b = layout.lengths[k];
+      const float* const from = sums.deltas + i * layout.padded_width() + layout.padded_starts[k];
+      float* const to = deltas + i * layout.width() + layout.starts[k];
+      switch (task.kernel.geometry) {
+        case Geometry::product: {
+          const auto factor = static_cast<float>(0.5 * task.batch.ratio(b) * scale);
+          for (int64_t c = 0; c < b; ++c) to[c] = factor * from[c];
+          break;
+        }
+        case Geometry::distance: {
+          const float slopes = sums.row_sums[k * task.batch.n + i];
+          for (int64_t c = 0; c < b; ++c) to[c] = s * (slopes * u[c] - from[c]);
+          break;
+        }
+        case Geometry::cosine: unit_back(kernels, u, from, b, Norm(squares[k], task.kernel.without), s, to);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int constants_of(PairFunction function) { return scalar_kernels().pairs[static_cast<int>(function)].constants; }
+
+Geometry geometry_of(PairFunction function) { return scalar_kernels().pairs[static_cast<int>(function)].geometry; }
+
+void pairs(const Batch& batch, const Labels& labels, const Bank* bank, const PairTerm& term,
+           const PenaltyTerm& penalty, const Loss& out, const Executor& executor) {
+  const Plan plan(batch.lengths);
+  const Layout& layout = plan.layout;
+  const int64_t n = batch.n, count = n * layout.bits();
+  const bool clamps = term.clamp < std::numeric_limits<float>::infinity();
+  Batch rows = batch;
+  const Buffer clamped(clamps ? count : 0);
+  for (int64_t i = 0; clamps && i < count; ++i) {
+    const float x = batch.u[i];
+    clamped[i] = x > term.clamp ? term.clamp : x < -term.clamp ? -term.clamp : x;
+  }
+  if (clamps) rows.u = clamped;
+  const Bank self{rows.u, nullptr, n, labels};
+  const Bank& others = bank ? *bank : self;
+
+  const int64_t unwritten = others.written ? std::count(others.written, others.written + others.count, 0) : 0;
+  const double all = static_cast<double>(n) * std::max<double>(1.0, static_cast<double>(others.count - unwritten));
+  const Shares shares =
+      term.weigh == Weigh::no ? Shares{} : shares_of(term.weigh, all, similar_pairs(rows, labels, others));
+  const Counting counting = term.over == Over::similar  ? Counting::similar
+                            : term.weigh == Weigh::no ? Counting::all
+                                                      : Counting::kinds;
+  PairTask task{active_kernels().pairs[static_cast<int>(term.function)], counting, rows, labels, others,
+                term.constants, {}, shares.near, shares.far, term.clamp};
+  for (int64_t k = 0; k < layout.m; ++k)
+    task.factors.push_back(static_cast<float>(0.5 * batch.ratio(layout.lengths[k])));
+  const PairSums sums(layout, task, executor);
+
+  double scale = 1 / all;
+  if (counting == Counting::similar) {
+    double near = 0;
+    for (int64_t i = 0; i < n; ++i) near += sums.row_sums[layout.m * n + i];
+    scale = shares.near / std::max(near, 1.0);
+  }
+  // Within a batch a pair is there in both orders, and x and its slope are the same in both.
+  come_back(layout, task, sums, bank ? scale : 2 * scale, out.deltas);
+  for (int64_t k = 0; k < layout.m; ++k) out.values[k] = static_cast<float>(scale * sums.values[k]);
+  add_penalty(penalty, term.constants, layout, rows, out, executor);
+  for (int64_t i = 0; clamps && i < n; ++i)
+    for (int64_t k = 0; k < layout.m; ++k)
+      for (int64_t c = 0; c < layout.lengths[k]; ++c)
+        if (std::fabs(batch.u[i * layout.bits() + c]) > term.clamp) out.deltas[i * layout.width() + layout.starts[k] + c] = 0;
+}
+
+}  // namespace nhl::step

@@ -3,21 +3,19 @@
 
 #include "common.h"
 
-namespace nhl::train {
+namespace nhl::step {
 
-enum class Own { nothing, square, inverse };
-
+// What is summed over the pairs of a batch and a bank.
 struct PairTask {
-  Pairs kind;
+  const PairKernel& kernel;
+  Counting counting;
   const Batch& batch;
   const Labels& labels;
   const Bank& bank;
-  std::vector<float> options;  // kPad a length
-  Own own = Own::nothing;      // what the loss needs to know of each row
-  float limit = std::numeric_limits<float>::infinity();  // outputs and bank are clamped to +-limit
-  float without = 0;                                     // the inverse norm of a row that has none
-  bool signs = false;
-  bool similar_only = false;  // dissimilar pairs add nothing
+  const std::vector<float>& constants;
+  std::vector<float> factors;  // what inner products of each length are multiplied by (product)
+  float near, far;             // weights of similar and of other pairs (Counting::kinds)
+  float limit;                 // the bank is clamped to +-limit
 };
 
 class PairSums {
@@ -25,7 +23,7 @@ class PairSums {
   PairSums(const Layout& layout, const PairTask& task, const Executor& executor);
 
   Buffer deltas;    // n x padded width: sums over the bank of slope * row
-  Buffer row_sums;  // m x n, see PairArgs
+  Buffer row_sums;  // (m + 1) x n, see PairArgs
   std::vector<double> values;
 
  private:
@@ -53,4 +51,4 @@ class PairSums {
   std::vector<int32_t> members_;
 };
 
-}  // namespace nhl::train
+}  // namespace nhl::step

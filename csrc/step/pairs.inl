@@ -1,111 +1,37 @@
-// Losses of pairs: batch rows against bank rows (or the batch itself). The bank is walked in tiles that stay in
-// cache; each length adds its new columns to the products, turns them into values and slopes, and the slopes times
-// the tile are its gradient. Nothing of batch x bank is ever stored.
+// Pair functions of batch rows against bank rows (or the batch itself). The bank is walked in tiles that stay in cache;
+// each length adds its new columns to the products, turns them into values and slopes, and the slopes times the tile
+// are its gradient. Nothing of batch x bank is ever stored.
 
-namespace nhl::train {
+namespace nhl::step {
 namespace {
 
-// What a loss sees of a pair: the product of the rows, whether they are similar, their own numbers.
-struct Pair {
-  V product, coded;  // coded: of the signs
-  I similar;
-  V own;
-  float theirs;
+// The values of up to 64 pairs, similar ones apart where they weigh differently.
+template <bool kLogs, Counting kCounting>
+struct PairSum {
+  V near = {}, others = {};
+  LogSum near_logs, other_logs;
 };
-
-// A pair loss gathers its values in members and returns the slope in the product.
-struct Contrastive {  // options: threshold, weight of similar and of other pairs
-  static constexpr bool norms = true, inverse = false, signs = false, row_sums = true;
-  V total = {}, sum = {};
-  NHL_INLINE V add(Contrastive& s, const Pair& p, const float* option) {
-    const V d = p.own + p.theirs - 2.0f * p.product, gap = option[0] - d, shortfall = gap < 0 ? V{} : gap;
-    const V weight = p.similar ? splat(option[1]) : splat(option[2]);
-    const V slope = p.similar ? weight : -only(shortfall > 0, weight);
-    s.total += weight * (p.similar ? d : shortfall);
-    s.sum += slope;
-    return slope;
+template <bool kLogs, Counting kCounting>
+NHL_INLINE void add(PairSum<kLogs, kCounting>& s, const Found& f, I similar) {
+  if constexpr (kCounting == Counting::all) {
+    s.others += f.loss;
+    if constexpr (kLogs) add(s.other_logs, f.inside);
+  } else {
+    s.near += only(similar, f.loss);
+    if constexpr (kLogs) add(s.near_logs, only(similar, f.inside));
   }
-  NHL_INLINE V value(const Contrastive& s) { return s.total; }
-};
-
-template <bool kWeighed>
-struct Likelihood {  // options: theta over the product, weight of similar and of other pairs
-  static constexpr bool norms = false, inverse = false, signs = false, row_sums = false;
-  V total = {}, near_total = {};
-  LogSum logs, near_logs;
-  float near = 1, far = 1;
-  NHL_INLINE V add(Likelihood& s, const Pair& p, const float* option) {
-    // softplus(x) with x = -theta for a similar pair, theta for another: nothing cancels.
-    const V x = from_bits(bits_of(option[0] * p.product) ^ (p.similar & splat(INT32_MIN)));
-    const Logistic l = logistic(x);
-    const V linear = max(x, V{}), slope = from_bits(bits_of(l.sigmoid) ^ (p.similar & splat(INT32_MIN)));
-    if (!kWeighed) {
-      s.total += linear;
-      nhl::train::add(s.logs, l.e);
-      return slope;
-    }
-    s.near = option[1], s.far = option[2];
-    s.near_total += only(p.similar, linear);
-    s.total += only(~p.similar, linear);
-    nhl::train::add(s.near_logs, only(p.similar, l.e));
-    nhl::train::add(s.logs, only(~p.similar, l.e));
-    return slope * (p.similar ? splat(s.near) : splat(s.far));
+  if constexpr (kCounting == Counting::kinds) {
+    s.others += only(~similar, f.loss);
+    if constexpr (kLogs) add(s.other_logs, only(~similar, f.inside));
   }
-  NHL_INLINE V value(const Likelihood& s) {
-    const V others = s.total + nhl::train::value(s.logs);
-    return kWeighed ? s.near * (s.near_total + nhl::train::value(s.near_logs)) + s.far * others : others;
-  }
-};
-
-struct Attraction {
-  static constexpr bool norms = true, inverse = true, signs = false, row_sums = true;
-  V total = {}, sum = {};
-  LogSum logs;
-  NHL_INLINE V add(Attraction& s, const Pair& p, const float*) {
-    const V x = 0.5f - 0.5f * (p.product * p.own * p.theirs);
-    const Logistic l = logistic(x);
-    s.total += only(p.similar, max(x, V{}));
-    s.sum += only(p.similar, splat(1.0f));
-    nhl::train::add(s.logs, only(p.similar, l.e));
-    return only(p.similar, -0.5f * p.theirs * l.sigmoid);
-  }
-  NHL_INLINE V value(const Attraction& s) { return s.total + nhl::train::value(s.logs); }
-};
-
-struct Locality {  // options: eta, bound on theta, theta over the product
-  static constexpr bool norms = false, inverse = false, signs = true, row_sums = false;
-  V total = {};
-  LogSum logs;
-  NHL_INLINE V add(Locality& s, const Pair& p, const float* option) {
-    const V raw = option[2] * p.product, theta = min(max(raw, splat(-option[1])), splat(option[1]));
-    const V x = from_bits(bits_of(theta) ^ (p.similar & splat(INT32_MIN)));
-    const Logistic l = logistic(x);
-    const V probability = p.similar ? l.complement : l.sigmoid;
-    const V gap = probability - logistic(option[2] * p.coded).sigmoid;
-    s.total += max(x, V{}) + option[0] * gap * gap;
-    nhl::train::add(s.logs, l.e);
-    const V likelihood = from_bits(bits_of(l.sigmoid) ^ (p.similar & splat(INT32_MIN)));
-    const V slope = 2.0f * option[0] * gap * (l.sigmoid * l.complement) + likelihood;
-    return abs(raw) > option[1] ? V{} : slope;
-  }
-  NHL_INLINE V value(const Locality& s) { return s.total + nhl::train::value(s.logs); }
-};
-
-struct Cauchy {  // options: b / 2, gamma, cap on the cosine, least distance, weight of similar and of other pairs
-  static constexpr bool norms = true, inverse = true, signs = false, row_sums = false;
-  V total = {};
-  NHL_INLINE V add(Cauchy& s, const Pair& p, const float* option) {
-    const V cosine = p.product * p.own * p.theirs;
-    const V free = option[0] * (1.0f - min(cosine, splat(option[2]))), d = max(free, splat(option[3]));
-    const V ratio = d / option[1], weight = p.similar ? splat(option[4]) : splat(option[5]);
-    const V nearness = 1.0f / (1.0f + ratio);
-    s.total += weight * log1p(p.similar ? ratio : 1.0f / ratio);
-    const V slope = weight * (p.similar ? nearness : -nearness / ratio) * (-option[0] / option[1] * p.theirs);
-    const I capped = (cosine > option[2]) | (free < option[3]);
-    return capped ? V{} : slope;
-  }
-  NHL_INLINE V value(const Cauchy& s) { return s.total; }
-};
+}
+template <bool kLogs, Counting kCounting>
+NHL_INLINE V value(const PairSum<kLogs, kCounting>& s, const PairArgs& p) {
+  V near = s.near, others = s.others;
+  if constexpr (kLogs && kCounting != Counting::all) near += value(s.near_logs);
+  if constexpr (kLogs && kCounting != Counting::similar) others += value(s.other_logs);
+  return kCounting == Counting::kinds ? p.near * near + p.far * others : near + others;
+}
 
 // similar[j * np + i] is all ones where bank row j is similar to batch row i.
 void mark_similar(const PairArgs& p, const int32_t* chosen, int64_t begin, int64_t count, int32_t* out) {
@@ -167,9 +93,9 @@ void copy_tile(const Layout& layout, const PairArgs& p, int64_t begin, int64_t c
   }
 }
 
-// theirs[k * padded(kTile) + j]: the squared norm of the first b_k columns of row j, or its inverse norm.
-void tile_norms(const Layout& layout, const PairArgs& p, const float* tile, int64_t stride, int64_t count,
-                bool inverse, const PairScratch& s) {
+// theirs[k * padded(kTile) + j]: half the squared norm of the first b_k columns of row j (distance), or its inverse norm.
+void tile_norms(const Layout& layout, const float* tile, int64_t stride, int64_t count, Geometry geometry,
+                float without, const PairScratch& s) {
   for (int64_t k = 0; k < layout.m; ++k) {
     const int64_t first = layout.first(k), last = layout.lengths[k];
     for (int64_t j = 0; j < count; ++j) {
@@ -189,46 +115,75 @@ void tile_norms(const Layout& layout, const PairArgs& p, const float* tile, int6
       store(out + j, total);
     }
   }
-  if (!inverse) return;
   for (int64_t i = 0; i < layout.m * padded(kTile); i += kLanes) {
     const V squares = load(s.theirs + i);
-    store(s.theirs + i, squares > 1e-24f ? inverse_root(squares) : splat(p.without));
+    store(s.theirs + i, geometry == Geometry::distance ? 0.5f * squares
+                        : squares > 1e-24f            ? inverse_root(squares)
+                                                      : splat(without));
   }
 }
 
-template <class Loss>
-void pair_values(const Layout& layout, const PairArgs& p, int64_t k, int64_t begin, int64_t count,
+// Values, and slopes in the products, of a tile at length k.
+template <class F, Counting kCounting>
+void tile_values(const Layout& layout, const PairArgs& p, int64_t k, int64_t begin, int64_t count,
                  const PairScratch& s) {
-  const float* const option = p.options + k * kPad;
+  constexpr bool apart = F::geometry == Geometry::distance, unit = F::geometry == Geometry::cosine;
+  Constants constants{static_cast<float>(layout.lengths[k]) / 2, {}};
+  for (int i = 0; i < kMostConstants; ++i) constants.given[i] = p.constants[i];
+  const float factor = p.factors[k];
+  const V near = splat(p.near), far = splat(p.far);
   double total = 0;
   for (int64_t i = 0; i < p.np; i += kLanes) {
-    Loss loss;
+    PairSum<F::logs, kCounting> sums;
+    V own = {}, slopes = {};
     Pair pair{};
-    if (Loss::norms) pair.own = load(p.own + k * p.np + i);
+    if constexpr (apart || unit) own = load(p.own + k * p.np + i);
     for (int64_t j = 0; j < count; ++j) {
-      float* const slope = s.slope + j * p.np + i;
+      float* const to = s.slope + j * p.np + i;
       if (p.written && !p.written[begin + j]) {
-        store(slope, V{});
+        store(to, V{});
         continue;
       }
-      pair.product = load(s.product + j * p.np + i);
+      const V product = load(s.product + j * p.np + i);
+      const float theirs = apart || unit ? s.theirs[k * padded(kTile) + j] : 0;
+      pair.x = apart ? own + theirs - product : unit ? product * own * theirs : factor * product;
+      if constexpr (F::signs) pair.coded = factor * load(s.coded + j * p.np + i);
       pair.similar = load(s.similar + j * p.np + i);
-      if (Loss::signs) pair.coded = load(s.coded + j * p.np + i);
-      if (Loss::norms) pair.theirs = s.theirs[k * padded(kTile) + j];
-      store(slope, Loss::add(loss, pair, option));
+      const Found found = F::at(pair, constants);
+      add(sums, found, pair.similar);
+      V slope = found.slope;
+      if constexpr (kCounting == Counting::kinds) slope *= pair.similar ? near : far;
+      if constexpr (kCounting == Counting::similar) slope = only(pair.similar, slope);
+      if constexpr (apart) slopes += slope;
+      store(to, unit ? slope * theirs : slope);
     }
-    total += sum(only(first_lanes(p.n - i), Loss::value(loss)));
-    if constexpr (Loss::row_sums) store(p.row_sums + k * p.np + i, load(p.row_sums + k * p.np + i) + loss.sum);
+    total += sum(only(first_lanes(p.n - i), value(sums, p)));
+    if constexpr (apart) store(p.row_sums + k * p.np + i, load(p.row_sums + k * p.np + i) + slopes);
   }
   p.values[k] += total;
 }
 
-template <class Loss>
-void pairs(const Layout& layout, const PairArgs& p) {
+void count_similar(const PairArgs& p, int64_t begin, int64_t count, const int32_t* similar, float* out) {
+  for (int64_t j = 0; j < count; ++j) {
+    if (p.written && !p.written[begin + j]) continue;
+    for (int64_t i = 0; i < p.np; i += kLanes)
+      store(out + i, load(out + i) + only(load(similar + j * p.np + i), splat(1.0f)));
+  }
+}
+
+// How tiles are prepared for a pair function.
+struct Tiles {
+  Geometry geometry;
+  bool signs, counted;
+  float without;
+  void (*values)(const Layout&, const PairArgs&, int64_t, int64_t, int64_t, const PairScratch&);
+};
+
+void walk(const Layout& layout, const PairArgs& p, const Tiles& tiles) {
   const PairScratch s(layout, p.np, p.scratch);
   const int64_t bits = layout.bits();
   // A tile that needs no change is read where it is; its rows are then read up to a full vector.
-  const bool copied = Loss::signs || p.chosen || p.limit < __builtin_inff() || bits % kPad;
+  const bool copied = tiles.signs || p.chosen || p.limit < __builtin_inff() || bits % kPad;
   for (int64_t begin = p.begin; begin < p.end; begin += kTile) {
     const int64_t count = p.end - begin < kTile ? p.end - begin : kTile;
     const float* tile = p.rows + begin * bits;
@@ -238,22 +193,42 @@ void pairs(const Layout& layout, const PairArgs& p) {
       tile = s.tile;
       stride = s.wide;
     }
-    if (Loss::norms) tile_norms(layout, p, tile, stride, count, Loss::inverse, s);
-    if (Loss::signs)
+    if (tiles.geometry != Geometry::product)
+      tile_norms(layout, tile, stride, count, tiles.geometry, tiles.without, s);
+    if (tiles.signs)
       for (int64_t i = 0; i < count * s.wide; i += kLanes) store(s.signs + i, bit_sign(load(s.tile + i)));
     mark_similar(p, p.chosen, begin, count, s.similar);
+    if (tiles.counted) count_similar(p, begin, count, s.similar, p.row_sums + layout.m * p.np);
     for (int64_t k = 0; k < layout.m; ++k) {
       const int64_t first = layout.first(k), fresh = layout.lengths[k] - first;
       product({tile + first, stride, 1, p.columns + first * p.np, p.np, s.product, p.np, count, p.np, fresh, k > 0});
-      if (Loss::signs)
+      if (tiles.signs)
         product({s.signs + first, stride, 1, p.sign_columns + first * p.np, p.np, s.coded, p.np, count, p.np, fresh,
                  k > 0});
-      pair_values<Loss>(layout, p, k, begin, count, s);
+      tiles.values(layout, p, k, begin, count, s);
       product({s.slope, 1, p.np, tile, stride, p.deltas + layout.padded_starts[k], layout.padded_width(), p.n,
                (layout.lengths[k] + kLanes - 1) / kLanes * kLanes, count, true});
     }
   }
 }
 
+template <class F>
+constexpr float without() {
+  if constexpr (F::geometry == Geometry::cosine) return F::without;
+  return 0;
+}
+
+template <class F, Counting kCounting>
+void pairs(const Layout& layout, const PairArgs& p) {
+  walk(layout, p, {F::geometry, F::signs, kCounting == Counting::similar, without<F>(), tile_values<F, kCounting>});
+}
+
+template <class F>
+constexpr PairKernel pair_kernel() {
+  static_assert(F::constants <= kMostConstants, "kMostConstants");
+  return {F::geometry, F::signs, without<F>(), F::constants,
+          {pairs<F, Counting::all>, pairs<F, Counting::kinds>, pairs<F, Counting::similar>}};
+}
+
 }  // namespace
-}  // namespace nhl::train
+}  // namespace nhl::step

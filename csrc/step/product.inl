@@ -2,7 +2,7 @@
 // first-level cache, and sums of strips round less than one long sum. An element's additions come in one order,
 // whatever tile it falls into, so that how a product is cut into pieces (threads) changes no bit.
 
-namespace nhl::train {
+namespace nhl::step {
 namespace {
 
 constexpr int64_t kStrip = 64;
@@ -107,4 +107,4 @@ void transpose(const float* x, int64_t ldx, int64_t rows, int64_t cols, float* o
 }
 
 }  // namespace
-}  // namespace nhl::train
+}  // namespace nhl::step

@@ -1,7 +1,7 @@
 // Whatever vectors the compiler has without being asked: 4 lanes on x86-64 and aarch64.
 #include "kernels.h"
 
-namespace nhl::train {
+namespace nhl::step {
 namespace {
 constexpr int64_t kLanes = 4;
 constexpr int kAccumulators = 12;
@@ -11,15 +11,15 @@ constexpr bool kFused = true;
 constexpr bool kFused = false;
 #endif
 }  // namespace
-}  // namespace nhl::train
+}  // namespace nhl::step
 
 #include "body.inl"
 
-namespace nhl::train {
+namespace nhl::step {
 
 const Kernels& scalar_kernels() {
   static constexpr Kernels kernels = make_kernels();
   return kernels;
 }
 
-}  // namespace nhl::train
+}  // namespace nhl::step

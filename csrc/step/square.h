@@ -3,7 +3,7 @@
 
 #include "common.h"
 
-namespace nhl::train {
+namespace nhl::step {
 
 class Square {
  public:
@@ -53,4 +53,4 @@ class Square {
   Buffer copy_, columns_;
 };
 
-}  // namespace nhl::train
+}  // namespace nhl::step

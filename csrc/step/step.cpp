@@ -3,19 +3,7 @@
 
 #include "square.h"
 
-namespace nhl::train {
-
-const Kernels& active_kernels() {
-  switch (active_isa()) {
-#if defined(__x86_64__)
-    case Isa::avx512: return avx512_kernels();
-    case Isa::avx2:
-      if (__builtin_cpu_supports("fma")) return avx2_kernels();
-      [[fallthrough]];
-#endif
-    default: return scalar_kernels();
-  }
-}
+namespace nhl::step {
 
 bool all_finite(const float* x, int64_t count) { return active_kernels().finite(x, count); }
 
@@ -186,4 +174,4 @@ void combine(const Batch& batch, const Combine& step, const Executor& executor) 
   });
 }
 
-}  // namespace nhl::train
+}  // namespace nhl::step

@@ -5,11 +5,13 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <vector>
 
+#include "../common/executor.h"
 #include "kernels.h"
 
-namespace nhl::train {
+namespace nhl::step {
 
 using Lengths = std::vector<int64_t>;
 
@@ -62,42 +64,66 @@ struct Combine {
 };
 void combine(const Batch& batch, const Combine& step, const Executor& executor);
 
-// CSQ (option: weight of the quantization) and DPN (option: margin) with centres of +-1 (classes x expanded width), or
-// with one centre a row where there are no ids.
-void pointwise(Pointwise kind, const Batch& batch, const float* centers, const int64_t* ids, float option,
-               const Loss& out, const Executor& executor);
+// A penalty on the outputs and its weight.
+struct PenaltyTerm {
+  Penalty kind;
+  float weight;
+};
 
-// The last outputs of all training items (`count` x L); rows not written count for nothing.
+// A function of an output and its centre: centres of +-1 (classes x expanded width), or one a row where there are no
+// ids. constant: CSQ's weight of the quantization, DPN's margin.
+void center(CenterFunction function, const Batch& batch, const float* centers, const int64_t* ids, float constant,
+            const Loss& out, const Executor& executor);
+
+// The last outputs of all training items (`count` x L); rows not written (null: none) count for nothing.
 struct Bank {
   const float* u;
   const uint8_t* written;
   int64_t count;
   Labels labels;
 };
-// option: DSH alpha and margin; DHN alpha; DBDH alpha and the clamp (infinity for none). balance: similar and
-// dissimilar pairs weigh half each.
-void dsh(const Batch& batch, const Labels& labels, const Bank& bank, float alpha, float margin, bool balance,
-         const Loss& out, const Executor& executor);
-void dhn(const Batch& batch, const Labels& labels, const Bank& bank, float alpha, bool balance, const Loss& out,
-         const Executor& executor);
-void dbdh(const Batch& batch, const Labels& labels, const Bank& bank, float alpha, float clamp, bool balance,
-          const Loss& out, const Executor& executor);
-// Adds MDSH's pair term.
-void attraction(const Batch& batch, const Labels& labels, const Bank& bank, const Loss& out,
-                const Executor& executor);
 
-// clamp: bound on theta, infinity for none.
-void lcdsh(const Batch& batch, const Labels& labels, float eta, float clamp, const Loss& out,
-           const Executor& executor);
-// max_cosine: infinity for none.
-void dch(const Batch& batch, const Labels& labels, float gamma, float quantization, float max_cosine,
-         const Loss& out, const Executor& executor);
-void dtsh(const Batch& batch, const Labels& labels, float margin, float quantization, float low, float high,
-          const Loss& out, const Executor& executor);
+// How much a pair counts: once; N / n where n of the N pairs that count are of its kind (similar or not); half of that.
+// Where one kind is missing every pair counts once.
+enum class Weigh : int { no, rarity, halves };
+constexpr const char* kWeighs[] = {"no", "rarity", "halves"};
+// What the mean is taken over.
+enum class Over : int { pairs, similar };
+constexpr const char* kOvers[] = {"pairs", "similar"};
 
-// scale * sums over rows and classes of -[y log p + w (1 - y) log(1 - p)], p the softmax over centres (classes x
-// expanded width), plus quantization * mean (|u| - 1)^2.
-void center_softmax(const Batch& batch, const Labels& labels, const float* centers, int64_t classes, float scale,
-                    float negative_weight, float quantization, const Loss& out, const Executor& executor);
+// A function of pairs, see pair_functions.h.
+struct PairTerm {
+  PairFunction function;
+  std::vector<float> constants;
+  Weigh weigh = Weigh::no;
+  Over over = Over::pairs;
+  float clamp = std::numeric_limits<float>::infinity();  // outputs and bank are clamped to +-clamp first
+};
+int constants_of(PairFunction function);
+Geometry geometry_of(PairFunction function);
 
-}  // namespace nhl::train
+// The mean over the pairs of the batch and the bank, or of the batch with itself (null), each pair then in both orders;
+// and the penalty.
+void pairs(const Batch& batch, const Labels& labels, const Bank* bank, const PairTerm& term,
+           const PenaltyTerm& penalty, const Loss& out, const Executor& executor);
+
+// The mean over anchors, and over their pairs of a positive and a negative, of softplus(-t), t = clamp(theta_ip -
+// theta_iq - margin, low, high), theta the inner products; and the penalty.
+struct TripletTerm {
+  float margin, low, high;
+};
+void triplets(const Batch& batch, const Labels& labels, const TripletTerm& term, const PenaltyTerm& penalty,
+              const Loss& out, const Executor& executor);
+
+// share times the mean over rows of the sum over classes of -[y log p + w (1 - y) log(1 - p)], p the softmax over
+// centres (classes x expanded width); and the penalty.
+struct SoftmaxTerm {
+  const float* centers;
+  int64_t classes;
+  float negative_weight;  // w
+  double share;
+};
+void softmax(const Batch& batch, const Labels& labels, const SoftmaxTerm& term, const PenaltyTerm& penalty,
+             const Loss& out, const Executor& executor);
+
+}  // namespace nhl::step

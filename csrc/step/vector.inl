@@ -7,7 +7,7 @@
 
 #define NHL_INLINE static inline __attribute__((always_inline))
 
-namespace nhl::train {
+namespace nhl::step {
 namespace {
 
 typedef float V __attribute__((vector_size(4 * kLanes)));
@@ -140,9 +140,6 @@ NHL_INLINE V inverse_root(V x) {
   return r;
 }
 
-// 1 / norm from squared norms; 0 for a row without direction.
-NHL_INLINE V inverse_norm(V squares, float least) { return only(squares > least, inverse_root(squares)); }
-
 // exp(-|x|), from which sigmoid and softplus follow without overflow.
 struct Logistic {
   V e, sigmoid, complement;  // complement: sigmoid(-x)
@@ -161,4 +158,4 @@ NHL_INLINE void add(LogSum& s, V x) { s.q = s.q * (1.0f + x) + x; }
 NHL_INLINE V value(const LogSum& s) { return log1p(s.q); }
 
 }  // namespace
-}  // namespace nhl::train
+}  // namespace nhl::step

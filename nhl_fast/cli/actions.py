@@ -13,6 +13,7 @@ from ..core.backend import backends as list_backends
 from ..core.environment import environment
 from ..core.files import as_path, read_json, write_json
 from ..core.labels import similarity
+from ..core.operation import ABSENT, SERVES, table
 from ..data import load_dataset
 from ..fit.run import is_fit
 from ..report.write import check_targets, write_report
@@ -304,6 +305,19 @@ def advise(args) -> None:
 
 
 def backends(args) -> None:
-    found = list_backends()
-    said = {name: {"available": b.available, "detail": b.detail} for name, b in found.items()}
-    emit(args, said, "\n".join(str(b) for b in found.values()))
+    found, operations = list_backends(), table()
+    said = {
+        name: {
+            "available": b.available,
+            "detail": b.detail,
+            "operations": {operation: reasons[name] for operation, reasons in operations.items()},
+        }
+        for name, b in found.items()
+    }
+    short = {SERVES: "yes", ABSENT: "-"}
+    lines = [f"{'':<24}" + "".join(f"{name:<10}" for name in found)]
+    for operation, reasons in operations.items():
+        lines.append(f"{operation:<24}" + "".join(f"{short.get(reasons[name], 'no'):<10}" for name in found))
+    legend = "yes: serves. no: not available here, see above. -: has no implementation of this operation."
+    text = "\n".join([*map(str, found.values()), "", *(line.rstrip() for line in lines), "", legend])
+    emit(args, said, text)

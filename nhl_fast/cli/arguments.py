@@ -7,6 +7,7 @@ import dataclasses
 import json
 import sys
 
+from .. import losses
 from ..core import names
 from ..core.files import as_path
 from ..core.version import __version__
@@ -127,7 +128,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         choices=tuple(PRESETS),
         help="'paper': those of arXiv 2412.08922; 'tuned': the best found for each loss, see docs/experiments.md",
     )
-    group.add_argument("--loss", choices=names.LOSSES)
+    group.add_argument("--loss", choices=losses.NAMES)
     group.add_argument("--loss-option", dest="loss_options", type=option, action="append", metavar="NAME=VALUE")
     group.add_argument("--centers", choices=names.CENTERS, help="hash centres")
     group.add_argument(
@@ -289,7 +290,7 @@ def build_parser() -> argparse.ArgumentParser:
         "one HTML page about runs, and tables for papers",
         "Write one HTML page that needs no other file, or a table of methods x code lengths, or both.\n"
         "Runs that differ in the seed alone are one method: mean and standard deviation. The runs are only read.\n\n"
-        "  nhl-fast report runs/csq-0 runs/csq-1 runs/dch-0 -o report.html\n"
+        "  nhl-fast report runs/this-0 runs/this-1 runs/that-0 -o report.html\n"
         "  nhl-fast report runs/* --table table.tex",
     )
     sub.add_argument("runs", nargs="+", metavar="RUN", help="evaluated run folders, folders or files of compare")

@@ -9,7 +9,7 @@ import torch
 ONCE = (
     "create_graph=True: this gradient of nhl_fast was computed together with its value and cannot be differentiated "
     "again (no Hessian, gradient penalty or MAML through it). Twice differentiable are NestedHashLayer's outputs "
-    "(backend='reference') and the losses CSQ, DPN and DCH with backend='reference', called without NestedObjective"
+    "(backend='reference') and every loss's naive(u, labels, k), its plain formula"
 )
 
 

@@ -1,7 +1,5 @@
 """Names that a user may choose from. No PyTorch here: the command line knows them before it is loaded."""
 
-LOSSES = ("csq", "dpn", "dsh", "dhn", "dbdh", "dtsh", "lcdsh", "dch", "mdsh", "shcir")
-CENTER_LOSSES = ("csq", "dpn", "mdsh", "shcir")
 CENTERS = ("nested", "aligned", "hadamard", "balanced", "random")
 BACKBONES = ("mlp", "conv", "identity", "resnet18", "resnet50", "vit_b_16")
 TEACHERS = ("next", "longest", "longer")

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from ..core import check
 from ..core.known_gradient import known_gradient
 from ..core.names import TEACHERS
+from ..core.operation import Operation
 from ..core.precision import no_autocast
 from ..core.prefixes import expand, segment_matrix, split
 
@@ -31,10 +32,17 @@ def distillation_losses(u: torch.Tensor, code_lengths, teacher: str = "next") ->
     u = check.tensor(u, "u", ndim=2, floating=True)
     if u.shape[1] < code_lengths[-1]:
         raise ValueError(f"u: expected at least {code_lengths[-1]} columns, got {check.describe(u)}")
+    return DISTILL(u, code_lengths, teacher)
+
+
+def _losses(u: torch.Tensor, code_lengths: tuple[int, ...], teacher: str) -> torch.Tensor:
     u = u if u.dtype == torch.float64 else u.float()
     columns = segment_matrix(code_lengths).to(u.device)
     with no_autocast(u):
         return expanded_distillation_losses(expand(u, code_lengths), code_lengths, columns, teacher)
+
+
+DISTILL = Operation("distillation_losses", _losses)
 
 
 def expanded_distillation_losses(

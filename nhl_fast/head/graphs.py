@@ -7,12 +7,11 @@ from collections.abc import Callable
 import torch
 
 from ..core import check
-from ..core.backend import pick
 from ..core.known_gradient import once
 from ..core.labels import to_multi_hot
 from ..core.precision import scaled_training
-from ..losses.base import fused_step
 from .objective import NestedObjective, ObjectiveResult
+from .step import STEP
 
 
 def make_graphed(
@@ -56,8 +55,13 @@ def replayable(objective: NestedObjective, features: torch.Tensor, labels: torch
     if features.device.type != "cuda" or hasattr(objective.loss, "set_epoch"):
         return False
     learns = any(p.requires_grad for p in objective.loss.parameters())
-    compiled = {"triton": lambda: objective._refuses(fused_step(), features, labels)}
-    return not learns and pick(objective.backend, "NestedObjective", features.device, compiled) == "triton"
+    return not learns and served_by(objective, features, labels) == "triton"
+
+
+def served_by(objective: NestedObjective, features: torch.Tensor, labels: torch.Tensor) -> str:
+    """The backend that serves a call of the objective."""
+    request = objective.request(features, labels)
+    return STEP.pick(objective.backend, features.device, (request,)).backend
 
 
 class GraphedObjective:
@@ -88,18 +92,19 @@ class GraphedObjective:
         results = []
         linear = self.objective.layer.hash_layer
         given = [t for t in (features, labels, index) if t is not None]
-        total = _Replay.apply(features, linear.weight, linear.bias, self, given, results)
+        total = _Replay.apply(features, linear.weight, linear.bias, self._graphs, given, results)
+        self.replays += 1
         return self._unpacked(results[0], total)
 
-    # ------------------------------------------------------------------------------------------ the graphs
-
     def capture(self, features, labels, index, num_warmup_iters: int) -> None:
+        """Capture the graphs at these samples."""
         linear = self.objective.layer.hash_layer
         self.inputs = [t.detach().clone() for t in (features, labels, index) if t is not None]
         self.inputs[0].requires_grad_(features.requires_grad)
-        self._wanted = [t for t in (self.inputs[0], linear.weight, linear.bias) if t.requires_grad]
-        self._scale = torch.ones((), device=features.device)
-        self._newest, self._shapes, live = 0, [], {}
+        sources = (self.inputs[0], linear.weight, linear.bias)
+        wanted = [t for t in sources if t.requires_grad]
+        scale = torch.ones((), device=features.device)
+        self._shapes, live = [], {}
 
         def forward():
             with torch.enable_grad():
@@ -110,17 +115,18 @@ class GraphedObjective:
             return [torch.cat([t.detach().reshape(-1) for t in parts])]
 
         def backward():
-            if not self._wanted:
+            if not wanted:
                 return []
-            return torch.autograd.grad(live["total"], self._wanted, self._scale, retain_graph=True)
+            return torch.autograd.grad(live["total"], wanted, scale, retain_graph=True)
 
         with torch.enable_grad(), _kept(self.objective.loss):
             capture = _Capture(features.device)
             capture.warm_up(lambda: (forward(), backward()), num_warmup_iters)
-            (self._packed,), self._forward = capture(forward)
-            gradients, self._backward = capture(backward)
-        found = dict(zip(map(id, self._wanted), gradients))
-        self._gradients = [found.get(id(t)) for t in (self.inputs[0], linear.weight, linear.bias)]
+            (packed,), replay_forward = capture(forward)
+            gradients, replay_backward = capture(backward)
+        found = dict(zip(map(id, wanted), gradients))
+        gradients = [found.get(id(t)) for t in sources]
+        self._graphs = _Graphs(self.inputs, packed, scale, gradients, replay_forward, replay_backward)
         self._form = self._form_of(features, labels, index)
         self._captured = self._addresses()
 
@@ -146,38 +152,57 @@ class GraphedObjective:
         return ObjectiveResult(total, *parts[1:])
 
 
+class _Graphs:
+    """The captured graphs of a step, the tensors that they read and write, and the number of the newest call.
+
+    `gradients` are those of features, weight and bias where they are wanted, else None, for a gradient `scale` of
+    the total.
+    """
+
+    def __init__(self, inputs, packed, scale, gradients, replay_forward, replay_backward):
+        self.inputs, self.packed, self.scale, self.gradients = inputs, packed, scale, gradients
+        self.replay_forward, self.replay_backward = replay_forward, replay_backward
+        self.newest = 0
+
+    def forward(self, given: list[torch.Tensor]) -> torch.Tensor:
+        """A new call with these inputs: a copy of its packed results."""
+        for static, tensor in zip(self.inputs, given):
+            if tensor is not static:
+                static.detach().copy_(tensor)
+        self.replay_forward()
+        self.newest += 1
+        return self.packed.clone()
+
+    def backward(self, scale: torch.Tensor, wanted) -> list[torch.Tensor | None]:
+        """Copies of the newest call's gradients, where they are wanted.
+
+        What becomes a parameter's .grad may be added to, and the next replay writes here again.
+        """
+        self.scale.copy_(scale)
+        self.replay_backward()
+        return [t.clone() if t is not None and need else None for t, need in zip(self.gradients, wanted)]
+
+
 class _Replay(torch.autograd.Function):
     """The total of a graphed call, as a function of features, weight and bias."""
 
     @staticmethod
-    def forward(ctx, features, weight, bias, graphed, given, results):
-        for static, tensor in zip(graphed.inputs, given):
-            if tensor is not static:
-                static.detach().copy_(tensor)
-        graphed._forward()
-        graphed._newest += 1
-        graphed.replays += 1
-        ctx.graphed, ctx.call = graphed, graphed._newest
+    def forward(ctx, features, weight, bias, graphs, given, results):
+        results.append(graphs.forward(given))
+        ctx.graphs, ctx.call = graphs, graphs.newest
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(features, weight, bias)
-        results.append(graphed._packed.clone())
         return results[0][0].clone()
 
     @staticmethod
     def backward(ctx, scale):
-        graphed = ctx.graphed
-        if ctx.call != graphed._newest:
+        graphs = ctx.graphs
+        if ctx.call != graphs.newest:
             raise RuntimeError("a graphed objective's backward must come before its next call, which came first")
         if scale is None:
             return (None,) * 6
         with torch.no_grad():
-            graphed._scale.copy_(scale)
-            graphed._backward()
-            # Copies: what becomes a parameter's .grad may be added to, and the next replay writes here again.
-            found = [
-                t.clone() if t is not None and need else None
-                for t, need in zip(graphed._gradients, ctx.needs_input_grad)
-            ]
+            found = graphs.backward(scale, ctx.needs_input_grad)
         return *(once(gradient, *ctx.saved_tensors, scale) for gradient in found), None, None, None
 
 

@@ -7,11 +7,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import check
-from ..core.backend import NAMES, use_triton
+from ..core.operation import Operation
 from ..core.precision import no_autocast
 from ..retrieval.codes import pack_outputs
 
-_BACKENDS = ("auto", *NAMES)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
@@ -67,30 +66,7 @@ class NestedHashLayer(nn.Module):
         recorded; with one, PyTorch's own product, which can be differentiated twice.
         """
         self.check_features(x)
-        check.one_of(backend, "backend", _BACKENDS)
-        linear = self.hash_layer
-        recorded = torch.is_grad_enabled() and (x.requires_grad or any(p.requires_grad for p in linear.parameters()))
-        if (backend != "auto" or not recorded) and self._fused(backend, "NestedHashLayer.project", x):
-            return torch.ops.nhl_fast.project(x, linear.weight, linear.bias, False)[0]
-        if not_plain(linear):
-            return self._called(x)
-        dtype = torch.promote_types(torch.promote_types(x.dtype, linear.weight.dtype), torch.float32)
-        bias = None if linear.bias is None else linear.bias.to(dtype)
-        with no_autocast(x):
-            return F.linear(x.to(dtype), linear.weight.to(dtype), bias)
-
-    def _called(self, x: torch.Tensor) -> torch.Tensor:
-        """Raw outputs of a `hash_layer` that is no plain Linear, in its own dtype, then at least float32."""
-        own = next((t.dtype for t in (*self.hash_layer.parameters(), *self.hash_layer.buffers())
-                    if t.is_floating_point()), torch.float32)  # fmt: skip
-        with no_autocast(x):
-            u = self.hash_layer(x.to(own))
-        if not isinstance(u, torch.Tensor) or u.shape != (len(x), self.out_features):
-            raise ValueError(
-                f"hash_layer: expected it to give outputs of shape {(len(x), self.out_features)}, "
-                f"got {check.describe(u)}"
-            )
-        return u if u.dtype == torch.float64 else u.float()
+        return PROJECT(x, self, backend=backend)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The m prefixes (N, b_k) of the raw outputs, as views of one (N, L) tensor."""
@@ -98,9 +74,9 @@ class NestedHashLayer(nn.Module):
         return tuple(u[:, :b] for b in self.code_lengths)
 
     def outputs(self, x: torch.Tensor) -> torch.Tensor:
-        """The reference's raw outputs (N, L), through the layer's own hooks where it has any."""
+        """The reference's raw outputs (N, L) of checked features, through the layer's own projection and hooks."""
         if not _hooked(self):
-            return self.project(x, "reference")
+            return self.project(x, "reference") if _own_projection(self) else PROJECT.reference(x, self)
         prefixes = self(x)
         u = prefixes[-1] if isinstance(prefixes, tuple) and prefixes else prefixes
         if not isinstance(u, torch.Tensor) or u.shape != (len(x), self.out_features):
@@ -115,21 +91,40 @@ class NestedHashLayer(nn.Module):
         backend: "auto", "reference" or "triton" (one pass over the features; "auto" takes it for CUDA tensors).
         """
         self.check_features(x)
-        if self._fused(backend, "NestedHashLayer.encode", x):
-            return torch.ops.nhl_fast.encode(x, self.hash_layer.weight, self.hash_layer.bias)
-        return pack_outputs(self.outputs(x))
-
-    def _fused(self, backend: str, operation: str, x: torch.Tensor) -> bool:
-        def refuses():
-            from ..steps.fused import step
-
-            return step.refuses_projection(self, x)
-
-        check.one_of(backend, "backend", _BACKENDS)
-        return use_triton(backend, operation, x.device, refuses)
+        return ENCODE(x, self, backend=backend)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, code_lengths={self.code_lengths}"
+
+
+def _project(x: torch.Tensor, layer: NestedHashLayer) -> torch.Tensor:
+    linear = layer.hash_layer
+    if not_plain(linear):
+        return _called(x, layer)
+    dtype = torch.promote_types(torch.promote_types(x.dtype, linear.weight.dtype), torch.float32)
+    bias = None if linear.bias is None else linear.bias.to(dtype)
+    with no_autocast(x):
+        return F.linear(x.to(dtype), linear.weight.to(dtype), bias)
+
+
+def _called(x: torch.Tensor, layer: NestedHashLayer) -> torch.Tensor:
+    """Raw outputs of a `hash_layer` that is no plain Linear, in its own dtype, then at least float32."""
+    linear, shape = layer.hash_layer, (len(x), layer.out_features)
+    tensors = (*linear.parameters(), *linear.buffers())
+    own = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
+    with no_autocast(x):
+        u = linear(x.to(own))
+    if not isinstance(u, torch.Tensor) or u.shape != shape:
+        raise ValueError(f"hash_layer: expected it to give outputs of shape {shape}, got {check.describe(u)}")
+    return u if u.dtype == torch.float64 else u.float()
+
+
+def _encode(x: torch.Tensor, layer: NestedHashLayer) -> torch.Tensor:
+    return pack_outputs(layer.outputs(x))
+
+
+PROJECT = Operation("NestedHashLayer.project", _project)
+ENCODE = Operation("NestedHashLayer.encode", _encode)
 
 
 def _hooked(module: nn.Module) -> bool:
@@ -145,9 +140,13 @@ def not_plain(linear: nn.Module) -> str | None:
     return "hash_layer has hooks" if _hooked(linear) else None
 
 
+def _own_projection(layer: NestedHashLayer) -> bool:
+    return type(layer).project is not NestedHashLayer.project or "project" in vars(layer)
+
+
 def refuses_layer(layer: NestedHashLayer) -> str | None:
     """Why a compiled projection cannot stand in for this layer's, or None."""
-    if type(layer).project is not NestedHashLayer.project or "project" in vars(layer):
+    if _own_projection(layer):
         return f"{type(layer).__name__} has its own projection"
     if _hooked(layer):
         return "the layer has hooks"

@@ -9,14 +9,12 @@ import torch
 from torch import nn
 
 from ..core import check
-from ..core.backend import pick
-from ..core.known_gradient import known_gradient, once_through, per_length_gradients
 from ..core.precision import scaled_training
-from ..core.prefixes import expand, pad, weighted_sum
-from ..losses.base import NestedLoss, fused_step, native_step, no_autocast
-from .distillation import TEACHERS, expanded_distillation_losses
-from .layer import NestedHashLayer
-from .weighting import dominance_dots, dominance_weights
+from ..losses.base import NestedLoss
+from .distillation import TEACHERS
+from .layer import NestedHashLayer, refuses_layer
+from .request import StepRequest
+from .step import STEP
 
 
 class ObjectiveResult(NamedTuple):
@@ -36,14 +34,6 @@ class ObjectiveResult(NamedTuple):
     distill: torch.Tensor
     weights: torch.Tensor
     dots: torch.Tensor | None
-
-
-class _Form(NamedTuple):
-    """Shape, dtype and device of a tensor that is not made."""
-
-    shape: tuple[int, int]
-    dtype: torch.dtype
-    device: torch.device
 
 
 class NestedObjective(nn.Module):
@@ -73,8 +63,6 @@ class NestedObjective(nn.Module):
 
     Source: arXiv 2412.08922; the weights and their Gram shortcut are in `nhl_fast.head.weighting`.
     """
-
-    NOT_FINITE = "features: the layer's outputs hold NaN or infinity (bad features, or training diverged)"
 
     def __init__(
         self,
@@ -117,11 +105,10 @@ class NestedObjective(nn.Module):
             self.distill_weight = 0.0
             if self.weighting in ("dominance", "custom"):
                 self.weighting, self.rule, fixed = "uniform", None, [1.0]
-        self._fixed = fixed
         if fixed is not None:
             device = getattr(getattr(layer.hash_layer, "weight", None), "device", None)
             elsewhere = device is not None and device.type != "meta"
-            fixed = torch.tensor(fixed, dtype=torch.float32, device=device if elsewhere else None)
+            fixed = torch.tensor(fixed, dtype=torch.float32, device=device if elsewhere else "cpu")
         self.register_buffer("_fixed_weights", fixed, persistent=False)
 
     @staticmethod
@@ -137,85 +124,38 @@ class NestedObjective(nn.Module):
         return fixed.tolist()
 
     def _apply(self, fn, recurse=True):
+        kept = self._fixed_weights
         super()._apply(fn, recurse)
-        if self._fixed is not None:  # no state dict holds them, and `to_empty` leaves memory as it finds it
-            old = self._fixed_weights
-            self._fixed_weights = torch.tensor(self._fixed, device=old.device, dtype=old.dtype)
+        if kept is not None:
+            # No state dict holds them, `to_empty` leaves memory as it finds it, and meta tensors hold nothing.
+            now = self._fixed_weights
+            self._fixed_weights = kept if now.is_meta else kept.to(now.device)
         return self
 
     @check.memory
     def forward(self, features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None):
-        self.layer.check_features(features, "features")
-        compiled = {
-            "triton": lambda: self._refuses(fused_step(), features, labels),
-            "cpp": lambda: self._refuses(native_step(), features, labels, any_loss=self.backend == "auto"),
-        }
-        if (chosen := pick(self.backend, "NestedObjective", features.device, compiled)) != "reference":
-            step = fused_step() if chosen == "triton" else native_step()
-            scaled = scaled_training(features)
-            with no_autocast(features):
-                return ObjectiveResult(*step.step(self, features, labels, index, scaled))
-        u = self.layer.outputs(features)
-        if self.check_finite and scaled_training(features):
-            u = u + (u - u).detach()  # infinity becomes NaN, which every loss hands on
-        elif self.check_finite:
-            check.values(torch.isfinite(u).all(), self.NOT_FINITE)
-        recorded = torch.is_grad_enabled()
-        with no_autocast(u):
-            if torch.compiler.is_compiling():
-                return self._evaluate(u, u.detach(), features, labels, index, recorded)
-            with torch.inference_mode(False), torch.enable_grad():
-                plain = u.clone() if u.is_inference() else u.detach()
-                return self._evaluate(u, plain, features, labels, index, recorded)
+        request = self.request(features, labels, index)
+        return ObjectiveResult(*STEP(request, backend=self.backend, device=features.device))
 
-    def _refuses(self, step, features, labels, any_loss: bool = False) -> str | None:
-        if self.rule is not None:
-            return "weighting: a callable"
-        if self.teacher != "next" and self.distill_weight:
-            return f"teacher: {self.teacher!r}"
-        if why := step.refuses_projection(self.layer, features):
-            return why
-        if any_loss:
-            return None
-        like = _Form((features.shape[0], self.layer.out_features), torch.float32, features.device)
-        return step.refuses_loss(self.loss, like, labels)
-
-    def _ruled(self, dots, values) -> torch.Tensor:
-        weights = self.rule(dots, values)
-        if not isinstance(weights, torch.Tensor) or weights.shape != values.shape:
-            raise ValueError(f"weighting: expected the callable to give {tuple(values.shape)}, got {weights!r}"[:300])
-        return weights.detach().to(values)
-
-    def _evaluate(self, u, plain, features, labels, index, recorded: bool):
-        lengths = self.layer.code_lengths
-        with torch.set_grad_enabled(recorded):
-            plain, labels = self.loss.prepare(plain, labels, index)
-
-        def both(v):
-            losses = self.loss.expanded(v, labels)
-            if self.distill_weight == 0:
-                return torch.stack([losses, torch.zeros_like(losses)])
-            return torch.stack(
-                [
-                    losses,
-                    self.distill_weight * expanded_distillation_losses(v, lengths, self.loss._segments, self.teacher),
-                ]
-            )
-
-        values, deltas = per_length_gradients(both, expand(plain, lengths))
-        padded, dots = pad(deltas.detach(), lengths), None
-        if self.weighting in ("dominance", "custom"):
-            dots = dominance_dots(padded, features.detach().to(plain.dtype), lengths)
-            weights = dominance_weights(dots) if self.rule is None else self._ruled(dots, values.sum(0).detach())
-        else:
-            weights = self._fixed_weights.to(plain)
-        total = weights @ values.sum(0)
-        value = total.detach()
-        if u.requires_grad:
-            value = known_gradient(u, value, weighted_sum(padded, weights))
-        if any(p.requires_grad for p in self.loss.parameters()):
-            total = once_through(total, u)  # whose gradients by the outputs are constants here
-            value = value + (total - total.detach())  # parameters of the loss itself get their gradient
-        values = values.detach()
-        distill = values[1] / self.distill_weight if self.distill_weight else values[1]
-        return ObjectiveResult(value, values[0], distill, weights, dots)
+    def request(self, features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None) -> StepRequest:
+        """The step that a call with these arguments takes; the features are checked here, and only here."""
+        layer = self.layer
+        layer.check_features(features, "features")
+        unusual, linear = refuses_layer(layer), layer.hash_layer
+        return StepRequest(
+            features=features,
+            labels=labels,
+            index=index,
+            loss=self.loss,
+            outputs=layer.outputs,
+            weight=None if unusual else linear.weight,
+            bias=None if unusual else linear.bias,
+            unusual=unusual,
+            code_lengths=layer.code_lengths,
+            distill_weight=self.distill_weight,
+            teacher=self.teacher,
+            fixed_weights=self._fixed_weights,
+            rule=self.rule,
+            check_finite=self.check_finite,
+            scaled=scaled_training(features),
+        )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from ..core import check
+from ..core.operation import Operation
 
 
 def dominance_weights(dots: torch.Tensor) -> torch.Tensor:
@@ -25,7 +26,11 @@ def dominance_weights(dots: torch.Tensor) -> torch.Tensor:
     m = dots.shape[0]
     if m == 0 or dots.shape[1] != m:
         raise ValueError(f"dots: expected a square matrix, got {check.describe(dots)}")
-    dots = dots.detach()
+    return WEIGH(dots)
+
+
+def _weights(dots: torch.Tensor) -> torch.Tensor:
+    m, dots = dots.shape[0], dots.detach()
     if dots.dtype not in (torch.float32, torch.float64):
         dots = dots.float()
     slots = torch.arange(m - 1, -1, -1, device=dots.device, dtype=dots.dtype)  # m - k, k from 1
@@ -35,6 +40,9 @@ def dominance_weights(dots: torch.Tensor) -> torch.Tensor:
     for i in range(1, m):
         weights[i] = torch.where(free[:i, i], 1.0, weights[:i] * bounds[:i, i]).amin().clamp(max=1)
     return weights * (m / weights.sum())
+
+
+WEIGH = Operation("dominance_weights", _weights)
 
 
 def dominance_dots(padded: torch.Tensor, features: torch.Tensor, code_lengths: tuple[int, ...]) -> torch.Tensor:

@@ -9,7 +9,7 @@ import torch
 
 from ..core import check, fork
 from ..core.arrays import as_tensor
-from ..core.backend import NAMES
+from ..core.backend import check_backend
 from ..core.extras import require
 from ..retrieval.codes import check_length, check_packed, num_bytes
 from . import file
@@ -226,7 +226,7 @@ class NestedIndex:
         """
         state = self._state
         queries, length = self._check_queries(queries, length)
-        check.one_of(backend, "backend", ("auto", *NAMES))
+        check_backend(backend)
         k = check.positive_int(k, "k")
         if k > state.count:
             raise ValueError(f"k: expected at most {state.count}, the items in the index, got {k}")
@@ -255,7 +255,7 @@ class NestedIndex:
         """
         state = self._state
         queries, length = self._check_queries(queries, length)
-        check.one_of(backend, "backend", ("auto", *NAMES))
+        check_backend(backend)
         radius = check.positive_int(radius, "radius", minimum=0)
         counts, distances, ids = index_segments.within(
             state.segments, queries, radius, length, _check_allow(allow), backend

@@ -1,52 +1,61 @@
-"""The ten published losses, each with one value a code length, two without labels, and `PerLength` for any other."""
+"""The published losses, each with one value a code length, two without labels, and `PerLength` for any other."""
 
 from __future__ import annotations
 
+import functools
+import importlib
 import inspect
+from typing import TYPE_CHECKING
 
 from ..core import check
-from .bank import Bank
-from .bank_pairs import DBDH, DHN, DSH
-from .base import NestedLoss
-from .batch_pairs import DCH, LCDSH
-from .center import CSQ, DPN
-from .per_length import PerLength
-from .softmax import MDSH, SHCIR
-from .triplet import DTSH
-from .unlabelled import Contrastive, Neighbors
 
-REGISTRY: dict[str, type[NestedLoss]] = {
-    "csq": CSQ,
-    "dpn": DPN,
-    "dsh": DSH,
-    "dhn": DHN,
-    "dbdh": DBDH,
-    "dtsh": DTSH,
-    "lcdsh": LCDSH,
-    "dch": DCH,
-    "mdsh": MDSH,
-    "shcir": SHCIR,
+if TYPE_CHECKING:
+    from .base import NestedLoss
+
+# The published losses and their modules. What else there is to know of them is said there, and nowhere outside this
+# package. Loaded when first used: the command line knows the names before PyTorch is loaded.
+_PUBLISHED = {
+    "CSQ": "center",
+    "DPN": "center",
+    "DSH": "pairs",
+    "DHN": "pairs",
+    "DBDH": "pairs",
+    "DTSH": "triplet",
+    "LCDSH": "pairs",
+    "DCH": "pairs",
+    "MDSH": "softmax",
+    "SHCIR": "softmax",
 }
+# Two need no classes: their targets are vectors, or which rows show one thing.
+_UNLABELLED = {"Contrastive": "unlabelled", "Neighbors": "unlabelled"}
+_HOMES = {**_PUBLISHED, **_UNLABELLED, "Bank": "bank", "NestedLoss": "base", "PerLength": "per_length"}
+NAMES = tuple(name.lower() for name in _PUBLISHED)
 
-__all__ = [
-    "CSQ",
-    "DBDH",
-    "DCH",
-    "DHN",
-    "DPN",
-    "DSH",
-    "DTSH",
-    "LCDSH",
-    "MDSH",
-    "REGISTRY",
-    "SHCIR",
-    "Bank",
-    "Contrastive",
-    "Neighbors",
-    "NestedLoss",
-    "PerLength",
-    "build",
-]
+__all__ = [*_HOMES, "NAMES", "REGISTRY", "build"]  # noqa: PLE0604 (the keys are strings)
+
+
+@functools.cache
+def _registry() -> dict[str, type[NestedLoss]]:
+    return {name.lower(): __getattr__(name) for name in _PUBLISHED}
+
+
+def __getattr__(name: str):
+    if name == "REGISTRY":
+        return _registry()
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f".{_HOMES[name]}", __name__), name)
+    return value
+
+
+def __dir__():
+    return sorted({*globals(), *__all__})
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """The keyword arguments of the published loss `name`."""
+    parameters = inspect.signature(_registry()[check.one_of(name, "name", tuple(_registry()))]).parameters
+    return tuple(p for p in parameters if p not in ("num_classes", "code_lengths"))
 
 
 def build(
@@ -57,23 +66,22 @@ def build(
     num_train: int | None = None,
     **options,
 ) -> NestedLoss:
-    """The published loss `name` (csq dpn dsh dhn dbdh dtsh lcdsh dch mdsh shcir).
+    """The published loss `name`, a key of `REGISTRY`.
 
     Args:
         num_classes: number of classes.
         code_lengths: the code lengths in bits.
-        num_train: number of training items; needed by the losses with a bank (dsh, dhn, dbdh), used by mdsh for
-            its pair term, ignored by the others.
+        num_train: number of training items; needed by the losses that compare a batch with a bank of them all, used
+            by those with a term of such pairs, ignored by the others.
         options: keyword arguments of that loss.
     """
-    cls = REGISTRY[check.one_of(name, "name", tuple(REGISTRY))]
-    parameters = inspect.signature(cls).parameters
-    own = [p for p in parameters if p not in ("num_classes", "code_lengths", "num_train")]
+    taken = options_of(name)
+    cls, own = _registry()[name], [option for option in taken if option != "num_train"]
     unknown = sorted(set(options) - set(own))
     if unknown:
         raise TypeError(f"{name}: unknown option {', '.join(unknown)}; it takes {', '.join(own) or 'none'}")
-    if "num_train" in parameters:
-        if num_train is None and parameters["num_train"].default is inspect.Parameter.empty:
+    if "num_train" in taken:
+        if num_train is None and inspect.signature(cls).parameters["num_train"].default is inspect.Parameter.empty:
             raise ValueError(f"num_train: the loss {name!r} keeps a bank and needs the number of training items")
         options["num_train"] = num_train
     return cls(num_classes, code_lengths, **options)

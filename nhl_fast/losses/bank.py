@@ -100,7 +100,6 @@ class BankMixin:
     `torch.no_grad()` change nothing, whether or not `eval()` was called.
     """
 
-    uses_index = True
     external_bank = False  # True: the training loop writes the bank itself, before each step
 
     def prepare(self, u, labels, index):
@@ -117,6 +116,11 @@ class BankMixin:
     def takes_rows(self) -> bool:
         """Whether this call is a training step, whose rows the bank takes in."""
         return self.training and torch.is_grad_enabled() and self.bank is not None and not self.external_bank
+
+    def stored(self, u: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """First columns (M, b) of the bank's written rows, like those of u (N, b), and S (N, M)."""
+        written = self.bank.written
+        return self.bank.u[written, : u.shape[1]].to(u.dtype), similarity(labels, self.bank.labels[written])
 
     def bank_terms(self, u_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Bank outputs (M, L), mask of written rows (M,) and their number (at least 1), in the given dtype."""

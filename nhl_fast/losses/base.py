@@ -6,26 +6,37 @@ import torch
 from torch import nn
 
 from ..core import check
-from ..core.backend import NAMES, pick
 from ..core.labels import check_labels, to_multi_hot
+from ..core.operation import Operation
 from ..core.precision import no_autocast
-from ..core.prefixes import expand, segment_matrix
+from ..core.prefixes import expand, segment_matrix, split
 from .bank import Bank
+from .form import Form
 
 
 class NestedLoss(nn.Module):
     """A loss with one value a code length.
 
-    Subclasses define `expanded(v, labels)`: the m values for expanded outputs v (see `nhl_fast.core.prefixes`).
+    Subclasses define `naive(u, labels, k)`, one length's value, plainly. That is enough to train; where it takes too
+    much memory or loses digits, they override `expanded`, which gives all lengths' values. `forms()` says what the
+    compiled steps must know to serve them. See docs/add-a-loss.md.
 
     Args:
         num_classes: number of classes C.
         code_lengths: the m code lengths in bits, strictly increasing.
     """
 
-    uses_index = False
-    reference_bits: float | None = None
-    balance = False
+    momentum_bank = False  # True: its bank is meant for the outputs of a momentum encoder, where there is one
+    single_label = False  # True: rows of labels with one class each, as ids or one-hot
+
+    def __init_subclass__(cls, **options):
+        super().__init_subclass__(**options)
+        if "forms" not in vars(cls):  # a subclass may change any part of what its parent's forms describe
+            cls.forms = NestedLoss.forms
+
+    def forms(self) -> tuple[Form, ...]:
+        """The forms whose sum the loss is; (): no compiled step serves it. They are not inherited."""
+        return ()
 
     @check.memory
     def __init__(self, num_classes: int, code_lengths=check.DEFAULT_CODE_LENGTHS):
@@ -79,17 +90,7 @@ class NestedLoss(nn.Module):
             (m,) values, one a length.
         """
         check.tensor(u, "u")
-        check.one_of(backend, "backend", ("auto", *NAMES))
-        compiled = {
-            "triton": lambda: fused_step().refuses_loss(self, u, labels),
-            "cpp": lambda: native_step().refuses_loss(self, u, labels),
-        }
-        if (chosen := pick(backend, type(self).__name__, u.device, compiled)) != "reference":
-            step = fused_step() if chosen == "triton" else native_step()
-            return step.loss_values(self, u, labels, index)
-        u, labels = self.prepare(u, labels, index)
-        with no_autocast(u):
-            return self.expanded(expand(u, self.code_lengths), labels)
+        return LOSS(self, u, labels, index, backend=backend, device=u.device)
 
     def prepare(self, u, labels, index) -> tuple[torch.Tensor, torch.Tensor]:
         """Checked outputs (float32 or float64) and labels; the bank, if there is one, takes them in."""
@@ -108,12 +109,31 @@ class NestedLoss(nn.Module):
             raise ValueError(f"u: expected at least one row, got {check.describe(u)}")
 
     def check_labels(self, labels, num_rows: int) -> torch.Tensor:
-        """Labels as ids or multi-hot rows, or a clear error; subclasses narrow it."""
-        return check_labels(labels, num_rows, self.num_classes)
+        """Labels as ids or multi-hot rows, or a clear error; subclasses may narrow it."""
+        labels = check_labels(labels, num_rows, self.num_classes)
+        if labels.ndim == 1 or not self.single_label:
+            return labels
+        name = type(self).__name__
+        ok = (labels.long().sum(1) == 1).all()
+        check.values(ok, f"labels: {name} is defined for single-label data, got a row without exactly one class")
+        return labels.argmax(1) if labels.dtype != torch.bool else labels.long().argmax(1)
+
+    def takes_rows(self) -> bool:
+        """Whether this call is a training step, whose rows a bank takes in; here there is none."""
+        return False
+
+    @property
+    def segments(self) -> torch.Tensor:
+        """(sum of the lengths, m) of 0 and 1: which columns of expanded outputs are each length's."""
+        return self._segments
 
     def expanded(self, v: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """The m values for expanded outputs `v` (N, sum of the lengths)."""
-        raise NotImplementedError
+        """The m values for expanded outputs `v` (N, sum of the lengths), see `nhl_fast.core.prefixes`."""
+        return torch.stack([self.naive(u, labels, k) for k, u in enumerate(split(v, self.code_lengths))])
+
+    def naive(self, u: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
+        """The 0-d value of the k-th length (from 0) for its outputs `u` (N, b_k), as published; by autograd alone."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither naive nor expanded")
 
     def segment_sums(self, columns: torch.Tensor) -> torch.Tensor:
         """(..., sum of the lengths) -> (..., m): sums over the columns of each length."""
@@ -147,18 +167,13 @@ class NestedLoss(nn.Module):
         return f"num_classes={self.num_classes}, code_lengths={self.code_lengths}"
 
 
-def fused_step():
-    """The module `nhl_fast.steps.fused.step`, imported where Triton was found."""
-    from ..steps.fused import step
+def _values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
+    u, labels = loss.prepare(u, labels, index)
+    with no_autocast(u):
+        return loss.expanded(expand(u, loss.code_lengths), labels)
 
-    return step
 
-
-def native_step():
-    """The module `nhl_fast.steps.native`, imported where the C++ library was found."""
-    from ..steps import native as step
-
-    return step
+LOSS = Operation("NestedLoss", _values, called=lambda loss, *_: type(loss).__name__)
 
 
 def quantization_penalty(values: torch.Tensor) -> torch.Tensor:
@@ -166,10 +181,15 @@ def quantization_penalty(values: torch.Tensor) -> torch.Tensor:
     return (values.abs() - 1).square()
 
 
+def softplus(x: torch.Tensor) -> torch.Tensor:
+    """log(1 + exp x), in float64, too: PyTorch's default takes x for it beyond 20, which is 2e-9 off."""
+    return torch.nn.functional.softplus(x, threshold=40)
+
+
 def log_cosh(x: torch.Tensor) -> torch.Tensor:
     """log cosh x without overflow."""
     magnitude = x.abs()
-    return magnitude + torch.nn.functional.softplus(-2 * magnitude) - 0.6931471805599453
+    return magnitude + softplus(-2 * magnitude) - 0.6931471805599453
 
 
 def bit_signs(u: torch.Tensor) -> torch.Tensor:

@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from ..centers.make import named_centers, tie_centers
 from ..core import check
+from ..core.labels import to_multi_hot
 from ..core.prefixes import expand, split
-from .base import NestedLoss, no_autocast, quantization_penalty
+from . import naive
+from .base import NestedLoss, no_autocast, quantization_penalty, softplus
+from .form import Form
+
+
+def row_centers(labels: torch.Tensor, centers: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:
+    """Each row's centre: its class's, or the sign of the sum of its classes' (`ties` where that is 0).
+
+    labels ids (N,) or multi-hot rows (N, C); centers (C, T) and ties (T,) of +-1. Gives (N, T).
+    """
+    if labels.ndim == 1:
+        return centers[labels]
+    total = to_multi_hot(labels, centers.shape[0], centers.dtype) @ centers
+    return torch.where(total == 0, ties, total.sign())
 
 
 class CenterLoss(NestedLoss):
@@ -58,13 +71,23 @@ class CenterLoss(NestedLoss):
             raise ValueError(f"tie_centers: expected +-1 vectors of lengths {self.code_lengths}, got {ties!r}"[:300])
         self._tie_centers = torch.cat([t.to(self._tie_centers) for t in ties])
 
+    @property
+    def center_table(self) -> torch.Tensor:
+        """(C, sum of the lengths): the centres of all lengths side by side."""
+        return self._buffers["_centers"]  # read at every step: `self._centers` takes four times as long
+
+    @property
+    def tie_table(self) -> torch.Tensor:
+        """(sum of the lengths,): the tie centres of all lengths."""
+        return self._buffers["_tie_centers"]
+
     def targets(self, labels: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-        """Expanded centre of each row: the class's, or the sign of the sum of its classes' (ties: tie centre)."""
-        centers = self._centers.to(like.dtype)
-        if labels.ndim == 1:
-            return centers[labels]
-        total = self.multi_hot(labels, like) @ centers
-        return torch.where(total == 0, self._tie_centers.to(like.dtype), total.sign())
+        """Expanded centre of each row, see `row_centers`."""
+        return row_centers(labels, self._centers.to(like.dtype), self._tie_centers.to(like.dtype))
+
+    def target(self, labels: torch.Tensor, like: torch.Tensor, k: int) -> torch.Tensor:
+        """(N, b_k): the columns of `targets` that belong to the k-th length (from 0)."""
+        return row_centers(labels, self.centers[k].to(like.dtype), self.tie_centers[k].to(like.dtype))
 
 
 class CSQ(CenterLoss):
@@ -94,9 +117,15 @@ class CSQ(CenterLoss):
         super().__init__(num_classes, code_lengths, centers, seed=seed)
         self.quantization = check.number(quantization, "quantization")
 
-    def expanded(self, v, labels):
-        entropy = F.softplus(-2 * v * self.targets(labels, v))
+    def naive(self, u, labels, k):
+        return naive.csq(u, self.target(labels, u, k), quantization=self.quantization)
+
+    def expanded(self, v, labels):  # keeps digits: (tanh u + 1) / 2 rounds to 0 and 1, where it has no gradient
+        entropy = softplus(-2 * v * self.targets(labels, v))
         return self.segment_means(entropy + self.quantization * quantization_penalty(v.tanh()))
+
+    def forms(self):
+        return (Form("center", "csq", (self.quantization,), centers=self.center_table, ties=self.tie_table),)
 
 
 class DPN(CenterLoss):
@@ -129,11 +158,12 @@ class DPN(CenterLoss):
         super().__init__(num_classes, code_lengths, centers, seed=seed)
         self.margin, self.ternary = check.number(margin, "margin"), check.flag(ternary, "ternary")
 
-    def expanded(self, v, labels):
-        if self.ternary:
-            rounded = torch.where(v.abs() > self.margin, v.sign(), torch.zeros_like(v))
-            v = v + (rounded - v).detach()
-        return self.segment_means(F.relu(self.margin - v * self.targets(labels, v)))
+    def naive(self, u, labels, k):
+        return naive.dpn(u, self.target(labels, u, k), margin=self.margin, ternary=self.ternary)
+
+    def forms(self):
+        function = "dpn_ternary" if self.ternary else "dpn"
+        return (Form("center", function, (self.margin,), centers=self.center_table, ties=self.tie_table),)
 
     @torch.no_grad()
     def adapt_centers(self, u: torch.Tensor, labels: torch.Tensor) -> None:

@@ -9,7 +9,6 @@ import torch
 from torch import nn
 
 from ..core import check
-from ..core.prefixes import split
 from .base import NestedLoss
 
 
@@ -46,11 +45,9 @@ class PerLength(NestedLoss):
         self.functions = functions
         self._modules_used = nn.ModuleList(f for f in functions if isinstance(f, nn.Module))
 
-    def expanded(self, v, labels):
-        values = []
-        for f, u in zip(self.functions, split(v, self.code_lengths)):
-            value = f(u, labels)
-            if not isinstance(value, torch.Tensor) or value.ndim != 0:
-                raise ValueError(f"functions: {f!r} must return a 0-d tensor, got {check.describe(value)}")
-            values.append(value)
-        return torch.stack(values)
+    def naive(self, u, labels, k):
+        function = self.functions[k]
+        value = function(u, labels)
+        if not isinstance(value, torch.Tensor) or value.ndim != 0:
+            raise ValueError(f"functions: {function!r} must return a 0-d tensor, got {check.describe(value)}")
+        return value

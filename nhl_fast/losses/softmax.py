@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from ..core import check
 from ..core.known_gradient import known_gradient
 from ..core.prefixes import split
+from . import naive
 from .bank import Bank, BankMixin
-from .base import quantization_penalty
+from .base import quantization_penalty, softplus
 from .center import CenterLoss
+from .form import Form, Penalty
 
 # Logits lie within +-sqrt(b): to here exp(-2 sqrt(b)) is a normal float32.
 MAX_NARROW_BITS = 1800
@@ -62,6 +64,11 @@ class CenterSoftmaxLoss(CenterLoss):
             raise ValueError(f"num_classes: {type(self).__name__} needs at least 2 classes, got {num_classes}")
         self.quantization = check.number(quantization, "quantization")
 
+    def plainly(self, formula, u, labels, k):
+        """A loss of `naive` at the k-th length."""
+        options = {"quantization": self.quantization, "reference_bits": self.reference_bits}
+        return formula(u, self.multi_hot(labels, u), self.centers[k].to(u.dtype), **options)
+
     def likelihood(self, v: torch.Tensor, labels: torch.Tensor, negative_weight: float) -> torch.Tensor:
         """(m,) sums over rows and classes of -[y log p + negative_weight (1 - y) log(1 - p)]."""
         y = self.multi_hot(labels, v)
@@ -89,6 +96,18 @@ class CenterSoftmaxLoss(CenterLoss):
     def penalty(self, v: torch.Tensor) -> torch.Tensor:
         return self.quantization * self.segment_means(quantization_penalty(v))
 
+    def form(self, negative_weight: float, share: float, one_hot: bool = False) -> Form:
+        """That of share * `likelihood` / N + `penalty`."""
+        return Form(
+            "softmax",
+            "likelihood",
+            (negative_weight, share),
+            Penalty("square", self.quantization),
+            reference_bits=self.reference_bits or 0.0,
+            centers=self.center_table,
+            one_hot=one_hot,
+        )
+
 
 class MDSH(BankMixin, CenterSoftmaxLoss):
     """Momentum deep supervised hashing with hash centres.
@@ -109,6 +128,8 @@ class MDSH(BankMixin, CenterSoftmaxLoss):
 
     Source: "MDSH", the momentum variant used in the experiments of arXiv 2412.08922.
     """
+
+    momentum_bank = True
 
     def __init__(
         self,
@@ -144,9 +165,19 @@ class MDSH(BankMixin, CenterSoftmaxLoss):
     def pair_term_active(self) -> bool:
         return self.bank is not None and self.epoch >= self.pair_from_epoch
 
-    def expanded(self, v, labels):
+    def naive(self, u, labels, k):
+        value = self.plainly(naive.mdsh, u, labels, k)
+        return value + naive.mdsh_pairs(u, *self.stored(u, labels)) if self.pair_term_active else value
+
+    def expanded(self, v, labels):  # keeps digits: p and 1 - p round to 1
         values = self.likelihood(v, labels, 1.0) / (v.shape[0] * self.num_classes) + self.penalty(v)
         return values + self.pair_term(v, labels) if self.pair_term_active else values
+
+    def forms(self):
+        likelihood = self.form(1.0, 1 / self.num_classes)
+        if not self.pair_term_active:
+            return (likelihood,)
+        return likelihood, Form("pairs", "attraction", over="similar", bank=self.bank)
 
     def pair_term(self, v: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """(m,) attraction to the momentum outputs of similar items; 0 where there is none yet."""
@@ -154,7 +185,7 @@ class MDSH(BankMixin, CenterSoftmaxLoss):
         others, sums = self.bank.u.to(v.dtype), []
         for u, b in zip(split(v, self.code_lengths), self.code_lengths):
             cosine = F.normalize(u, dim=1) @ F.normalize(others[:, :b], dim=1).T
-            sums.append((similar * F.softplus((1 - cosine) / 2)).sum())
+            sums.append((similar * softplus((1 - cosine) / 2)).sum())
         return torch.stack(sums) / similar.sum().clamp(min=1)
 
 
@@ -174,13 +205,13 @@ class SHCIR(CenterSoftmaxLoss):
     Source: the loss "SHCIR" of the experiments of arXiv 2412.08922.
     """
 
-    def check_labels(self, labels, num_rows):
-        labels = super().check_labels(labels, num_rows)
-        if labels.ndim == 1:
-            return labels
-        ok = (labels.long().sum(1) == 1).all()
-        check.values(ok, "labels: SHCIR is defined for single-label data, got a row without exactly one class")
-        return labels.argmax(1) if labels.dtype != torch.bool else labels.long().argmax(1)
+    single_label = True
 
-    def expanded(self, v, labels):
+    def naive(self, u, labels, k):
+        return self.plainly(naive.shcir, u, labels, k)
+
+    def expanded(self, v, labels):  # keeps digits, as MDSH's
         return self.likelihood(v, labels, 1 / (self.num_classes - 1)) / v.shape[0] + self.penalty(v)
+
+    def forms(self):
+        return (self.form(1 / (self.num_classes - 1), 1.0, one_hot=True),)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
-import torch.nn.functional as F
 
 from ..core import check
 from ..core.known_gradient import chunk_rows, known_gradient
 from ..core.labels import similarity
 from ..core.prefixes import split
-from .base import NestedLoss, bit_signs
+from . import naive
+from .base import NestedLoss, bit_signs, softplus
+from .form import Form, Penalty
 
 
 @torch.no_grad()
@@ -28,7 +31,7 @@ def triplet_mean(theta, positive, negative, margin, low, high):
         rows = slice(start, start + step)
         p, q = positive[rows] * scale[rows], negative[rows]
         flipped = theta[rows, None, :] - (theta[rows, :, None] - margin)  # -t: positives by negatives
-        loss, slope = F.softplus(flipped.clamp(-high, -low)), flipped.clamp(-high, -low).sigmoid_()
+        loss, slope = softplus(flipped.clamp(-high, -low)), flipped.clamp(-high, -low).sigmoid_()
         if low != -torch.inf:
             slope *= (flipped >= -high) & (flipped <= -low)
         value += (p * torch.bmm(loss, q[:, :, None]).squeeze(2)).sum()
@@ -49,7 +52,7 @@ class DTSH(NestedLoss):
         quantization: weight of the second term.
         clamp: False leaves t as it is, so that the worst triplets keep their gradient.
         reference_bits: None for inner products as published; a number multiplies those of length b_k by
-            reference_bits / b_k, see `LCDSH`.
+            reference_bits / b_k, so that their range does not grow with the length.
 
     Source: Wang, Shi and Kitani, "Deep Supervised Hashing with Triplet Labels", ACCV 2016.
     """
@@ -69,12 +72,26 @@ class DTSH(NestedLoss):
         self.margin, self.quantization = check.number(margin, "margin"), check.number(quantization, "quantization")
         self.clamp = check.flag(clamp, "clamp")
 
-    def expanded(self, v, labels):
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """What t is clamped to."""
+        return (-100.0, 50.0) if self.clamp else (-math.inf, math.inf)
+
+    def naive(self, u, labels, k):
+        options = {"margin": self.margin, "quantization": self.quantization, "clamp": self.clamp}
+        return naive.dtsh(u, similarity(labels, labels), reference_bits=self.reference_bits, **options)
+
+    def expanded(self, v, labels):  # saves memory: no triplets are kept for backward
         similar = similarity(labels, labels)
-        low, high = (-100.0, 50.0) if self.clamp else (-torch.inf, torch.inf)
+        low, high = self.bounds
         positive, negative = similar.to(v.dtype), (~similar).to(v.dtype)
         scaled = self.as_bits(v, self.reference_bits)
         thetas = torch.stack([u @ u.T for u in split(scaled, self.code_lengths)])
         known = [triplet_mean(theta, positive, negative, self.margin, low, high) for theta in thetas.detach()]
         values = known_gradient(thetas, *map(torch.stack, zip(*known)))
         return values + self.quantization * self.segment_means((v - bit_signs(v).detach()).square())
+
+    def forms(self):
+        penalty = Penalty("sign", self.quantization)
+        constants = (self.margin, *self.bounds)
+        return (Form("triplets", "logistic", constants, penalty, reference_bits=self.reference_bits or 0.0),)

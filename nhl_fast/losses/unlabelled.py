@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import check
-from ..core.prefixes import split
 from .base import NestedLoss, bit_signs
 
 
@@ -43,9 +42,6 @@ class _Unlabelled(NestedLoss):
         super().check_outputs(u)
         if u.shape[0] < 2:
             raise ValueError(f"u: expected at least two rows, which are compared, got {check.describe(u)}")
-
-    def expanded(self, v, labels):
-        return torch.stack([self.naive(u, labels, k) for k, u in enumerate(split(v, self.code_lengths))])
 
     def extra_repr(self) -> str:
         return f"code_lengths={self.code_lengths}"

@@ -5,14 +5,13 @@ says what is there. The operators are `torch.ops.nhl_fast.*`.
 """
 
 from .builder import BuildError
-from .hamming import can_pack, distances, evaluate, histograms, label_words, pack, radius, topk
+from .hamming import distances, evaluate, histograms, label_words, pack, radius, topk
 from .library import MAX_BITS, build, cpu_status, cuda_status, is_built, library_path, load
 
 __all__ = [
     "MAX_BITS",
     "BuildError",
     "build",
-    "can_pack",
     "cpu_status",
     "cuda_status",
     "distances",

@@ -5,17 +5,6 @@ from __future__ import annotations
 import torch
 
 from .calls import ops
-from .library import cpu_status, cuda_status
-
-_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-
-def can_pack(x: torch.Tensor) -> bool:
-    """Whether `pack` takes this tensor, on its device, here."""
-    # A compiler fuses the plain definition with what comes before it.
-    if x.dtype not in _FLOATS or torch.compiler.is_compiling():
-        return False
-    return cpu_status()[0] if x.device.type == "cpu" else x.device.type == "cuda" and cuda_status()[0]
 
 
 def pack(x: torch.Tensor) -> torch.Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ..core.backend import declare
 from . import builder, fakes
 from . import cache as _cache
 from .builder import BuildError
@@ -158,3 +159,7 @@ def build(verbose: bool = True) -> list[Path]:
         if verbose:
             print(f"built {made[-1]}")
     return made
+
+
+declare("cpp", cpu_status)
+declare("cuda", cuda_status)

@@ -12,7 +12,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from .. import native
 from ..core import check, fork  # noqa: F401 (a forked child that packs or searches must not hang)
 from ..core.arrays import as_tensor
+from ..core.operation import Operation
 
+_FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 # So many values are told from codes by what they are; fewer may be anything.
@@ -63,8 +65,10 @@ def pack_outputs(x: torch.Tensor) -> torch.Tensor:
     """`pack_codes` of a matrix that is known to hold raw outputs (any numbers but NaN) or bits."""
     if x.is_floating_point() and not torch.compiler.is_compiling():
         check.values(~torch.isnan(x).any(), "x: expected numbers, got NaN, which has no sign")
-    if native.can_pack(x):
-        return native.pack(x)
+    return PACK(x)
+
+
+def _pack_reference(x: torch.Tensor) -> torch.Tensor:
     rows, length = x.shape
     bits = (x if x.dtype == torch.bool else x > 0).to(torch.uint8)
     bits = torch.nn.functional.pad(bits, (0, -length % 8)).view(rows, num_bytes(length), 8)
@@ -72,6 +76,17 @@ def pack_outputs(x: torch.Tensor) -> torch.Tensor:
     if torch.compiler.is_exporting() or torch.onnx.is_in_onnx_export():  # ONNX adds no bytes up
         return (bits.int() * place.int()).sum(-1, dtype=torch.int32).to(torch.uint8)
     return (bits * place).sum(-1, dtype=torch.uint8)
+
+
+PACK = Operation("pack_codes", _pack_reference)
+
+
+def _not_packed(x: torch.Tensor) -> str | None:
+    return None if x.dtype in _FLOATS else f"x is {x.dtype}, the engine packs floating-point numbers"
+
+
+for _backend, _device in (("cpp", "cpu"), ("cuda", "cuda")):  # a compiler fuses the plain definition
+    PACK.serves(_backend, on=_device, refuses=_not_packed, traced=False)(native.pack)
 
 
 def _refuse_probabilities(x: torch.Tensor) -> None:

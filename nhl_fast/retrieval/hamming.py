@@ -13,37 +13,15 @@ from collections.abc import Callable, Iterator
 import torch
 
 from .. import native
-from ..core import backend, check
+from ..core import check
 from ..core.arrays import as_tensor
+from ..core.operation import Operation
 from . import codes
 
 DEFAULT_CHUNK_BYTES = 256 * 2**20
 
 # On a CPU larger tiles gain nothing: their passes leave the cache.
 _CPU_TILE_BYTES = 32 * 2**20
-
-# operation -> {backend: body}. Bodies get checked arguments; a compiled one is added with @implements.
-_BODIES: dict[str, dict[str, Callable]] = {}
-
-
-def implements(operation: str, name: str):
-    """Decorator: the function is the body of `operation` on backend `name`."""
-
-    def register(body):
-        _BODIES.setdefault(operation, {})[name] = body
-        return body
-
-    return register
-
-
-def body_of(operation: str, requested: str, device: torch.device, longest: int) -> Callable:
-    """The body that serves `operation` on codes of up to `longest` bits on `device`, by `backend.choose`."""
-    name = {"cpu": "cpp", "cuda": "cuda"}.get(device.type)
-    bodies = _BODIES[operation]
-    # One that is not available stays listed, so that asking for it by name says why.
-    native_serves = longest <= native.MAX_BITS.get(name, 0)
-    requested = check.one_of(requested, "backend", ("auto", *backend.NAMES))
-    return bodies[backend.choose(requested, (name, "reference") if native_serves else ("reference",), operation)]
 
 
 # --------------------------------------------------------------------------------------------- public calls
@@ -75,8 +53,7 @@ def hamming_distances(
     several = lengths is not None and hasattr(lengths, "__iter__")
     queries, database, lengths = _check_pair(queries, database, lengths, "lengths")
     chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
-    body = body_of("hamming_distances", backend, queries.device, lengths[-1])
-    distances = body(*_cut(queries, database, lengths[-1]), lengths, chunk_bytes)
+    distances = DISTANCES(*_cut(queries, database, lengths[-1]), lengths, chunk_bytes, backend=backend)
     return distances if several else distances[0]
 
 
@@ -121,8 +98,7 @@ def search(
 
 def nearest(queries, database, k, length, allow, chunk_bytes, backend) -> tuple[torch.Tensor, torch.Tensor]:
     """`search` with checked arguments; rows may be wider than the length."""
-    body = body_of("search", backend, queries.device, length)
-    return body(*_cut(queries, database, length), k, length, allow, chunk_bytes)
+    return SEARCH(*_cut(queries, database, length), k, length, allow, chunk_bytes, backend=backend)
 
 
 @check.memory
@@ -160,8 +136,8 @@ def radius_search(
 
 def within(queries, database, radius, length, allow, chunk_bytes, backend):
     """`radius_search` with checked arguments; rows may be wider than the length."""
-    body = body_of("radius_search", backend, queries.device, length)
-    return body(*_cut(queries, database, length), min(radius, length), length, allow, chunk_bytes)
+    radius = min(radius, length)
+    return RADIUS(*_cut(queries, database, length), radius, length, allow, chunk_bytes, backend=backend)
 
 
 def _check_pair(queries, database, lengths, name: str) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
@@ -267,7 +243,6 @@ def _distance_tiles(
 # ---------------------------------------------------------------------------------------- reference bodies
 
 
-@implements("hamming_distances", "reference")
 def _distances_reference(queries, database, lengths, chunk_bytes) -> torch.Tensor:
     out = torch.empty(len(lengths), len(queries), len(database), dtype=torch.int32, device=queries.device)
     for query_span, item_span, j, distances in _distance_tiles(queries, database, lengths, 4, chunk_bytes):
@@ -275,7 +250,6 @@ def _distances_reference(queries, database, lengths, chunk_bytes) -> torch.Tenso
     return out
 
 
-@implements("search", "reference")
 def _search_reference(queries, database, k, length, allow, chunk_bytes) -> tuple[torch.Tensor, torch.Tensor]:
     # One int64 key orders by (distance, id) and has no ties, so any exact top-k of the keys is the answer.
     n = len(database)
@@ -294,7 +268,6 @@ def _search_reference(queries, database, k, length, allow, chunk_bytes) -> tuple
     return (best // n).to(torch.int32).masked_fill_(missing, -1), (best % n).masked_fill_(missing, -1)
 
 
-@implements("radius_search", "reference")
 def _radius_reference(queries, database, radius, length, allow, chunk_bytes):
     device = queries.device
     rows = [torch.empty(0, dtype=torch.int64, device=device)]
@@ -315,23 +288,38 @@ def _radius_reference(queries, database, radius, length, allow, chunk_bytes):
     return offsets, found[order], ids[order]
 
 
-# ------------------------------------------------------------------------------------------- compiled bodies
-# They bound their own memory: `chunk_bytes` is the reference's.
+# ----------------------------------------------------------------------------------------------- operations
+# The native bodies bound their own memory: `chunk_bytes` is the reference's.
+
+DISTANCES = Operation("hamming_distances", _distances_reference, strict=True)
+SEARCH = Operation("search", _search_reference, strict=True)
+RADIUS = Operation("radius_search", _radius_reference, strict=True)
 
 
-@implements("hamming_distances", "cpp")
-@implements("hamming_distances", "cuda")
+def too_long(engine: str, place: int) -> Callable[..., str | None]:
+    """`refuses` of a native engine: codes beyond its bits. The length, or the lengths, are argument `place`."""
+    most = native.MAX_BITS[engine]
+
+    def refuses(*args) -> str | None:
+        length = args[place] if isinstance(args[place], int) else args[place][-1]
+        return None if length <= most else f"codes of {length} bits, the engine takes at most {most}"
+
+    return refuses
+
+
+@DISTANCES.serves("cuda", on="cuda", refuses=too_long("cuda", 2))
+@DISTANCES.serves("cpp", on="cpu", refuses=too_long("cpp", 2))
 def _distances_native(queries, database, lengths, chunk_bytes) -> torch.Tensor:
     return native.distances(queries, database, lengths)
 
 
-@implements("search", "cpp")
-@implements("search", "cuda")
+@SEARCH.serves("cuda", on="cuda", refuses=too_long("cuda", 3))
+@SEARCH.serves("cpp", on="cpu", refuses=too_long("cpp", 3))
 def _search_native(queries, database, k, length, allow, chunk_bytes) -> tuple[torch.Tensor, torch.Tensor]:
     return native.topk(queries, database, k, length, allow)
 
 
-@implements("radius_search", "cpp")
-@implements("radius_search", "cuda")
+@RADIUS.serves("cuda", on="cuda", refuses=too_long("cuda", 3))
+@RADIUS.serves("cpp", on="cpu", refuses=too_long("cpp", 3))
 def _radius_native(queries, database, radius, length, allow, chunk_bytes):
     return native.radius(queries, database, radius, length, allow)

@@ -9,7 +9,7 @@ from ..core import check
 from ..core.arrays import as_tensor
 from ..core.labels import check_labels
 from . import codes, ranking, tie_groups
-from .hamming import DEFAULT_CHUNK_BYTES, body_of, spans
+from .hamming import DEFAULT_CHUNK_BYTES, spans
 from .ties import RULES, TieRule
 
 
@@ -67,7 +67,7 @@ def evaluate_retrieval(
     chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
 
     used = codes.num_bytes(lengths[-1])
-    histograms, sums = body_of("evaluate_retrieval", backend, q_codes.device, lengths[-1])(
+    histograms, sums = ranking.COLLECT(
         q_codes[:, :used],
         db_codes[:, :used],
         q_labels.to(q_codes.device),
@@ -75,6 +75,7 @@ def evaluate_retrieval(
         lengths,
         cutoff if rule.ranked else None,
         chunk_bytes,
+        backend=backend,
     )
     if rule.ranked:
         average_precision = _ranked_average_precision(histograms[0], sums, cutoff, denominator)

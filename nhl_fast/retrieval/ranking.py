@@ -14,7 +14,8 @@ import torch
 
 from .. import native
 from ..core.labels import similarity, to_multi_hot
-from .hamming import implements, prefix_products, signs, spans, tile_shape
+from ..core.operation import Operation
+from .hamming import prefix_products, signs, spans, tile_shape, too_long
 
 
 @dataclass
@@ -34,7 +35,6 @@ class RankSums:
     recall: torch.Tensor
 
 
-@implements("evaluate_retrieval", "reference")
 def collect(
     queries: torch.Tensor,
     database: torch.Tensor,
@@ -159,8 +159,11 @@ def stable_order(keys: torch.Tensor) -> torch.Tensor:
     return keys.argsort(dim=1, stable=True)
 
 
-@implements("evaluate_retrieval", "cpp")
-@implements("evaluate_retrieval", "cuda")
+COLLECT = Operation("evaluate_retrieval", collect, strict=True)
+
+
+@COLLECT.serves("cuda", on="cuda", refuses=too_long("cuda", 4))
+@COLLECT.serves("cpp", on="cpu", refuses=too_long("cpp", 4))
 def _collect_native(queries, database, query_labels, database_labels, lengths, cutoff, chunk_bytes):
     labels = (query_labels, database_labels)
     if not cutoff:

@@ -1,26 +1,27 @@
 """The head's training step on the CPU, from the native operators `torch.ops.nhl_fast.step_*` (csrc/step/).
 
-Imported only where the backend found the library. Everything is computed in float32; nothing depends on
-the number of threads.
+The library itself is loaded at the first call. Everything is computed in float32; nothing depends on the number of
+threads.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
 
+from ..core import check
 from ..core.known_gradient import known_gradient, once, once_through, per_length_gradients
 from ..core.labels import to_multi_hot
 from ..core.precision import no_autocast
 from ..core.prefixes import expand
-from ..head.layer import refuses_layer
-from ..losses.bank_pairs import DBDH, DHN, DSH
-from ..losses.base import NestedLoss
-from ..losses.batch_pairs import DCH, LCDSH
-from ..losses.center import CSQ, DPN
-from ..losses.softmax import MDSH, SHCIR
-from ..losses.triplet import DTSH
+from ..head.request import NOT_FINITE, StepRequest, outputs_form, refuses_options
+from ..head.step import STEP
+from ..losses.bank import Bank
+from ..losses.base import LOSS, NestedLoss
+from ..losses.center import row_centers
+from ..losses.form import NO_PENALTY, Form
 from ..native.calls import ops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -28,13 +29,18 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # ------------------------------------------------------------------------------------------- what can be served
 
 
-def refuses_projection(layer, features: torch.Tensor) -> str | None:
-    """Why the layer's projection of these features cannot be served, or None."""
+def refuses_head(request: StepRequest) -> str | None:
+    """Why a step of whatever loss cannot be served, or None."""
     return (
-        refuses_layer(layer)
-        or refuses_tensor(features, "the features' tensor")
-        or refuses_tensor(layer.hash_layer.weight, "the layer's weight")
+        refuses_options(request)
+        or refuses_tensor(request.features, "the features' tensor")
+        or refuses_tensor(request.weight, "the layer's weight")
     )
+
+
+def refuses_step(request: StepRequest) -> str | None:
+    """Why a step whose loss is computed here, too, cannot be served, or None."""
+    return refuses_head(request) or refuses_loss(request.loss, outputs_form(request), request.labels)
 
 
 def refuses_tensor(x: torch.Tensor, name: str) -> str | None:
@@ -48,124 +54,93 @@ def refuses_tensor(x: torch.Tensor, name: str) -> str | None:
 
 def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
     """Why a loss of these outputs cannot be served, or None."""
-    if type(loss) not in FORMS:
+    forms = loss.forms()
+    if not forms:
         return f"{type(loss).__name__} has no C++ form"
-    bank = getattr(loss, "bank", None)
-    if bank is not None and bank.u.dtype != torch.float32:
-        return f"the bank is {bank.u.dtype}, the C++ step computes in float32"
-    return refuses_tensor(u, "the outputs' tensor")
+    return next(filter(None, map(refuses_form, forms)), None) or refuses_tensor(u, "the outputs' tensor")
 
 
-# -------------------------------------------------------------------------------------------------- the losses
-
-FORMS: dict[type, Callable] = {}
-
-
-def _form(*losses: type):
-    """Register a function (loss, u, labels) -> (values (m,), deltas (N, sum of the lengths))."""
-
-    def register(function):
-        for loss in losses:
-            FORMS[loss] = function
-        return function
-
-    return register
+def refuses_form(form: Form) -> str | None:
+    """Why a form cannot be served, or None."""
+    if not _has(form.body, form.function):
+        check.one_of(form.function, "function", functions(form.body))  # raises
+    if form.bank is not None and form.bank.u.dtype != torch.float32:
+        return f"the bank is {form.bank.u.dtype}, the C++ step computes in float32"
+    return None
 
 
-def _centers(loss, u, labels):
-    """(centres, ids), or (one centre a row, None)."""
-    return (loss._centers.float(), labels) if labels.ndim == 1 else (loss.targets(labels, u).contiguous(), None)
+# -------------------------------------------------------------------------------------------------- the bodies
 
 
-def _sets(loss, labels: torch.Tensor) -> torch.Tensor:
+def center(form: Form, u, labels, lengths):
+    centers, ids = form.centers.float(), labels
+    if labels.ndim == 2:  # one centre a row
+        centers, ids = row_centers(labels, centers, form.ties.float()).contiguous(), None
+    return ops.step_center(u, centers, ids, lengths, form.function, form.constants)
+
+
+def pairs(form: Form, u, labels, lengths):
+    own, *bank = comparable(labels, form.bank)
+    return ops.step_pairs(
+        u, own, *(bank or (None, None, None)), lengths, form.function, form.constants, *(form.penalty or NO_PENALTY),
+        form.weigh, form.over, form.clamp, form.reference_bits,
+    )  # fmt: skip
+
+
+def triplets(form: Form, u, labels, lengths):
+    penalty = form.penalty or NO_PENALTY
+    return ops.step_triplets(
+        u, sets(labels), lengths, form.function, form.constants, *penalty, form.reference_bits
+    )  # fmt: skip
+
+
+def softmax(form: Form, u, labels, lengths):
+    return ops.step_softmax(
+        u, sets(labels), form.centers.float(), lengths, form.function, form.constants,
+        *(form.penalty or NO_PENALTY), form.reference_bits,
+    )  # fmt: skip
+
+
+BODIES: dict[str, Callable] = {"center": center, "pairs": pairs, "triplets": triplets, "softmax": softmax}
+
+
+@functools.cache
+def functions(body: str) -> tuple[str, ...]:
+    """Names of the functions that a body of the library takes."""
+    return tuple(ops.step_functions(body).split(", "))
+
+
+def _has(body: str, function: str) -> bool:
+    return function in functions(body)
+
+
+# See `nhl_fast.core.first_use.load`; on what functools.cache makes the mark would go unseen.
+_has._dynamo_marked_constant = True
+
+
+def sets(labels: torch.Tensor) -> torch.Tensor:
     """Ids as they are, label sets as contiguous bool rows."""
     return labels if labels.ndim == 1 else labels.to(torch.bool).contiguous()
 
 
-def _reference(loss) -> float:
-    return float(loss.reference_bits or 0)  # 0: inner products as they are
-
-
-def _with_bank(loss, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """(labels, bank, bank labels, written), both labels as ids or both as bool rows."""
-    bank = loss.bank
+def comparable(labels: torch.Tensor, bank: Bank | None) -> tuple[torch.Tensor, ...]:
+    """(labels,), or (labels, bank, bank labels, written), both labels as ids or both as bool rows."""
+    if bank is None:
+        return (sets(labels),)
     theirs = bank.labels
     if labels.ndim != theirs.ndim:
-        labels, theirs = (to_multi_hot(t, loss.num_classes, torch.bool) for t in (labels, theirs))
-    return _sets(loss, labels), bank.u, _sets(loss, theirs), bank.written
+        labels, theirs = (to_multi_hot(t, bank.num_classes, torch.bool) for t in (labels, theirs))
+    return sets(labels), bank.u, sets(theirs), bank.written
 
 
-@_form(CSQ)
-def _csq(loss, u, labels):
-    return ops.step_csq(u, *_centers(loss, u, labels), loss.code_lengths, loss.quantization)
-
-
-@_form(DPN)
-def _dpn(loss, u, labels):
-    return ops.step_dpn(u, *_centers(loss, u, labels), loss.code_lengths, loss.margin, loss.ternary)
-
-
-@_form(DSH)
-def _dsh(loss, u, labels):
-    return ops.step_dsh(u, *_with_bank(loss, labels), loss.code_lengths, loss.alpha, loss.margin, loss.balance)
-
-
-@_form(DHN)
-def _dhn(loss, u, labels):
-    bits = _reference(loss)
-    return ops.step_dhn(u, *_with_bank(loss, labels), loss.code_lengths, loss.alpha, bits, loss.balance)
-
-
-@_form(DBDH)
-def _dbdh(loss, u, labels):
-    clamp = 1.0 if loss.clamp else float("inf")
-    bits = _reference(loss)
-    return ops.step_dbdh(u, *_with_bank(loss, labels), loss.code_lengths, loss.alpha, clamp, bits, loss.balance)
-
-
-@_form(LCDSH)
-def _lcdsh(loss, u, labels):
-    clamp = 50.0 if loss.clamp else float("inf")
-    return ops.step_lcdsh(u, _sets(loss, labels), loss.code_lengths, loss.eta, clamp, _reference(loss))
-
-
-@_form(DCH)
-def _dch(loss, u, labels):
-    cap = float("inf") if loss.max_cosine is None else loss.max_cosine
-    return ops.step_dch(u, _sets(loss, labels), loss.code_lengths, loss.gamma, loss.quantization, cap)
-
-
-@_form(DTSH)
-def _dtsh(loss, u, labels):
-    low, high = (-100.0, 50.0) if loss.clamp else (-float("inf"), float("inf"))
-    bits = _reference(loss)
-    return ops.step_dtsh(u, _sets(loss, labels), loss.code_lengths, loss.margin, loss.quantization, low, high, bits)
-
-
-@_form(MDSH)
-def _mdsh(loss, u, labels):
-    scale, bank = 1 / (u.shape[0] * loss.num_classes), ()
-    if loss.pair_term_active:
-        labels, *bank = _with_bank(loss, labels)
-    centers, bits = loss._centers.float(), _reference(loss)
-    return ops.step_center_softmax(
-        u, _sets(loss, labels), centers, loss.code_lengths, scale, 1.0, loss.quantization, bits, *bank
-    )
-
-
-@_form(SHCIR)
-def _shcir(loss, u, labels):
-    weight = 1 / (loss.num_classes - 1)
-    return ops.step_center_softmax(
-        u,
-        labels,
-        loss._centers.float(),
-        loss.code_lengths,
-        1 / u.shape[0],
-        weight,
-        loss.quantization,
-        _reference(loss),
-    )
+def sum_of_forms(forms, u: torch.Tensor, labels, lengths) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values (m,), deltas (N, sum of the lengths)) of the sum of the forms at u (N, L)."""
+    first, *others = forms
+    values, deltas = BODIES[first.body](first, u, labels, lengths)
+    for form in others:
+        more, slopes = BODIES[form.body](form, u, labels, lengths)
+        values.add_(more), deltas.add_(slopes)
+    return values, deltas
 
 
 def values_and_deltas(
@@ -175,13 +150,14 @@ def values_and_deltas(
     with torch.set_grad_enabled(recorded):
         u, labels = loss.prepare(u.detach(), labels, index)
     with torch.no_grad():
-        return FORMS[type(loss)](loss, u.contiguous(), labels)
+        return sum_of_forms(loss.forms(), u.contiguous(), labels, loss.code_lengths)
 
 
+@LOSS.serves("cpp", on="cpu", refuses=lambda loss, u, labels, index: refuses_loss(loss, u, labels), traced=False)
 def loss_values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
     """(m,) values of a loss as functions of u (N, L)."""
     values, deltas = values_and_deltas(loss, u, labels, index, torch.is_grad_enabled())
-    return known_gradient(expand(u.float(), loss.code_lengths), values, deltas, loss._segments)
+    return known_gradient(expand(u.float(), loss.code_lengths), values, deltas, loss.segments)
 
 
 # ---------------------------------------------------------------------------------------------------- the step
@@ -214,30 +190,31 @@ def _plain(x: torch.Tensor) -> torch.Tensor:
     return x.detach().float().contiguous()
 
 
-def step(objective, features: torch.Tensor, labels, index, scaled: bool = False):
-    """(total, losses, distill, weights, dots or None) of an objective; only the total has a gradient.
+@STEP.serves("cpp", on="cpu", refuses=refuses_step, leaves=refuses_head, traced=False)
+def step(request: StepRequest):
+    """(total, losses, distill, weights, dots or None) of a request; only the total has a gradient."""
+    with no_autocast(request.features):
+        return _step(request)
 
-    scaled: see `nhl_fast.steps.fused.step.step`; never on a CPU.
-    """
-    layer, loss = objective.layer, objective.loss
-    lengths, linear = layer.code_lengths, layer.hash_layer
-    weight, bias = linear.weight, linear.bias
-    recorded = torch.is_grad_enabled()
-    with torch.no_grad(), no_autocast(features):
+
+def _step(request: StepRequest):
+    features, weight, bias, loss, lengths = (
+        request.features, request.weight, request.bias, request.loss, request.code_lengths
+    )  # fmt: skip
+    fixed, recorded = request.fixed_weights, torch.is_grad_enabled()
+    with torch.no_grad():
         x = _plain(features)
-        wanted = objective.weighting == "dominance" and uses_gram(*x.shape, lengths)
-        u, gram = ops.step_project(x, _plain(weight), _plain(bias), wanted)
-        if objective.check_finite and not torch.compiler.is_compiling() and not ops.step_finite(u):
-            raise ValueError(objective.NOT_FINITE)
+        u, gram = ops.step_project(x, _plain(weight), _plain(bias), fixed is None and uses_gram(*x.shape, lengths))
+        if request.check_finite and not torch.compiler.is_compiling() and not ops.step_finite(u):
+            raise ValueError(NOT_FINITE)
         attached = None
-        if refuses_loss(loss, u, labels) is None:
-            values, deltas = values_and_deltas(loss, u, labels, index, recorded)
+        if refuses_loss(loss, u, request.labels) is None:
+            values, deltas = values_and_deltas(loss, u, request.labels, request.index, recorded)
         else:
-            attached, deltas = _foreign(loss, u, labels, index, recorded)
+            attached, deltas = _foreign(loss, u, request.labels, request.index, recorded)
             values = attached.detach()
-        fixed = None if objective.weighting == "dominance" else objective._fixed_weights
         total, distill, weights, dots, du = ops.step_combine(
-            u, x, gram, values, deltas, lengths, objective.distill_weight, fixed
+            u, x, gram, values, deltas, lengths, request.distill_weight, fixed
         )
     total = _Head.apply(features, weight, bias, total, du)
     if attached is not None and any(p.requires_grad for p in loss.parameters()):

@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from .. import losses
 from ..core import check, names
 from . import presets
-
-if TYPE_CHECKING:  # the command line checks its settings before PyTorch is loaded
-    from .. import losses
 
 LARGEST, MAX_WORKERS, MAX_SEED = 2**31 - 1, 1024, 2**63 - 1
 
@@ -28,10 +25,10 @@ class TrainConfig:
     """Settings of a training run.
 
     Attributes:
-        loss: one of the ten losses of `nhl_fast.losses`.
+        loss: one of `nhl_fast.losses.NAMES`.
         loss_options: further arguments of that loss.
-        centers: hash centres of the losses that have them (csq, dpn, mdsh, shcir), see `losses.CSQ`; or "aligned",
-            nested centres by the similarity of the classes in the training rows (see `class_similarity`).
+        centers: hash centres of the losses that have them, see `make_centers`; or "aligned", nested centres by the
+            similarity of the classes in the training rows (see `class_similarity`).
         code_lengths: the code lengths in bits.
         distill_weight: weight of the self-distillation.
         teacher: whose similarities a length learns: "next" (the next longer length), "longest" or "longer" (all).
@@ -52,7 +49,7 @@ class TrainConfig:
         compile: torch.compile the backbone.
         device: where to train, "cpu", "cuda", ...
         workers: processes that open pictures (data that is not in memory).
-        momentum: decay of MDSH's momentum encoder.
+        momentum: decay of the momentum encoder, for losses with a momentum bank.
         seed: of initial weights, batches and centres.
     """
 
@@ -85,7 +82,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        check.one_of(self.loss, "loss", names.LOSSES)
+        check.one_of(self.loss, "loss", losses.NAMES)
         self.code_lengths = check.code_lengths(self.code_lengths)
         _whole(self.code_lengths[-1], "code_lengths")
         if isinstance(self.hidden, str) or not hasattr(self.hidden, "__iter__"):
@@ -155,14 +152,12 @@ class TrainConfig:
 
     def build_loss(self, num_classes: int, num_train: int, train=None) -> losses.NestedLoss:
         """The loss of this run; `train` is the training split, which aligned centres need."""
-        from .. import losses
-
-        options = dict(self.loss_options)
-        if self.loss in names.CENTER_LOSSES:
+        options, taken = dict(self.loss_options), losses.options_of(self.loss)
+        if "centers" in taken:
             options = {"centers": self.centers, "seed": self.seed, **options}
         if isinstance(options.get("centers"), str) and options["centers"] == "aligned":
             options["centers"] = self._aligned_centers(num_classes, train)
-        if self.loss == "mdsh":
+        if "external_bank" in taken:
             options = {"external_bank": True, **options}
         return losses.build(
             self.loss, num_classes=num_classes, code_lengths=self.code_lengths, num_train=num_train, **options

@@ -42,7 +42,13 @@ class HashModel(nn.Module):
     @torch.no_grad()
     def encode_batch(self, x: torch.Tensor) -> torch.Tensor:
         """Packed codes (N, ceil(L/8)) uint8 of one batch, as the module stands (see `encode_split`)."""
-        return self.layer.encode(self.backbone(x))
+        features = self.backbone(x)
+        try:
+            return self.layer.encode(features)
+        except ValueError as error:
+            raise ValueError(
+                f"model: its outputs have no codes (bad inputs, or training diverged: {error})"
+            ) from error
 
 
 def batches(split, batch_size: int, order: torch.Tensor | None = None, workers: int = 0):

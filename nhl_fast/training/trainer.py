@@ -15,7 +15,6 @@ from tqdm.auto import tqdm
 from ..data import RetrievalData
 from ..head.graphs import make_graphed, replayable
 from ..head.objective import NestedObjective
-from ..losses import MDSH
 from ..retrieval.metrics import evaluate_retrieval
 from .backbones import build_backbone
 from .config import TrainConfig
@@ -125,7 +124,7 @@ class Trainer:
             self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.epochs)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
         self.momentum_model = None
-        if isinstance(loss, MDSH) and loss.bank is not None:
+        if loss.momentum_bank and loss.bank is not None:
             average = get_ema_multi_avg_fn(config.momentum)
             self.momentum_model = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True).eval()
         self.state = TrainState(
@@ -204,7 +203,7 @@ class Trainer:
         generator = torch.Generator().manual_seed(epoch_seed(config.seed, epoch))
         order = torch.randperm(len(self.data.train), generator=generator)
         self.data.train.set_epoch(epoch)
-        if isinstance(objective.loss, MDSH):
+        if hasattr(objective.loss, "set_epoch"):
             objective.loss.set_epoch(epoch - 1)
         self.model.train()
         objective.train()

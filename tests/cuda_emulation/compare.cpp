@@ -60,7 +60,7 @@ struct Codes {
   int64_t stride;
   std::vector<Sixteen> storage;
   uint8_t* data;
-  nhl::Rows host;
+  nhl::hamming::Rows host;
   nhl::cuda::Rows device;
 };
 
@@ -70,7 +70,7 @@ void topk(const Codes& queries, const Codes& items, int64_t bits, int64_t k, con
   const int64_t num = queries.host.count;
   std::vector<int32_t> expected(num * k), distances(num * k);
   std::vector<int64_t> expected_ids(num * k), ids(num * k), keys(num * k);
-  nhl::topk(queries.host, items.host, bits, k, 9, mask, expected.data(), expected_ids.data(), executor);
+  nhl::hamming::topk(queries.host, items.host, bits, k, 9, mask, expected.data(), expected_ids.data(), executor);
   for (Scan unit : units) {
     std::fill(keys.begin(), keys.end(), 0);
     nhl::cuda::nearest_keys(queries.device, items.device, bits, k, mask, keys.data(), context(unit));
@@ -139,7 +139,7 @@ void search(const Codes& queries, const Codes& items, int64_t bits) {
   const int64_t samples[] = {16384, 1200, 300};
   for (int64_t k : {int64_t{1}, n / 3 + 1, n, n + 5}) topk(queries, items, bits, k, mask, {samples[random(0, 2)]});
   const int64_t radius = random(0, bits), id_bits = 21;
-  const nhl::RadiusSearch expected(queries.host, items.host, bits, radius, 9, mask, executor);
+  const nhl::hamming::RadiusSearch expected(queries.host, items.host, bits, radius, 9, mask, executor);
   for (Scan unit : units) {
     std::vector<int64_t> counts(num + 1), offsets(num + 1);
     nhl::cuda::count_within(queries.device, items.device, bits, radius, mask, counts.data() + 1, context(unit));
@@ -175,7 +175,7 @@ void evaluation(const Codes& queries, const Codes& items, const std::vector<int6
   std::vector<int64_t> expected_counts(2 * bins * num), counts(2 * bins * num), expected_retrieved(m * num), retrieved(m * num);
   std::vector<double> expected_precision(m * num), precision(m * num), expected_hits(m * n), hits(m * n), expected_recall(m * n),
       recall(m * n);
-  nhl::evaluate(queries.host, items.host, lengths, {a.data(), b.data(), sizeof(T), words}, cutoff,
+  nhl::hamming::evaluate(queries.host, items.host, lengths, {a.data(), b.data(), sizeof(T), words}, cutoff,
                 {expected_counts.data(), expected_precision.data(), expected_retrieved.data(), expected_hits.data(),
                  expected_recall.data()},
                 executor);
@@ -189,7 +189,7 @@ void evaluation(const Codes& queries, const Codes& items, const std::vector<int6
   for (int64_t i = 0; i < m * num; ++i) EXPECT(std::abs(precision[i] - expected_precision[i]) <= 1e-12 * (1 + precision[i]));
   for (int64_t i = 0; i < m * n; ++i) EXPECT(std::abs(recall[i] - expected_recall[i]) <= 1e-14 * (1 + recall[i]));
   std::vector<int32_t> expected_distances(m * num * n), distances(m * num * n);
-  nhl::distances(queries.host, items.host, lengths, expected_distances.data(), executor);
+  nhl::hamming::distances(queries.host, items.host, lengths, expected_distances.data(), executor);
   nhl::cuda::distances(queries.device, items.device, lengths, distances.data(), context());
   EXPECT(distances == expected_distances);
 }
@@ -199,7 +199,7 @@ void packing() {
   std::vector<float> x(rows * bits);
   for (auto& value : x) value = static_cast<float>(random(-1, 1));
   std::vector<uint8_t> expected(rows * bytes), out(rows * bytes);
-  nhl::pack(x.data(), nhl::Float::f32, rows, bits, 1, rows, expected.data(), executor);
+  nhl::hamming::pack(x.data(), nhl::hamming::Float::f32, rows, bits, 1, rows, expected.data(), executor);
   nhl::cuda::pack(x.data(), 4, 0x7f800000, rows, bits, 1, rows, out.data(), context());
   EXPECT(out == expected);
 }

@@ -6,7 +6,8 @@ Run it in a process without TRITON_INTERPRET. It prints one line a kernel: regis
 spills, tensor-core instructions, float multiply-adds, and how many loads from global memory are 16 bytes wide.
 
 As in a launch, pointers are taken to be divisible by 16, and so are integers that a variant's signature writes
-"i32:16". --ones compiles what a launch does where every integer is 1, which Triton makes a constant.
+"i32:16"; "1" is an integer that is 1. --ones compiles what a launch does where every integer is 1, which Triton
+makes a constant.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ def kernel_variants():
     import nhl_fast.steps.fused  # noqa: F401  (makes nhl_fast.kernels importable in a checkout)
 
     package = importlib.import_module("nhl_fast.kernels")
-    for module in sorted(pkgutil.iter_modules(package.__path__), key=lambda m: m.name):
-        loaded = importlib.import_module(f"{package.__name__}.{module.name}")
-        for name, *rest in getattr(loaded, "variants", list)():
-            yield f"{module.name}/{name}", *rest
+    names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
+    loaded = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
+    for module, kernels in loaded.items():
+        for name, *rest in getattr(kernels, "variants", list)():
+            yield f"{module}/{name}", *rest
 
 
 def _cuobjdump() -> str:
@@ -52,28 +54,41 @@ def _cuobjdump() -> str:
 
 def specialized(function, signature, constants, ones: bool):
     """(signature, constants, attributes) as a launch gives them; `ones`: all integers are 1."""
-    types, constants, attributes = {}, dict(constants), {}
+    types, found, attributes = {}, {}, {}
     general = {parameter.name for parameter in function.params if parameter.do_not_specialize}
-    for place, name in enumerate(function.arg_names):
-        kind, _, divisor = signature.get(name, "constexpr").partition(":")
+
+    def typed(kind, path, name):
+        if isinstance(kind, tuple):
+            return tuple(typed(part, (*path, at), name) for at, part in enumerate(kind))
+        kind, _, divisor = kind.partition(":")
         if name in general and divisor:
             raise ValueError(f"{name}: a launch does not look at its value, the signature says {signature[name]!r}")
-        if ones and kind == "i32" and name not in general:
-            kind, constants[name] = "constexpr", 1
+        if kind == "1" or (ones and kind == "i32" and name not in general):
+            kind, found[path] = "constexpr", 1
         elif divisor or kind.startswith("*"):
-            attributes[(place,)] = [["tt.divisibility", 16]]
-        types[name] = kind
-    return types, constants, attributes
+            attributes[path] = [["tt.divisibility", 16]]
+        return kind
+
+    for place, name in enumerate(function.arg_names):
+        types[name] = typed(signature.get(name, "constexpr"), (place,), name)
+        if name in constants:
+            found[(place,)] = constants[name]
+    return types, found, attributes
 
 
-def measure(name, function, signature, constants, options, arch: int, ones: bool = False) -> dict:
-    """Compile one variant for sm_<arch> and read its resources."""
+def compile_variant(function, signature, constants, options, arch: int, ones: bool = False):
+    """One variant compiled for sm_<arch>."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     source = ASTSource(function, *specialized(function, signature, constants, ones))
-    compiled = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(options))
+    return triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(options))
+
+
+def measure(name, *variant, ones: bool = False) -> dict:
+    """The resources of one variant: function, signature, constants, options, architecture."""
+    compiled, arch = compile_variant(*variant, ones=ones), variant[-1]
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -104,7 +119,7 @@ def table(architectures=ARCHITECTURES, match: str = "", ones: bool = False, repo
     rows = []
     for name, *variant in kernel_variants():
         for arch in architectures if match in name else ():
-            rows.append(measure(name, *variant, arch, ones))
+            rows.append(measure(name, *variant, arch, ones=ones))
             if report:
                 report(rows[-1])
     return rows

@@ -25,7 +25,7 @@ def pytest_ignore_collect(collection_path, config):
 
 @pytest.fixture
 def device():
-    from nhl_fast.kernels import arrival
+    from nhl_fast.kernels.device import arrival
 
     found = torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
     arrival.prepare(found)  # what is made once a device is no launch of a step

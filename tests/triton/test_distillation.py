@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from against import by_length
 from launches import launches
+from losses_cases import by_length
 from numeric import Expected
 
 from nhl_fast.core.known_gradient import per_length_gradients

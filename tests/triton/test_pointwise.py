@@ -5,15 +5,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from against import by_length
+from against import fused
 from launches import launches
+from losses_cases import by_length, naive_by_length, reference, reference_by_length
 from numeric import Expected
 
-import nhl_fast.steps.fused.center as fused
-from nhl_fast.core.known_gradient import per_length_gradients
-from nhl_fast.core.prefixes import expand, split
+from nhl_fast.core.prefixes import split
 from nhl_fast.losses import CSQ, DPN
-from nhl_fast.losses.center import CenterLoss
+from nhl_fast.steps.fused import bodies
+from nhl_fast.steps.fused.center import center, project_center
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 LOSSES = {
@@ -35,11 +35,6 @@ def make(name, n, lengths, device, form):
     return loss, u, labels
 
 
-def reference(loss, u, labels, dtype):
-    v = expand(u.to(dtype), loss.code_lengths)
-    return per_length_gradients(lambda x: loss.expanded(x, labels), v)
-
-
 def relative(a, b):
     return ((a.double() - b).norm() / b.norm().clamp(min=1e-30)).item()
 
@@ -49,20 +44,21 @@ def relative(a, b):
 @pytest.mark.parametrize("name", LOSSES)
 def test_values_and_deltas(name, shape, form, device):
     loss, u, labels = make(name, *shape, device, form)
-    values, deltas = fused.fused(loss, u, labels)
-    assert values.shape[1] == len(shape[1])
-    right = Expected(lambda: by_length(*reference(loss, u, labels, torch.float64), shape[1]))
-    right.check(by_length(values.sum(0), deltas, shape[1]))
+    values, deltas = fused(loss, u, labels)
+    assert values.shape == (len(shape[1]),)
+    problem = loss, u, labels
+    right = Expected(lambda: reference_by_length(*problem), truth=lambda: naive_by_length(*problem))
+    right.check(by_length(values, deltas, shape[1]))
 
 
 def test_extreme_outputs_stay_finite_and_keep_their_gradient(device):
     loss = CSQ(5, (4, 8), quantization=1e-4).to(device)
     labels = torch.zeros(6, dtype=torch.int64, device=device)
-    u = torch.tensor([0.0, 1e-30, 1e-3, 20.0, 100.0, 1e30], device=device)[:, None] * loss._centers[0, -8:].sign()
+    u = torch.tensor([0.0, 1e-30, 1e-3, 20.0, 100.0, 1e30], device=device)[:, None] * loss.center_table[0, -8:].sign()
     for signs in (1, -1):
-        values, deltas = fused.fused(loss, signs * u, labels)
+        values, deltas = fused(loss, signs * u, labels)
         truth = reference(loss, signs * u, labels, torch.float64)
-        torch.testing.assert_close(values.sum(0).double(), truth[0], rtol=1e-5, atol=0)
+        torch.testing.assert_close(values.double(), truth[0], rtol=1e-5, atol=0)
         torch.testing.assert_close(deltas.double(), truth[1], rtol=1e-5, atol=1e-12)
 
 
@@ -78,8 +74,8 @@ def test_golden_values(name, data, device):
     labels = golden["labels"].to(device)
     forms = [labels] if data.startswith("multi") else [labels, labels.argmax(1)]
     for form in forms:
-        values, deltas = fused.fused(loss.to(device), golden["u"].to(device), form)
-        torch.testing.assert_close(values.sum(0).cpu(), golden[f"{name}_loss"].float(), rtol=1e-4, atol=0)
+        values, deltas = fused(loss.to(device), golden["u"].to(device), form)
+        torch.testing.assert_close(values.cpu(), golden[f"{name}_loss"].float(), rtol=1e-4, atol=0)
         for b, grad in zip(lengths, split(deltas.cpu(), lengths)):
             expected = golden[f"{name}_grad_{b}"]
             assert relative(grad, expected.double()) < 1e-4
@@ -102,15 +98,16 @@ def test_public_call_and_its_gradient(name, device):
 
 def test_one_launch_for_all_lengths(device):
     loss, u, labels = make("csq", 40, (5, 12, 48), device, "ids")
-    assert launches(lambda: fused.fused(loss, u, labels)) == ["pointwise_kernel"]
+    found = launches(lambda: bodies.values_and_deltas(loss.forms(), u, labels, [5, 12, 48]))
+    assert found == ["center_kernel"]
 
 
 def test_layouts(device):
     loss, u, labels = make("csq", 9, (5, 12), device, torch.int64)
-    values, deltas = fused.fused(loss, u, labels)
+    values, deltas = fused(loss, u, labels)
     spread = torch.empty(5, 9, dtype=torch.int64, device=device).T.copy_(labels)
     for other in (spread, labels.bool(), labels.to(torch.uint8), labels.half()):
-        again = fused.fused(loss, torch.empty(12, 9, device=device).T.copy_(u), other)
+        again = fused(loss, torch.empty(12, 9, device=device).T.copy_(u), other)
         assert torch.equal(again[0], values)
         assert torch.equal(again[1], deltas)
 
@@ -121,13 +118,13 @@ def test_projection_and_loss_together(n, device):
     for d in (9, 300):
         loss, _, labels = make("csq", n, (5, 12), device, "ids")
         x, w, b = (torch.randn(*s, device=device) for s in ((n, d), (12, d), (12,)))
-        options = (*fused.tensors(loss), [5, 12], *fused.options(loss))
-        u, gram, values, deltas = torch.ops.nhl_fast.project_pointwise(x, w, b, labels, *options, n < 100)
+        options = bodies.center_problem(*loss.forms(), [5, 12])
+        u, gram, values, deltas = torch.ops.nhl_fast.project_center(x, w, b, labels, *options, n < 100)
         expected_u, expected_gram = torch.ops.nhl_fast.project(x, w, b, n < 100)
         assert torch.equal(u, expected_u)
         assert torch.equal(gram, expected_gram)
-        expected = fused.fused(loss, u, labels)
-        torch.testing.assert_close(values.sum(0), expected[0].sum(0))
+        expected = fused(loss, u, labels)
+        torch.testing.assert_close(values.sum(0), expected[0])
         torch.testing.assert_close(deltas, expected[1])
 
 
@@ -135,14 +132,7 @@ def test_opcheck(device):
     for name in ("csq", "dpn, ternary"):
         for form in ("ids", torch.float32):
             loss, u, labels = make(name, 6, (5, 12), device, form)
-            options = (labels, *fused.tensors(loss), [5, 12], *fused.options(loss))
-            torch.library.opcheck(fused.pointwise, (u, *options))
+            options = (labels, *bodies.center_problem(*loss.forms(), [5, 12]))
+            torch.library.opcheck(center, (u, *options))
             x, w, b = (torch.randn(*s, device=device) for s in ((6, 20), (12, 20), (12,)))
-            torch.library.opcheck(fused.project_pointwise, (x, w, b, *options, True))
-
-
-def test_every_center_loss_here_has_a_fused_form():
-    from nhl_fast.steps.fused.registry import FUSED
-
-    assert {CSQ, DPN} <= set(FUSED)
-    assert CenterLoss not in FUSED
+            torch.library.opcheck(project_center, (x, w, b, *options, True))

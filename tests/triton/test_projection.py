@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from launches import launches
+from nhl_fast.kernels.tiles import feature_precision
 from numeric import Expected
 
 import nhl_fast.steps.fused.projection as fused
@@ -50,7 +51,7 @@ def test_half_precision(shape, dtype, device):
 def test_split_product_is_taken_and_matches(device):
     x, w, b = tensors(64, 1030, 8, device)
     for d in (1030, 100):
-        assert (kernels.plan(64, d, 8, True, kernels.precision(x))["splits"] > 1) == (d == 1030)
+        assert (kernels.plan(64, d, 8, True, feature_precision(x)).splits > 1) == (d == 1030)
         names = launches(lambda: torch.ops.nhl_fast.project(x[:, :d], w[:, :d], b, True))  # noqa: B023
         assert names == ["project_kernel"]
 
@@ -61,8 +62,8 @@ def test_plan_covers_every_column_once(n, d):
     for gram in (False, True):
         for mode in ("ieee", "tf32", "tf32x3", "half"):
             plan = kernels.plan(n, d, 128, gram, mode)
-            assert (plan["splits"] - 1) * plan["per_split"] < d <= plan["splits"] * plan["per_split"]
-            assert plan["splits"] == 1 or plan["per_split"] % plan["BLOCK_K"] == 0
+            assert (plan.splits - 1) * plan.per_split < d <= plan.splits * plan.per_split
+            assert plan.splits == 1 or plan.per_split % plan.tiles.depth == 0
 
 
 @pytest.mark.parametrize("layout", ["transposed", "spread", "expanded"])
@@ -77,6 +78,15 @@ def test_layouts(layout, device):
     u, gram = torch.ops.nhl_fast.project(x, w, b, True)
     torch.testing.assert_close(u, F.linear(x, w, b), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gram, x @ x.T, rtol=1e-4, atol=1e-5)
+
+
+def test_a_bias_that_is_not_contiguous(device):
+    x, w, _ = tensors(20, 40, 12, device)
+    wide = torch.randn(24, device=device)
+    for bias in (wide[::2], wide[:1].expand(12)):
+        torch.testing.assert_close(torch.ops.nhl_fast.project(x, w, bias, False)[0], F.linear(x, w, bias))
+        codes = torch.ops.nhl_fast.encode(x, w, bias)
+        assert torch.equal(codes, torch.ops.nhl_fast.encode(x, w, bias.contiguous()))
 
 
 @pytest.mark.parametrize("shape", [*SHAPES, (64, 1030, 13)], ids=str)

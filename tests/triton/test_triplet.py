@@ -2,11 +2,12 @@
 
 import pytest
 import torch
-from against import check, check_golden, fused, reference
+from against import check, check_golden, fused
 from launches import launches
+from losses_cases import reference
 
 from nhl_fast.losses import build
-from nhl_fast.steps.fused.triplets import triplet
+from nhl_fast.steps.fused.triplets import triplets
 
 LENGTHS = (8, 16, 32, 64, 128)
 
@@ -38,14 +39,6 @@ def test_golden(golden, device):
     check_golden(golden, "dtsh", make(LENGTHS, labels.shape[1]).to(device), u, labels, LENGTHS)
 
 
-@pytest.mark.parametrize(
-    "options", [{"clamp": False}, {"margin": 0.5, "quantization": 0.0}, {"reference_bits": 16, "clamp": False}]
-)
-def test_options(options, device):
-    u, labels = 4 * torch.randn(20, 24, device=device), torch.arange(20, device=device) % 3
-    check(make((8, 24), **options).to(device), u, labels)
-
-
 def test_the_clamp_kills_the_gradient_of_the_worst_triplets(device):
     u = torch.tensor([[20.0, 0], [-20, 0.5], [20, 1]], device=device)
     labels = torch.tensor([0, 0, 1], device=device)
@@ -74,11 +67,11 @@ def test_labels_with_no_class(device):
 
 def test_opcheck_launches_and_repetition(device):
     u, labels = torch.randn(6, 24, device=device), torch.arange(6, device=device) % 3
-    given = (u, labels, [8, 24], 5.0, -100.0, 50.0, 1.0)
-    torch.library.opcheck(triplet, given)
-    torch.library.opcheck(triplet, (*given, 32.0))
-    assert launches(lambda: triplet(*given)) == ["anchor_kernel", "gradient_kernel"]
+    given = (u, labels, [8, 24], "logistic", [5.0, -100.0, 50.0], 1.0)
+    torch.library.opcheck(triplets, given)
+    torch.library.opcheck(triplets, (*given, 32.0))
+    assert launches(lambda: triplets(*given)) == ["anchor_kernel", "gradient_kernel"]
     hot = torch.nn.functional.one_hot(labels, 3)
-    assert launches(lambda: triplet(u, hot, *given[2:])) == ["pack_kernel", "anchor_kernel", "gradient_kernel"]
-    for first, second in zip(triplet(*given), triplet(u.T.contiguous().T, hot, *given[2:])):
+    assert launches(lambda: triplets(u, hot, *given[2:])) == ["pack_kernel", "anchor_kernel", "gradient_kernel"]
+    for first, second in zip(triplets(*given), triplets(u.T.contiguous().T, hot, *given[2:])):
         assert torch.equal(first, second)

@@ -40,6 +40,14 @@ def by_definition(padded, features, lengths):
     return {"dots": dots, "weights": dominance_weights(dots)}
 
 
+def test_fixed_weights_that_are_not_contiguous(device):
+    deltas, x, w, b = problem(6, 20, (4, 8, 16), device)
+    fixed = torch.tensor([0.5, 9.0, 2.0, 9.0, 1.0, 9.0], device=device)[::2]
+    ours, expected = (combined(deltas, x, w, b, (4, 8, 16), f) for f in (fixed, fixed.contiguous()))
+    assert torch.equal(ours[0], expected[0])
+    assert torch.equal(ours[1], expected[1])
+
+
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_weights_and_gradients(shape, lengths, device):

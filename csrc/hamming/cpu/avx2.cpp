@@ -10,7 +10,7 @@ NHL_TARGET("avx2,popcnt")
 
 #include "body.inl"
 
-namespace nhl {
+namespace nhl::hamming {
 namespace {
 
 struct Avx2 {
@@ -139,7 +139,7 @@ const Kernels& avx2_kernels() {
   return kernels;
 }
 
-}  // namespace nhl
+}  // namespace nhl::hamming
 
 NHL_TARGET_END
 #endif

@@ -9,7 +9,7 @@ NHL_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx512vpopcntdq,popcnt")
 
 #include "body.inl"
 
-namespace nhl {
+namespace nhl::hamming {
 namespace {
 
 struct Avx512 {
@@ -116,7 +116,7 @@ const Kernels& avx512_kernels() {
   return kernels;
 }
 
-}  // namespace nhl
+}  // namespace nhl::hamming
 
 NHL_TARGET_END
 #endif

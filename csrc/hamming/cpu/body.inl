@@ -14,7 +14,7 @@
 //   positive16/32(p, inf)     one bit a lane: 0 < x <= inf, as signed integers (floats order like integers)
 // Included by one file per instruction set, inside its NHL_TARGET region: no standard header in here.
 
-namespace nhl {
+namespace nhl::hamming {
 namespace {
 
 // The first n bytes (at most 4) of a word.
@@ -266,4 +266,4 @@ constexpr Kernels make_kernels() {
 }
 
 }  // namespace
-}  // namespace nhl
+}  // namespace nhl::hamming

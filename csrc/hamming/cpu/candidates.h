@@ -3,7 +3,7 @@
 
 #include "plan.h"
 
-namespace nhl {
+namespace nhl::hamming {
 
 constexpr uint32_t kNoLimit = ~0u;
 
@@ -106,4 +106,4 @@ inline void emit(const Candidates* pieces, int64_t num_pieces, int64_t run, int6
   std::fill(out_ids + written, out_ids + k, -1);
 }
 
-}  // namespace nhl
+}  // namespace nhl::hamming

@@ -1,7 +1,7 @@
 // Distances, relevance marks and histograms: one pass over the items, all lengths at once.
 #include "plan.h"
 
-namespace nhl {
+namespace nhl::hamming {
 namespace {
 
 constexpr int64_t kTile = 32;  // queries that share a transposed block
@@ -38,7 +38,7 @@ void for_each_block(const Rows& queries, const Rows& items, const std::vector<in
           const int64_t count = std::min(size, end - at);
           scratch.block.load(kernels, items, at, count, plan);
           for (int64_t q = q0; q < q1; ++q) {
-            kernels.distances(scratch.block.data, scratch.block.pitch, padded(count), words.data() + q * plan.words,
+            kernels.distances(scratch.block.data, scratch.block.pitch, round_up(count, kBlockAlign), words.data() + q * plan.words,
                               plan.words, plan.steps.data(), static_cast<int64_t>(plan.steps.size()),
                               scratch.distances.data(), size);
             visit(scratch, q, at, count, scratch.distances.data(), size);
@@ -178,4 +178,4 @@ void label_histograms(const Rows& queries, const Rows& items, const std::vector<
   }
 }
 
-}  // namespace nhl
+}  // namespace nhl::hamming

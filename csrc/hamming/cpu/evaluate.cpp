@@ -5,7 +5,7 @@
 // relevant ones are enough for all ranks.
 #include "plan.h"
 
-namespace nhl {
+namespace nhl::hamming {
 namespace {
 
 // A chunk of items is counted as four streams of consecutive items, each with counters of its own, in step: so
@@ -42,7 +42,7 @@ struct Scratch {
 // The parameters of one chunk of items, for one code length.
 struct Chunk {
   Chunk(const Block& b, int64_t n, const Plan& p, int64_t bits_, const Kernels& k)
-      : block(b), count(n), part(divide_up(divide_up(n, kStreams), kBlockAlign) * kBlockAlign), plan(p), bits(bits_),
+      : block(b), count(n), part(round_up(divide_up(n, kStreams), kBlockAlign)), plan(p), bits(bits_),
         kernels(k) {}
   int64_t in_stream(int64_t t) const { return std::clamp<int64_t>(count - t * part, 0, part); }
 
@@ -60,7 +60,7 @@ void count_turns(Scratch& s, const Chunk& chunk, const uint32_t* query) {
   uint32_t* const counters = s.counters.data();
   for (int64_t t = 0; t < kStreams; ++t) {
     const int64_t count = chunk.in_stream(t);
-    chunk.kernels.distances(chunk.block.data + t * chunk.part, chunk.block.pitch, padded(count), query,
+    chunk.kernels.distances(chunk.block.data + t * chunk.part, chunk.block.pitch, round_up(count, kBlockAlign), query,
                             chunk.plan.words, chunk.plan.steps.data(), 1, distances + t * kPitch, kPitch);
     std::fill(distances + t * kPitch + count, distances + t * kPitch + chunk.part, 0);
     for (int64_t d = 0; d <= chunk.bits; ++d) counters[t * kBins + d] = static_cast<uint32_t>(d) << kTurnBits;
@@ -230,4 +230,4 @@ void evaluate(const Rows& queries, const Rows& items, const std::vector<int64_t>
   }
 }
 
-}  // namespace nhl
+}  // namespace nhl::hamming

@@ -7,7 +7,7 @@
 
 #include "../hamming.h"
 
-namespace nhl {
+namespace nhl::hamming {
 
 constexpr int64_t kBlockAlign = 64;  // items; blocks are padded to a multiple of it
 constexpr int64_t kGroup = 4;        // queries that share each load
@@ -57,4 +57,4 @@ const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
 const Kernels& active_kernels();
 
-}  // namespace nhl
+}  // namespace nhl::hamming

@@ -2,7 +2,7 @@
 // answer in every rounding mode, denormals included.
 #include "plan.h"
 
-namespace nhl {
+namespace nhl::hamming {
 namespace {
 
 void pack64(const uint64_t* x, int64_t bits, uint8_t* out) {
@@ -55,4 +55,4 @@ void pack(const void* x, Float type, int64_t rows, int64_t bits, int64_t row_str
   }
 }
 
-}  // namespace nhl
+}  // namespace nhl::hamming

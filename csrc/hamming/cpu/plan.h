@@ -1,16 +1,14 @@
-// Shared by the algorithms: what a set of lengths needs, blocks of items, and work shared among threads.
+// Shared by the algorithms: what a set of lengths needs, and blocks of items.
 #pragma once
 
 #include <algorithm>
-#include <atomic>
 #include <cstring>
-#include <exception>
-#include <memory>
 #include <vector>
 
+#include "../../common/numbers.h"
 #include "kernels.h"
 
-namespace nhl {
+namespace nhl::hamming {
 
 struct Plan {
   explicit Plan(const std::vector<int64_t>& lengths) : bytes((lengths.back() + 7) / 8), words((bytes + 3) / 4) {
@@ -53,8 +51,6 @@ struct Plan {
   std::vector<Step> steps;
 };
 
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
 // Items a block holds: 16 KB of words where that is a sensible number of items, so that a block and what is
 // computed from it stay in the first-level cache.
 inline int64_t block_items(int64_t words) {
@@ -68,7 +64,7 @@ class Block {
  public:
   Block(int64_t items, int64_t words)
       // One cache line more than a power of two: the words of one item fall into different cache sets.
-      : pitch(divide_up(items, kBlockAlign) * kBlockAlign + 16), storage_(pitch * divide_up(words, 4) * 4 + 16) {
+      : pitch(round_up(items, kBlockAlign) + 16), storage_(pitch * round_up(words, 4) + 16) {
     const auto address = reinterpret_cast<uintptr_t>(storage_.data());
     data = storage_.data() + (64 - address % 64) % 64 / sizeof(uint32_t);
   }
@@ -87,42 +83,4 @@ class Block {
 
 inline int64_t padded(int64_t count) { return divide_up(count, kBlockAlign) * kBlockAlign; }
 
-// Runs body(unit, scratch) for every unit in [0, units): each thread makes one scratch and takes the next unit
-// when it is free, so that a slow core does not hold up the rest. What a unit throws ends the work and is thrown on.
-template <class MakeScratch, class Body>
-void run_units(const Executor& executor, int64_t units, const MakeScratch& make_scratch, const Body& body) {
-  std::atomic<int64_t> next{0};
-  std::atomic<bool> failed{false};
-  std::exception_ptr failure;
-  const auto worker = [&] {
-    try {
-      int64_t unit = next.fetch_add(1, std::memory_order_relaxed);
-      if (unit >= units) return;
-      auto scratch = make_scratch();
-      for (; unit < units; unit = next.fetch_add(1, std::memory_order_relaxed)) {
-        body(unit, *scratch);
-        executor.check();
-      }
-    } catch (...) {
-      // An exception must not leave a thread's work: OpenMP would end the process.
-      next.store(units, std::memory_order_relaxed);
-      if (!failed.exchange(true)) failure = std::current_exception();
-    }
-  };
-  const int64_t workers = std::min(executor.threads, units);
-  if (workers <= 1)
-    worker();
-  else
-    executor.parallel(
-        workers,
-        [](int64_t begin, int64_t end, void* context) {
-          for (int64_t i = begin; i < end; ++i) (*static_cast<decltype(&worker)>(context))();
-        },
-        const_cast<void*>(static_cast<const void*>(&worker)));
-  if (failure) std::rethrow_exception(failure);
-}
-
-struct NoScratch {};
-inline std::unique_ptr<NoScratch> no_scratch() { return std::make_unique<NoScratch>(); }
-
-}  // namespace nhl
+}  // namespace nhl::hamming

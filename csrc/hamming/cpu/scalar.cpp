@@ -11,7 +11,7 @@ NHL_TARGET("popcnt")
 
 #include "body.inl"
 
-namespace nhl {
+namespace nhl::hamming {
 namespace {
 
 struct Scalar {
@@ -125,7 +125,7 @@ const Kernels& scalar_kernels() {
   return kernels;
 }
 
-}  // namespace nhl
+}  // namespace nhl::hamming
 
 #if defined(__x86_64__)
 NHL_TARGET_END

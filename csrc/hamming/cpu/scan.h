@@ -3,7 +3,7 @@
 
 #include "candidates.h"
 
-namespace nhl {
+namespace nhl::hamming {
 
 constexpr int64_t kFewQueries = 3;  // up to these, transposing rows costs more than it saves
 
@@ -100,7 +100,7 @@ inline void scan(const Problem& p, int64_t first, int64_t last, int64_t begin, i
           p.kernels.filter_rows(p.items.data + at * stride, stride, size, scratch.valid.data(), query + g * p.words,
                                 p.mask.data(), mine[g], scratch.hits + g);
         else
-          p.kernels.filter(scratch.block.data, scratch.block.pitch, padded(size), scratch.valid.data(),
+          p.kernels.filter(scratch.block.data, scratch.block.pitch, round_up(size, kBlockAlign), scratch.valid.data(),
                            query + g * p.words, p.plan.words, together, mine + g, scratch.hits + g);
       }
       for (int64_t g = 0; g < group; ++g) {
@@ -123,13 +123,13 @@ inline void scan(const Problem& p, int64_t first, int64_t last, int64_t begin, i
 struct Split {
   Split(int64_t queries, int64_t items, int64_t most_queries, int64_t threads, int64_t least_run) {
     const int64_t num_tiles = divide_up(queries, std::max<int64_t>(most_queries, kGroup));
-    tile = divide_up(divide_up(queries, num_tiles), kGroup) * kGroup;
+    tile = round_up(divide_up(queries, num_tiles), kGroup);
     tiles = divide_up(queries, tile);
     runs = 1;
     if (threads > 1 && tiles % threads != 0 && tiles < 8 * threads)
       runs = std::clamp<int64_t>(items / least_run, 1, divide_up(2 * threads, tiles));
     runs = std::max(runs, divide_up(items, kLongestRun));
-    run = divide_up(divide_up(items, runs), kBlockAlign) * kBlockAlign;
+    run = round_up(divide_up(items, runs), kBlockAlign);
     runs = std::max<int64_t>(1, divide_up(items, run));
   }
   static constexpr int64_t kLongestRun = int64_t{1} << 31;  // positions are 32 bits
@@ -162,4 +162,4 @@ inline std::vector<Candidates> collect(const Problem& p, int64_t first, int64_t 
   return result;
 }
 
-}  // namespace nhl
+}  // namespace nhl::hamming

@@ -7,7 +7,7 @@
 
 #include <cmath>
 
-namespace nhl {
+namespace nhl::hamming {
 namespace {
 
 constexpr int64_t kSample = 4096;    // items, in pieces of kBlockAlign
@@ -170,4 +170,4 @@ void RadiusSearch::write(int32_t* distances, int64_t* ids) const {
       });
 }
 
-}  // namespace nhl
+}  // namespace nhl::hamming

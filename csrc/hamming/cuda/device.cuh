@@ -6,6 +6,7 @@
 #include <string>
 #include <type_traits>
 
+#include "../../common/numbers.h"
 #include "engine.h"
 
 namespace nhl::cuda {
@@ -17,8 +18,6 @@ constexpr int kSharedBytes = 48 * 1024;
 inline void check(cudaError_t status) {
   if (status != cudaSuccess) throw std::runtime_error(std::string("nhl_fast CUDA: ") + cudaGetErrorString(status));
 }
-
-inline int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // One code length in a multi-length pass: it ends in `word`, of which the bits of `mask` count; `first` is
 // where its bins (or its output plane) begin.

@@ -34,3 +34,12 @@ def observed() -> bool:
 def direct(op) -> Callable:
     """What to call for an operator whose gradient nobody records: the function behind it, unless it is observed."""
     return op if observed() else op.function
+
+
+def outputs(u: torch.Tensor, code_lengths, programs: int | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Empty (values, deltas) of a body; values (m,), or partial sums (programs, m)."""
+    m = len(code_lengths)
+    return (
+        torch.empty(m if programs is None else (programs, m), device=u.device, dtype=torch.float32),
+        torch.empty(u.shape[0], sum(code_lengths), device=u.device, dtype=torch.float32),
+    )

@@ -1,154 +1,59 @@
-"""Fused pairwise losses: DSH, DHN and DBDH against the bank, LCDSH and DCH within the batch."""
+"""The pairs' body: a batch against a bank, or against itself."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 
-from nhl_fast.kernels import bank as bank_kernels
 from nhl_fast.kernels import pairs as kernels
 
-from ...core.labels import to_multi_hot
-from ...losses.bank import refuse_ranks
-from ...losses.bank_pairs import DBDH, DHN, DSH
-from ...losses.batch_pairs import DCH, LCDSH
-from .operators import direct, operator
-from .registry import check_form, fuses, outputs, prepare_labels
+from .operators import operator, outputs
 
 PROBLEM = (
-    "Tensor u, Tensor others, Tensor labels, Tensor other_labels, Tensor? written, int[] code_lengths, str kind, "
-    "float c0, float c1, float penalty, float reference=0.0, bool balance=False"
+    "Tensor u, Tensor? others, Tensor labels, Tensor? other_labels, Tensor? written, int[] code_lengths, "
+    "str function, float[] constants, str penalty, float penalty_weight, str weigh, str over, float clamp, "
+    "float reference=0.0"
 )
 
 
 def _launch(
-    values, deltas, add, u, others, labels, other_labels, written, code_lengths, kind, c0, c1, penalty,
-    reference=0.0, balance=False,
+    values, deltas, add, u, others, labels, other_labels, written, code_lengths, function, constants, penalty,
+    penalty_weight, weigh, over, clamp, reference=0.0,
 ):  # fmt: skip
+    bank = None if others is None else (others.contiguous(), other_labels, written)
     with torch.cuda.device_of(u):
         kernels.launch(
-            kind, u.contiguous(), others.contiguous(), labels, other_labels, written, code_lengths, c0, c1, penalty,
-            values, deltas, reference=reference, balance=balance, add=add,
+            function, u.contiguous(), labels, code_lengths, constants, values, deltas, bank=bank,
+            penalty=(penalty, penalty_weight), reference=reference, clamp=clamp, weigh=weigh, over=over, add=add,
         )  # fmt: skip
 
 
-@operator("nhl_fast::pairwise", mutates_args=(), schema=f"({PROBLEM}) -> (Tensor, Tensor)")
-def pairwise(u, others, labels, other_labels, written, code_lengths, *loss):
-    """(values (m,), deltas (N, T)) of the pairwise loss `kind` (see `kernels.pair_losses`) plus its penalty.
+@operator("nhl_fast::pairs", mutates_args=(), schema=f"({PROBLEM}) -> (Tensor, Tensor)")
+def pairs(u, others, labels, other_labels, written, code_lengths, *form):
+    """(values (m,), deltas (N, T)) of a function of pairs (see `kernels.pair_functions`) plus its penalty.
 
-    u (N, L) and others (M, L) float32; labels and other_labels ids or multi-hot rows; written (M,) bool, rows that
-    count, or None for all; c0 and c1 are the loss's constants, penalty the weight of its penalty; reference and
-    balance are the options `reference_bits` (0: none) and `balance`.
+    u (N, L) and others (M, L) float32, or None: the batch itself; labels and other_labels ids or multi-hot rows;
+    written (M,) bool, rows that count, or None for all; the rest as in `nhl_fast.losses.form.Form`.
     """
     found = outputs(u, code_lengths)
-    _launch(*found, False, u, others, labels, other_labels, written, code_lengths, *loss)
+    _launch(*found, False, u, others, labels, other_labels, written, code_lengths, *form)
     return found
 
 
-@pairwise.register_fake
-def _(u, others, labels, other_labels, written, code_lengths, *loss):
+@pairs.register_fake
+def _(u, others, labels, other_labels, written, code_lengths, *form):
     return outputs(u, code_lengths)
 
 
 @operator(
-    "nhl_fast::add_pairwise",
+    "nhl_fast::add_pairs",
     mutates_args=("values", "deltas"),
     schema=f"(Tensor(a0!) values, Tensor(a1!) deltas, {PROBLEM}) -> ()",
 )
-def add_pairwise(values, deltas, *problem):
-    """`pairwise` added to `values` (m, or (P, m): to the first row) and `deltas` (N, T), in place."""
+def add_pairs(values, deltas, *problem):
+    """`pairs` added to `values` (m, or (P, m): to the first row) and `deltas` (N, T), in place."""
     _launch(values, deltas, True, *problem)
 
 
-@add_pairwise.register_fake
+@add_pairs.register_fake
 def _(values, deltas, *problem):
     return None
-
-
-@operator("nhl_fast::store_rows", mutates_args=("bank_u", "bank_labels", "written"))
-def store_rows(
-    bank_u: torch.Tensor,
-    bank_labels: torch.Tensor,
-    written: torch.Tensor,
-    index: torch.Tensor,
-    u: torch.Tensor,
-    labels: torch.Tensor,
-    num_classes: int,
-) -> None:
-    """Write u (N, L) and labels into the rows `index` (N,) of a bank; each row is written at most once."""
-    with torch.cuda.device_of(u):
-        bank_kernels.store(u.contiguous(), labels, index, bank_u, bank_labels, written, num_classes)
-    for tensor in (bank_u, bank_labels, written):
-        if not tensor.is_inference():
-            torch.autograd.graph.increment_version(tensor)
-
-
-@store_rows.register_fake
-def _(bank_u, bank_labels, written, index, u, labels, num_classes):
-    return None
-
-
-def prepare(loss, u, labels, index):
-    """`BankMixin.prepare` with the bank written by one launch; labels and index are checked on the device."""
-    labels = check_form(loss, u, labels)
-    if not loss.takes_rows():
-        return labels
-    refuse_ranks()
-    bank = loss.bank
-    if index is None:
-        loss.prepare(u, labels, index)  # raises, and says why
-    # No assertion stops the interpreter, the only way to run the kernels on a CPU.
-    bank.check_index(index, u.shape[0], values=u.device.type == "cpu")
-    if labels.ndim == 2 and bank.labels.ndim == 1:
-        bank.labels = to_multi_hot(bank.labels, bank.num_classes, torch.bool)
-    direct(store_rows)(bank.u, bank.labels, bank.written, index, u, labels, loss.num_classes)
-    return labels
-
-
-def refuses(loss, rows, labels):
-    """Why a loss with a bank cannot be served."""
-    if loss.bank is None or loss.bank.u.dtype == torch.float32:
-        return None
-    return f"the bank is {loss.bank.u.dtype}, the kernels take float32"
-
-
-def _bank(loss, u, labels, kind, c0, penalty):
-    bank = loss.bank
-    return direct(pairwise)(
-        u, bank.u, labels, bank.labels, bank.written, list(loss.code_lengths), kind, c0, 0.0, penalty,
-        float(loss.reference_bits or 0), loss.balance,
-    )  # fmt: skip
-
-
-@fuses(DSH, prepare=prepare, refuses=refuses)
-def fused_dsh(loss, u, labels):
-    return _bank(loss, u, labels, "dsh", float(loss.margin), float(loss.alpha))
-
-
-@fuses(DHN, prepare=prepare, refuses=refuses)
-def fused_dhn(loss, u, labels):
-    return _bank(loss, u, labels, "dhn", 0.0, float(loss.alpha))
-
-
-@fuses(DBDH, prepare=prepare, refuses=refuses)
-def fused_dbdh(loss, u, labels):
-    return _bank(loss, u, labels, "dbdh" if loss.clamp else "dbdh_unclamped", 0.0, float(loss.alpha))
-
-
-def _batch(loss, u, labels, kind, c0, c1, penalty):
-    return direct(pairwise)(
-        u, u, labels, labels, None, list(loss.code_lengths), kind, float(c0), float(c1), float(penalty),
-        float(loss.reference_bits or 0),
-    )  # fmt: skip
-
-
-@fuses(LCDSH, prepare=prepare_labels)
-def fused_lcdsh(loss, u, labels):
-    return _batch(loss, u, labels, "lcdsh", loss.eta, 50.0 if loss.clamp else math.inf, 0.0)
-
-
-@fuses(DCH, prepare=prepare_labels)
-def fused_dch(loss, u, labels):
-    cap = math.inf if loss.max_cosine is None else loss.max_cosine
-    return _batch(loss, u, labels, "dch", loss.gamma, cap, loss.quantization)

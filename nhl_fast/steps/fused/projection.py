@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from nhl_fast.kernels import arrival, backward, dots
+from nhl_fast.kernels import backward, dots
 from nhl_fast.kernels import projection as kernels
+from nhl_fast.kernels.device import arrival
 
 from ...core.known_gradient import once
 from .operators import operator
@@ -24,7 +25,7 @@ def project(
     u, matrix = project_outputs(features, weight, gram)
     if features.shape[0]:
         with torch.cuda.device_of(features):
-            kernels.project(features, weight, bias, u=u, gram=matrix if gram else None, finite=finite)
+            kernels.launch(features, weight, bias, u=u, gram=matrix if gram else None, finite=finite)
     return u, matrix
 
 
@@ -66,7 +67,7 @@ def gradients(scale, du, features, weight, dw, db, need_features: bool, need_wei
             product, sums = dw[None], db[None]
         elif need_weight and form is None and du.shape[0] > MAX_FORMED:
             product, sums = dots.transposed_product(du, features)
-        backward.backward(
+        backward.launch(
             scale,
             du,
             features,
@@ -124,7 +125,7 @@ def encode(features: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> 
     bits = torch.empty(features.shape[0], -(-weight.shape[0] // 8), device=features.device, dtype=torch.uint8)
     if features.shape[0]:
         with torch.cuda.device_of(features):
-            kernels.project(features, weight, bias, bits=bits)
+            kernels.launch(features, weight, bias, bits=bits)
     return bits
 
 

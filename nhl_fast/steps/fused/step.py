@@ -6,11 +6,14 @@ import torch
 import triton
 
 from ...core import check
+from ...core.precision import no_autocast
 from ...head.layer import refuses_layer
+from ...head.request import NOT_FINITE, StepRequest, outputs_form, refuses_options
 from ...losses.base import NestedLoss
-from . import center, distillation, pairs, projection, softmax, triplets, weighting  # noqa: F401
+from . import bodies, distillation, projection, weighting
+from .center import project_center
 from .operators import direct
-from .registry import EXTRAS, FUSED
+from .prepare import checked_by_kernels, reads_labels_alone, store
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 MAX_BITS, MAX_LENGTHS = 1024, 16
@@ -49,11 +52,24 @@ def refuses_projection(layer, features: torch.Tensor) -> str | None:
 
 def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
     """Why a loss of these outputs cannot be served, or None."""
-    if type(loss) not in FUSED:
+    forms = loss.forms()
+    if not forms:
         return f"{type(loss).__name__} has no fused form"
     why = refuses_lengths(loss.code_lengths) or refuses_tensor(u, "the outputs' tensor")
-    refuses = EXTRAS[type(loss)].refuses
-    return why or (refuses(loss, u.shape[0], labels) if refuses else None)
+    for form in forms:
+        why = why or bodies.refuses(form)
+    return why
+
+
+def refuses_step(request: StepRequest) -> str | None:
+    """Why a step cannot be served, or None."""
+    return (
+        refuses_options(request)
+        or refuses_lengths(request.code_lengths)
+        or refuses_tensor(request.features, "the features' tensor")
+        or refuses_tensor(request.weight, "the layer's weight")
+        or refuses_loss(request.loss, outputs_form(request), request.labels)
+    )
 
 
 def check_on_host(tensor: torch.Tensor) -> bool:
@@ -61,85 +77,78 @@ def check_on_host(tensor: torch.Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def prepare(loss: NestedLoss, u, labels, index):
-    """The labels as the loss's fused form takes them; a bank takes the rows in."""
-    replacement = EXTRAS[type(loss)].prepare
-    if replacement is None:
-        return loss.prepare(u, labels, index)[1]
+def prepare(loss: NestedLoss, forms, u, labels, index):
+    """Forms and labels as the bodies take them; a bank takes the rows in."""
+    if not checked_by_kernels(loss, forms):
+        labels = loss.prepare(u, labels, index)[1]
+        return loss.forms(), labels
     if check_on_host(u):
         loss.check_labels(labels, u.shape[0])
-    return replacement(loss, u, labels, index)
+    return forms, store(loss, u, labels, index)
 
 
 def loss_values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
     """(m,) values of a loss as functions of u (N, L)."""
     loss.check_outputs(u)
-    labels = prepare(loss, u.detach().float(), labels, index)
+    plain, lengths = u.detach().float().contiguous(), list(loss.code_lengths)
+    forms, labels = prepare(loss, loss.forms(), plain, labels, index)
     with torch.no_grad():
-        values, deltas = FUSED[type(loss)](loss, u.detach().float().contiguous(), labels)
+        values, deltas = bodies.values_and_deltas(forms, plain, labels, lengths)
     values = values if values.ndim == 2 else values[None]
-    return weighting.with_gradient(u, values, deltas, list(loss.code_lengths))
+    return weighting.with_gradient(u, values, deltas, lengths)
 
 
-def step(objective, features: torch.Tensor, labels, index, scaled: bool = False):
-    """(total, losses, distill, weights, dots or None) of an objective; only the total has a gradient.
+def step(request: StepRequest):
+    """(total, losses, distill, weights, dots or None) of a request; only the total has a gradient."""
+    with no_autocast(request.features):
+        return _step(request)
 
-    scaled: outputs that are not finite make the gradient NaN, for a GradScaler to see, instead of an assertion.
-    """
-    layer = objective.layer
-    weight, bias, lengths = layer.hash_layer.weight, layer.hash_layer.bias, list(layer.code_lengths)
-    layer.check_features(features)
+
+def _step(request: StepRequest):
+    features, lengths, fixed = request.features, list(request.code_lengths), request.fixed_weights
     if features.shape[0] == 0:
         raise ValueError(f"features: expected at least one row, got {check.describe(features)}")
     recorded = torch.is_grad_enabled()
     with torch.no_grad():
-        u, gram, values, deltas = outputs_and_loss(objective, features.detach(), labels, index, recorded, scaled)
+        u, gram, values, deltas = outputs_and_loss(request, recorded)
         distill = None
-        if objective.distill_weight and len(lengths) > 1:
-            distill = direct(distillation.distill)(u, lengths, objective.distill_weight, deltas)
+        if request.distill_weight and len(lengths) > 1:
+            distill = direct(distillation.distill)(u, lengths, request.distill_weight, deltas)
             distill = distill if distill.ndim == 2 else distill[None]
         values = values if values.ndim == 2 else values[None]
-    fixed = objective._fixed_weights
     results = weighting.evaluate(
-        features, weight, bias, u, deltas, gram, values, distill, objective.distill_weight,
-        fixed if fixed is None else fixed.to(u.device), lengths, objective.check_finite and scaled,
+        features, request.weight, request.bias, u, deltas, gram, values, distill, request.distill_weight,
+        fixed if fixed is None else fixed.to(u.device), lengths, request.check_finite and request.scaled,
     )  # fmt: skip
     weights, dots, losses, cascade = (t.detach() for t in results[1:5])
-    return results[0], losses, cascade, weights, dots if objective.weighting == "dominance" else None
+    return results[0], losses, cascade, weights, dots if fixed is None else None
 
 
-def outputs_and_loss(objective, features, labels, index, recorded: bool, scaled: bool = False):
+def outputs_and_loss(request: StepRequest, recorded: bool):
     """(u, feature Gram matrix or empty, values, deltas); `recorded`: a bank takes the rows in."""
-    layer, loss = objective.layer, objective.loss
-    weight, bias, lengths = layer.hash_layer.weight.detach(), layer.hash_layer.bias.detach(), layer.code_lengths
-    gram = objective.weighting == "dominance" and weighting.dots_kernels.uses_gram(*features.shape, lengths)
-    finite = objective.check_finite and not scaled and features.is_cuda
-    together = FUSED[type(loss)] is center.fused
-    if together:
+    loss, labels, index, lengths = request.loss, request.labels, request.index, list(request.code_lengths)
+    features, weight, bias = (t.detach() for t in (request.features, request.weight, request.bias))
+    gram = request.fixed_weights is None and weighting.dots_kernels.uses_gram(*features.shape, lengths)
+    finite = request.check_finite and not request.scaled and features.is_cuda
+    forms = loss.forms()
+    if forms[0].body == "center" and reads_labels_alone(loss, forms):
         like = features.new_empty(features.shape[0], lengths[-1], dtype=torch.float32)
         with torch.set_grad_enabled(recorded):
-            labels = prepare(loss, like, labels, index)
-        u, matrix, values, deltas = direct(center.project_pointwise)(
-            features,
-            weight,
-            bias,
-            labels,
-            *center.tensors(loss),
-            list(lengths),
-            *center.options(loss),
-            gram,
-            finite,
-        )
-        check_outputs(objective, u)
+            _, labels = prepare(loss, forms, like, labels, index)
+        # In the projection's own launch.
+        problem = bodies.center_problem(forms[0], lengths)
+        u, matrix, values, deltas = direct(project_center)(features, weight, bias, labels, *problem, gram, finite)
+        check_outputs(request, u)
+        bodies.add(values, deltas, forms[1:], u, labels, lengths)
         return u, matrix, values, deltas
     u, matrix = direct(projection.project)(features, weight, bias, gram, finite)
-    check_outputs(objective, u)
+    check_outputs(request, u)
     with torch.set_grad_enabled(recorded):
-        labels = prepare(loss, u, labels, index)
-    return u, matrix, *FUSED[type(loss)](loss, u, labels)
+        forms, labels = prepare(loss, forms, u, labels, index)
+    return u, matrix, *bodies.values_and_deltas(forms, u, labels, lengths)
 
 
-def check_outputs(objective, u) -> None:
+def check_outputs(request: StepRequest, u) -> None:
     """On a CPU (the interpreter); on a CUDA device the projection asserts it."""
-    if objective.check_finite and check_on_host(u):
-        check.values(torch.isfinite(u).all(), objective.NOT_FINITE)
+    if request.check_finite and check_on_host(u):
+        check.values(torch.isfinite(u).all(), NOT_FINITE)

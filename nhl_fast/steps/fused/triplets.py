@@ -1,52 +1,44 @@
-"""Fused triplet likelihood: DTSH."""
+"""The triplets' body: all positives against all negatives of every anchor."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 
 from nhl_fast.kernels import triplets as kernels
 
-from ...losses.triplet import DTSH
-from .operators import direct, operator
-from .registry import fuses, outputs, prepare_labels
+from ...core import check
+from .operators import operator, outputs
+
+FUNCTIONS = ("logistic",)
 
 
 def _outputs(u, code_lengths):
     return outputs(u, code_lengths, kernels.CONFIG.row_tiles(u.shape[0]))
 
 
-@operator("nhl_fast::triplet", mutates_args=())
-def triplet(
+@operator("nhl_fast::triplets", mutates_args=())
+def triplets(
     u: torch.Tensor,
     labels: torch.Tensor,
     code_lengths: list[int],
-    margin: float,
-    low: float,
-    high: float,
-    quantization: float,
+    function: str,
+    constants: list[float],
+    penalty_weight: float,
     reference: float = 0.0,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(partial sums (P, m), deltas (N, T)) of the triplet loss of u (N, L); t is clamped to [low, high]."""
+    """(partial sums (P, m), deltas (N, T)) of u (N, L), with the weight of the penalty "sign".
+
+    The one function is "logistic", with constants (margin, low, high); t is clamped to [low, high].
+    """
+    check.one_of(function, "function", FUNCTIONS)
     values, deltas = _outputs(u, code_lengths)
     with torch.cuda.device_of(u):
         kernels.launch(
-            u.contiguous(), labels, code_lengths, margin, low, high, quantization, values, deltas, reference=reference
+            u.contiguous(), labels, code_lengths, *constants, penalty_weight, values, deltas, reference=reference
         )
     return values, deltas
 
 
-@triplet.register_fake
-def _(u, labels, code_lengths, margin, low, high, quantization, reference=0.0):
+@triplets.register_fake
+def _(u, labels, code_lengths, function, constants, penalty_weight, reference=0.0):
     return _outputs(u, code_lengths)
-
-
-@fuses(DTSH, prepare=prepare_labels)
-def fused(loss, u, labels):
-    """Values and deltas of a DTSH loss."""
-    low, high = (-100.0, 50.0) if loss.clamp else (-math.inf, math.inf)
-    return direct(triplet)(
-        u, labels, list(loss.code_lengths), float(loss.margin), low, high, float(loss.quantization),
-        float(loss.reference_bits or 0),
-    )  # fmt: skip

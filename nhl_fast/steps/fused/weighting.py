@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from nhl_fast.kernels import arrival
 from nhl_fast.kernels import dots as dots_kernels
 from nhl_fast.kernels import weighting as kernels
-from nhl_fast.kernels.closed_form import Report
+from nhl_fast.kernels.device import arrival
+from nhl_fast.kernels.device.closed_form import Report
 
 from ...core.known_gradient import once
 from .operators import direct, observed, operator
@@ -54,13 +54,13 @@ def combine(
     with torch.cuda.device_of(features):
         if fixed_weights is not None:
             du = du if du.numel() else None
-            kernels.combine(deltas, u, code_lengths, fixed_weights, report=report, du=du, nan=nan)
+            kernels.launch(deltas, u, code_lengths, fixed_weights, report=report, du=du, nan=nan)
         elif gram.numel():
             dots_kernels.gram_dots(gram, deltas, code_lengths, report)
         else:
             slices, sums = dots_kernels.transposed_product(deltas, features)
             product = dots_kernels.product_dots(slices, code_lengths, report)
-            kernels.combine(
+            kernels.launch(
                 deltas, u, code_lengths, weights, gradients=product, sums=sums, du=du, dw=dw, db=db, nan=nan
             )
     return results
@@ -200,7 +200,7 @@ def weigh(deltas: torch.Tensor, weights: torch.Tensor, code_lengths: list[int]) 
     """sum_k weights[k] pad(delta_k): (N, T) and (m,) to (N, L)."""
     du = torch.empty(deltas.shape[0], code_lengths[-1], device=deltas.device, dtype=torch.float32)
     with torch.cuda.device_of(deltas):
-        kernels.combine(deltas, None, code_lengths, weights.contiguous(), du=du)
+        kernels.launch(deltas, None, code_lengths, weights, du=du)
     return du
 
 

@@ -8,6 +8,7 @@ takes one that no other launch is given.
 import torch
 import triton
 import triton.language as tl
+from torch.utils._python_dispatch import _disable_current_modes
 
 SLOTS, GRAPH_SLOTS = 1024, 1024  # of the ring, and for graphs
 SLOT = 136  # counters a launch may use: `projection.plan` makes at most 132 tiles that are split
@@ -49,9 +50,12 @@ _RINGS: dict[torch.device, Ring] = {}
 
 
 def prepare(device: torch.device) -> None:
-    """Make a device's counters, if there are none: outside of any graph, so that no graph's memory holds them."""
+    """Make a device's counters, if there are none: outside of any graph, so that no graph's memory holds them.
+
+    A compiler asks for them with tensors that are fake; these are not.
+    """
     if device not in _RINGS:
-        with torch.inference_mode(False):
+        with torch.inference_mode(False), _disable_current_modes():
             _RINGS[device] = Ring(device)
 
 

@@ -1,0 +1,7 @@
+"""`python -m bench.gpu`: see check.py."""
+
+import sys
+
+from bench.gpu.check import main
+
+sys.exit(main())

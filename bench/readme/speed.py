@@ -1,0 +1,114 @@
+"""Blocks of times: the head's step, search, evaluation and the index, on a CPU and on a card."""
+
+from __future__ import annotations
+
+import csv
+import json
+import textwrap
+
+from bench.common.record import RESULTS, markdown
+
+# The calls on a card that are shown; what the first lacks comes from the next, marked *.
+CALLS = ("2026-11-26-h200-last", "2026-11-26-h200-first")
+# (items, queries, k) of the searches on a card that are shown.
+SEARCHES = (
+    *((10**6, 1, 10), (10**6, 64, 10), (10**6, 1000, 10), (10**6, 1000, 1000)),
+    *((10**7, 1, 10), (10**7, 64, 10), (10**7, 1000, 10)),
+    *((10**8, 1, 10), (10**8, 16, 10), (10**8, 200, 10), (10**8, 1000, 100)),
+)
+PROTOCOLS = {"cifar10": "CIFAR-10", "imagenet100": "ImageNet100", "coco": "COCO (80 labels)"}
+
+
+def stored(name: str) -> dict:
+    return json.loads((RESULTS / f"{name}.json").read_text())
+
+
+def head_step() -> str:
+    return markdown(
+        ["loss", "literal procedure, ms", "nhl_fast, ms", "times faster"],
+        [
+            [row["loss"], f"{row['literal_ms']:,.1f}", f"{row['nhl_fast_ms']:.2f}", f"{row['speedup']:.1f}"]
+            for row in stored("head_step")["rows"]
+        ],
+    )
+
+
+def search() -> str:
+    return markdown(
+        ["bits", "queries", "k", "nhl_fast, ms", "faiss, ms", "times faster"],
+        [
+            [row["bits"], row["queries"], row["k"], f"{row['nhl_fast_ms']:.2f}", f"{row['faiss_ms']:.2f}",
+             f"{row['faiss_over_nhl_fast']:.1f}"]
+            for row in stored("hamming_alone")["rows"]
+        ],
+    )  # fmt: skip
+
+
+def evaluation() -> str:
+    rows = stored("hamming_cpu")["rows"]
+    lines = []
+    for part, told in PROTOCOLS.items():
+        ours, loop = (row for row in rows if row["part"] == part)
+        sizes, ranked, _ = ours["case"].split(", ")
+        queries, items = map(int, sizes.split(" x "))
+        top = int(ranked.removeprefix("K "))
+        lines.append(
+            [told, f"{queries:,} x {items:,}", "whole ranking" if top == items else f"first {top:,}",
+             f"{ours['ms'] / 1000:.2f}", f"{loop['nhl_fast_is_faster_by']:.0f}"]
+        )  # fmt: skip
+    return markdown(["protocol", "queries x items", "ranked", "nhl_fast, s", "times faster"], lines)
+
+
+def index() -> str:
+    document = stored("index_100000000")
+    found = {row["measure"]: row for row in document["rows"]}
+    seconds = {name: row["value"] for name, row in found.items() if row["unit"] == "s"}
+    codes = f"{document['n'] // 10**6} million {document['bits']}-bit codes"
+    beyond = 100 * found["peak beyond the codes, all"]["of the codes"]
+    text = (
+        f"An index of {codes}: built in {seconds['build']:.0f} s, saved in {seconds['save']:.0f} s, mapped in "
+        f"{1000 * seconds['map (verify=False)']:.0f} ms, first search {seconds['first search 1, mapped']:.1f} s from "
+        f"a cold file and {seconds['search 1, mapped']:.2f} s after; memory beyond the codes at most {beyond:.1f}% "
+        "while building and searching."
+    )
+    return textwrap.fill(text, 118, break_on_hyphens=False)
+
+
+def steps(call: str) -> dict[tuple, float]:
+    """{(loss, contender, whether it was a CUDA graph): ms} of a call, at 64 x 2048 in float32 with distillation."""
+    want = {"part": "steps", "n": 64, "d": 2048, "dtype": "float32", "tf32": False, "distill": 1.0}
+    return {
+        (row["case"], row["contender"], row["graph"]): row["ms"]
+        for row in stored(f"gpu/{call}/gpu_check")["rows"]
+        if "ms" in row and all(row.get(key) == value for key, value in want.items())
+    }
+
+
+def gpu_step() -> str:
+    newest, older = map(steps, CALLS)
+    lines = []
+    for loss in dict.fromkeys(loss for loss, *_ in newest):
+        ours = newest[loss, "nhl_fast triton", True]
+        literal = newest[loss, "literal", False]
+        key = (loss, "reference, torch.compile", True)
+        compiled = newest.get(key, older.get(key))
+        lines.append(
+            [loss, f"{literal:.1f}", f"{compiled:.3f}{'' if key in newest else '*'}", f"{ours:.3f}",
+             f"{literal / ours:,.0f} and {compiled / ours:.1f}", f"{newest[loss, 'nhl_fast triton', False]:.2f}"]
+        )  # fmt: skip
+    head = ["loss", "literal procedure, ms", "torch.compile, CUDA graph, ms", "nhl_fast, CUDA graph, ms"]
+    return markdown([*head, "times faster", "nhl_fast, eager, ms"], lines)
+
+
+def gpu_search() -> str:
+    with open(RESULTS / "gpu" / CALLS[0] / "scan_cuda.csv", newline="") as handle:
+        rows = [row for row in csv.DictReader(handle) if row["unit"] == "mma" and row["right"] == "True"]
+    found = {(int(row["items"]), int(row["queries"]), int(row["k"])): row for row in rows if row["bits"] == "128"}
+    return markdown(
+        ["codes", "queries", "k", "ms", "pairs a second", "codes read, GB/s"],
+        [
+            [*(f"{number:,}" for number in case), f"{float(found[case]['graph_ms']):.3f}",
+             f"{float(found[case]['giga_pairs_s']) / 1000:.2f} T", f"{float(found[case]['items_gb_s']):,.0f}"]
+            for case in SEARCHES
+        ],
+    )  # fmt: skip

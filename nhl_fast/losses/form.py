@@ -1,0 +1,86 @@
+"""What the compiled steps must know of a loss, as data: they serve bodies, and no loss by its name.
+
+A loss is the sum of its forms. Functions and penalties have one name in Python, in the kernels and in C++; what they
+compute is said in docs/add-a-loss.md.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+
+from ..core import check
+from .bank import Bank
+
+# Which penalties on the outputs a body can add.
+PENALTIES = {
+    "center": (),
+    "pairs": ("absolute", "log_cosh", "balance", "cauchy"),
+    "triplets": ("sign",),
+    "softmax": ("square",),
+}
+WEIGHINGS = ("no", "rarity", "halves")
+MEANS = ("pairs", "similar")
+
+
+class Penalty(NamedTuple):
+    """A penalty on the outputs, and its weight."""
+
+    kind: str
+    weight: float
+
+
+NO_PENALTY = Penalty("none", 0.0)
+
+
+@dataclass(slots=True, eq=False)  # not frozen: a step makes several, and those take ten times as long to make
+class Form:
+    """One term of a loss, for a compiled body. See docs/add-a-loss.md.
+
+    Attributes:
+        body: "center", "pairs", "triplets" or "softmax".
+        function: the body's function of one output, pair, triplet or row.
+        constants: what the function takes.
+        penalty: one of `PENALTIES[body]` on the outputs, or none.
+        reference_bits: inner products of b bits count reference_bits / b times; 0: as they are.
+        clamp: pairs: outputs and bank are clamped to +-clamp first.
+        weigh: pairs: "no"; "rarity": by N / n, n of the N pairs being of the pair's kind (similar or not);
+            "halves": by half of that. Where one kind is missing every pair weighs 1.
+        over: pairs: the mean is over all "pairs" that count, or over the "similar" ones.
+        bank: pairs: whose written rows the batch is compared with; None: the batch itself, each pair in both orders.
+        centers: center, softmax: (C, sum of the code lengths) of +-1.
+        ties: center: (sum of the code lengths,) of +-1, where the sum of several centres is 0.
+        one_hot: softmax: the body refuses a row of labels that has not exactly one class.
+    """
+
+    body: str
+    function: str
+    constants: tuple[float, ...] = ()
+    penalty: Penalty | None = None
+    reference_bits: float = 0.0
+    clamp: float = math.inf
+    weigh: str = "no"
+    over: str = "pairs"
+    bank: Bank | None = None
+    centers: torch.Tensor | None = None
+    ties: torch.Tensor | None = None
+    one_hot: bool = False
+
+    def __post_init__(self):
+        if self.body not in PENALTIES or self.weigh not in WEIGHINGS or self.over not in MEANS:
+            check.one_of(self.body, "body", tuple(PENALTIES))
+            check.one_of(self.weigh, "weigh", WEIGHINGS)
+            check.one_of(self.over, "over", MEANS)
+        if self.penalty is not None and self.penalty.kind not in PENALTIES[self.body]:
+            taken = ", ".join(PENALTIES[self.body]) or "none"
+            raise ValueError(f"penalty: the body {self.body!r} takes {taken}, got {self.penalty.kind!r}")
+        if (self.centers is None) == (self.body in ("center", "softmax")):
+            wanted = "takes none" if self.centers is not None else "needs those of every class"
+            raise ValueError(f"centers: the body {self.body!r} {wanted}")
+        if (self.ties is None) == (self.body == "center"):
+            raise ValueError(
+                f"ties: the body {self.body!r} {'takes none' if self.body != 'center' else 'needs them'}"
+            )

@@ -1,0 +1,157 @@
+"""The ten losses as their papers print them: one code length, plain PyTorch, autograd alone. Written to be read.
+
+What a compiled step or a reference form computes is held against these functions in the tests; nothing is saved here,
+neither memory nor time, and nothing is done about overflow or cancellation: take float64.
+
+In all of them u is (N, b), the raw outputs of one code length; `similar` (N, M), bool, is S of the pairs; `others`
+(M, b) are the stored outputs of the training items; `y` (N, C) are labels of zeros and ones, and centres are of +-1.
+A mean over nothing is 0.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+
+
+def csq(u, center, *, quantization=1e-4):
+    """Yuan et al., "Central Similarity Quantization", CVPR 2020: L_C + lambda L_Q. center (N, b): each row's own."""
+    h = u.tanh()
+    central = F.binary_cross_entropy((h + 1) / 2, (center > 0).to(u.dtype))
+    return central + quantization * (h.abs() - 1).square().mean()
+
+
+def dpn(u, center, *, margin=1.0, ternary=False):
+    """Fan et al., "Deep Polarized Network", IJCAI 2020: the polarization loss. center (N, b): each row's own.
+
+    ternary: u is rounded to -1, 0 (within the margin) or 1 first, and the gradient passed straight through.
+    """
+    if ternary:
+        u = torch.where(u.abs() > margin, u.sign(), 0).detach() + (u - u.detach())
+    return F.relu(margin - u * center).mean()
+
+
+def dsh(u, others, similar, *, margin=2.0, alpha=0.1, balance=False):
+    """Liu et al., "Deep Supervised Hashing", CVPR 2016: the contrastive loss, m = margin b."""
+    distance = (u[:, None] - others[None]).square().sum(2)
+    short = F.relu(margin * u.shape[1] - distance)
+    pairs = torch.where(similar, distance / 2, short / 2)
+    return over_pairs(pairs, similar, balance) + alpha * (u.abs() - 1).abs().mean()
+
+
+def dhn(u, others, similar, *, alpha=0.1, reference_bits=None, balance=False):
+    """Zhu et al., "Deep Hashing Network", AAAI 2016: pairwise cross-entropy, and log cosh to quantize."""
+    theta = scaled(u @ others.T / 2, u, reference_bits)
+    pairs = softplus(theta) - similar * theta
+    return over_pairs(pairs, similar, balance) + alpha * (u.abs() - 1).cosh().log().mean()
+
+
+def dbdh(u, others, similar, *, alpha=0.1, clamp=True, reference_bits=None, balance=False):
+    """Zheng et al., "Deep balanced discrete hashing", Neurocomputing 2020: DHN's pairs; balanced bits in a row."""
+    if clamp:
+        u, others = u.clamp(-1, 1), others.clamp(-1, 1)
+    theta = scaled(u @ others.T / 2, u, reference_bits)
+    pairs = softplus(theta) - similar * theta
+    return over_pairs(pairs, similar, balance) + alpha * u.mean(1).square().mean()
+
+
+def dtsh(u, similar, *, margin=5.0, quantization=1.0, clamp=True, reference_bits=None):
+    """Wang, Shi and Kitani, "Deep Supervised Hashing with Triplet Labels", ACCV 2016: the triplet likelihood.
+
+    Anchors one at a time, those with a positive and a negative; an anchor is among its own positives.
+    """
+    theta, anchors = scaled(u @ u.T, u, reference_bits), []
+    for row, positive in zip(theta, similar):
+        if positive.any() and not positive.all():
+            t = row[positive][:, None] - row[~positive][None] - margin
+            t = t.clamp(-100, 50) if clamp else t
+            anchors.append(softplus(-t).mean())
+    triplets = sum(anchors) / len(anchors) if anchors else u.sum() * 0
+    return triplets + quantization * (u - signs(u)).square().mean()
+
+
+def lcdsh(u, similar, *, eta=3.0, clamp=True, reference_bits=None):
+    """Zhu and Gao, "Locality Constrained Deep Supervised Hashing", IJCAI 2017: likelihood and locality."""
+    theta = scaled(u @ u.T / 2, u, reference_bits)
+    theta = theta.clamp(-50, 50) if clamp else theta
+    coded = scaled(signs(u) @ signs(u).T / 2, u, reference_bits)
+    s = torch.where(similar, 1, -1)
+    return softplus(-s * theta).mean() + eta * (theta.sigmoid() - coded.sigmoid()).square().mean()
+
+
+def dch(u, similar, *, gamma=20.0, quantization=0.1, max_cosine=0.99):
+    """Cao et al., "Deep Cauchy Hashing", CVPR 2018: the Cauchy cross-entropy, and the Cauchy quantization loss.
+
+    max_cosine caps the cosine, so that d > 0; with None d is at least 1e-6.
+    """
+    b = u.shape[1]
+
+    def distance(cosine):
+        cosine = cosine if max_cosine is None else cosine.clamp(max=max_cosine)
+        return (b / 2 * (1 - cosine)).clamp(min=1e-6)
+
+    positives, negatives = similar.sum().to(u.dtype), (~similar).sum().to(u.dtype)
+    w = torch.where(similar, similar.numel() / positives, similar.numel() / negatives)
+    w = w if positives > 0 and negatives > 0 else torch.ones_like(w)
+    d = distance(unit(u) @ unit(u).T)
+    pairs = w * (similar * (d / gamma).log() + (1 + gamma / d).log())
+    ones = torch.ones(b, dtype=u.dtype, device=u.device)
+    return pairs.mean() + quantization * (1 + distance(unit(u.abs()) @ ones / b**0.5) / gamma).log().mean()
+
+
+def mdsh(u, y, centers, *, quantization=1e-4, reference_bits=None):
+    """MDSH of arXiv 2412.08922: cross-entropy of a softmax over the classes' centres (C, b)."""
+    p = probabilities(u, centers, reference_bits)
+    central = -(y * p.log() + (1 - y) * (1 - p).log()).mean()
+    return central + quantization * (u.abs() - 1).square().mean()
+
+
+def mdsh_pairs(u, others, similar):
+    """MDSH's momentum term: its mean over the similar pairs."""
+    cosine = F.normalize(u, dim=1) @ F.normalize(others, dim=1).T
+    return (similar * (1 + ((1 - cosine) / 2).exp()).log()).sum() / similar.sum().clamp(min=1)
+
+
+def shcir(u, y, centers, *, quantization=1e-4, reference_bits=None):
+    """SHCIR of arXiv 2412.08922: as MDSH, row by row, the wrong classes' term at its mean; one class a row."""
+    total = 0
+    for p, positive in zip(probabilities(u, centers, reference_bits), y == 1):
+        total = total + p[positive].log().mean() + (1 - p[~positive]).log().mean()
+    return -total / len(u) + quantization * (u.abs() - 1).square().mean()
+
+
+# ------------------------------------------------------------------------------------------------ what they share
+
+
+def softplus(x):
+    """log(1 + exp x). (PyTorch's own takes x for it beyond a threshold.)"""
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
+def signs(u):
+    """+1 where u > 0, else -1: the bits."""
+    return torch.where(u > 0, 1, -1).to(u.dtype)
+
+
+def unit(u):
+    """Rows at norm 1; a zero row stays zero."""
+    norm = u.norm(dim=1, keepdim=True)
+    return u / norm.where(norm > 1e-12, torch.inf)
+
+
+def scaled(products, u, reference_bits):
+    """Inner products of rows like u's, multiplied to those of `reference_bits` bits unless that is None."""
+    return products if reference_bits is None else products * (reference_bits / u.shape[1])
+
+
+def over_pairs(loss, similar, balance=False):
+    """The mean over all pairs; balance: over similar and dissimilar ones by half each, where there are both."""
+    if balance and similar.any() and not similar.all():
+        return (loss[similar].mean() + loss[~similar].mean()) / 2
+    return loss.sum() / max(loss.numel(), 1)
+
+
+def probabilities(u, centers, reference_bits):
+    """Softmax over the classes of sqrt(b) cos(u, centre), (N, C)."""
+    sharpness = (reference_bits or u.shape[1]) ** 0.5
+    return (sharpness * unit(u) @ unit(centers).T).softmax(1)

@@ -1,0 +1,98 @@
+"""The bodies that the kernels serve, by name: each takes a form (`nhl_fast.losses.form`) to values and deltas.
+
+    u       (N, L) contiguous float32, detached.
+    labels  as `prepare` gives them: int64 ids, or multi-hot rows.
+    values  (m,) float32, or (P, m) partial sums whose sum over the rows is the values (the combine kernel adds
+            them up, which spares a launch).
+    deltas  (N, sum of the code lengths) float32: the gradient of each length's value with respect to its own
+            outputs, side by side (see `nhl_fast.core.prefixes`).
+
+Nothing in it waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from nhl_fast.kernels import pairs as pair_kernels
+from nhl_fast.kernels import softmax as softmax_kernels
+
+from ...losses.form import NO_PENALTY, Form
+from . import center as centers_alone
+from . import pairs as all_pairs
+from . import softmax as classes
+from . import triplets as all_triplets
+from .operators import direct
+
+
+def center(form: Form, u, labels, lengths):
+    return direct(centers_alone.center)(u, labels, *center_problem(form, lengths))
+
+
+def center_problem(form: Form, lengths) -> tuple:
+    """What `center` and `project_center` take of a form."""
+    return form.centers, form.ties, lengths, form.function, list(form.constants)
+
+
+def pairs(form: Form, u, labels, lengths):
+    return direct(all_pairs.pairs)(*pair_problem(form, u, labels, lengths))
+
+
+def pair_problem(form: Form, u, labels, lengths) -> tuple:
+    bank = form.bank
+    others = (None, labels, None, None) if bank is None else (bank.u, labels, bank.labels, bank.written)
+    penalty = form.penalty or NO_PENALTY
+    return (
+        u, *others, lengths, form.function, list(form.constants), *penalty, form.weigh, form.over, form.clamp,
+        form.reference_bits,
+    )  # fmt: skip
+
+
+def triplets(form: Form, u, labels, lengths):
+    weight = (form.penalty or NO_PENALTY).weight
+    return direct(all_triplets.triplets)(
+        u, labels, lengths, form.function, list(form.constants), weight, form.reference_bits
+    )
+
+
+def softmax(form: Form, u, labels, lengths):
+    weight = (form.penalty or NO_PENALTY).weight
+    return direct(classes.softmax)(
+        u, form.centers.float(), labels, lengths, form.function, list(form.constants), weight, form.one_hot,
+        form.reference_bits,
+    )  # fmt: skip
+
+
+BODIES: dict[str, Callable] = {"center": center, "pairs": pairs, "triplets": triplets, "softmax": softmax}
+
+
+def refuses(form: Form) -> str | None:
+    """Why a form cannot be served, or None."""
+    if form.bank is not None and form.bank.u.dtype != torch.float32:
+        return f"the bank is {form.bank.u.dtype}, the kernels take float32"
+    if form.body == "softmax" and form.reference_bits > softmax_kernels.MAX_REFERENCE:
+        return f"reference_bits is {form.reference_bits}, the kernels take at most {softmax_kernels.MAX_REFERENCE}"
+    if form.body == "pairs" and form.reference_bits and not pair_kernels.scales(form.function):
+        return f"reference_bits is {form.reference_bits}, and {form.function!r} looks at no products"
+    return None
+
+
+def values_and_deltas(forms, u, labels, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(values, deltas) of the sum of the forms."""
+    values, deltas = BODIES[forms[0].body](forms[0], u, labels, lengths)
+    if len(forms) > 1:
+        add(values, deltas, forms[1:], u, labels, lengths)
+    return values, deltas
+
+
+def add(values, deltas, forms, u, labels, lengths: list[int]) -> None:
+    """Add those of more forms to values and deltas, in place."""
+    for form in forms:
+        if form.body == "pairs":
+            direct(all_pairs.add_pairs)(values, deltas, *pair_problem(form, u, labels, lengths))
+        else:
+            more, slopes = BODIES[form.body](form, u, labels, lengths)
+            (values if values.ndim == 1 else values[0]).add_(more if more.ndim == 1 else more.sum(0))
+            deltas.add_(slopes)
