@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .centers.aligned import class_similarity
     from .centers.make import make_centers, min_distances
     from .core.backend import backends
+    from .fit.coder import NestedCoder
+    from .fit.layer import fit_layer
     from .head.distillation import distillation_losses
     from .head.graphs import make_graphed
     from .head.layer import NestedHashLayer
@@ -26,9 +28,13 @@ if TYPE_CHECKING:
     from .retrieval.hamming import hamming_distances, radius_search, search
     from .retrieval.metrics import RetrievalResult, evaluate_retrieval
     from .retrieval.quality import code_quality
+    from .retrieval.recall import NeighborRecall, neighbor_recall
+    from .retrieval.rescore import funnel_search, rescore
 
 __all__ = [
     "IndexFileError",
+    "NeighborRecall",
+    "NestedCoder",
     "NestedHashLayer",
     "NestedIndex",
     "NestedObjective",
@@ -40,13 +46,17 @@ __all__ = [
     "distillation_losses",
     "dominance_weights",
     "evaluate_retrieval",
+    "fit_layer",
+    "funnel_search",
     "hamming_distances",
     "losses",
     "make_centers",
     "make_graphed",
     "min_distances",
+    "neighbor_recall",
     "pack_codes",
     "radius_search",
+    "rescore",
     "search",
     "unpack_codes",
 ]
@@ -55,6 +65,8 @@ __all__ = [
 # may bear the name of a public function: its import would hide the function.
 _HOMES = {
     "IndexFileError": "index.nested_index",
+    "NeighborRecall": "retrieval.recall",
+    "NestedCoder": "fit.coder",
     "NestedHashLayer": "head.layer",
     "NestedIndex": "index.nested_index",
     "NestedObjective": "head.objective",
@@ -66,12 +78,16 @@ _HOMES = {
     "distillation_losses": "head.distillation",
     "dominance_weights": "head.weighting",
     "evaluate_retrieval": "retrieval.metrics",
+    "fit_layer": "fit.layer",
+    "funnel_search": "retrieval.rescore",
     "hamming_distances": "retrieval.hamming",
     "make_centers": "centers.make",
     "make_graphed": "head.graphs",
     "min_distances": "centers.make",
+    "neighbor_recall": "retrieval.recall",
     "pack_codes": "retrieval.codes",
     "radius_search": "retrieval.hamming",
+    "rescore": "retrieval.rescore",
     "search": "retrieval.hamming",
     "unpack_codes": "retrieval.codes",
 }

@@ -139,6 +139,48 @@ def calls(folder) -> dict[str, tuple]:
             {"q_codes": CODES, "db_codes": CODES, "q_labels": LABELS, "db_labels": LABELS, "lengths": LENGTHS,
              "topk": 5, "ties": "id", "denominator": "retrieved", "chunk_bytes": 10_000, "backend": "auto"},
         ),
+        "neighbor_recall": (
+            nhl.neighbor_recall,
+            {"q_codes": CODES, "db_codes": CODES, "q_features": OUTPUTS, "db_features": OUTPUTS, "lengths": LENGTHS,
+             "k": 3, "candidates": (3, 5), "asymmetric": False, "metric": "cosine", "ties": "id", "neighbors": None,
+             "chunk_bytes": 1000, "backend": "auto"},
+        ),
+        "neighbor_recall asymmetric": (
+            nhl.neighbor_recall,
+            {"q_codes": OUTPUTS, "db_codes": CODES, "lengths": LENGTHS, "candidates": (3, 5), "asymmetric": True,
+             "k": 3, "neighbors": LABELS[:, None].expand(-1, 3)},
+        ),
+        "NeighborRecall": (lambda **options: nhl.neighbor_recall(CODES, CODES, OUTPUTS, OUTPUTS, **options),
+            {"lengths": LENGTHS, "k": 3, "candidates": (3, 5), "ties": "expected", "chunk_bytes": 1000},
+        ),
+        "rescore": (
+            nhl.rescore,
+            {"queries": OUTPUTS, "candidates": LABELS[:, None], "codes": CODES, "k": 1, "length": 8,
+             "chunk_bytes": 1000},
+        ),
+        "rescore vectors": (
+            nhl.rescore,
+            {"queries": OUTPUTS, "candidates": LABELS[:, None], "vectors": OUTPUTS, "k": 1, "metric": "cosine",
+             "chunk_bytes": 1000},
+        ),
+        "funnel_search": (
+            nhl.funnel_search,
+            {"queries": CODES, "database": CODES, "k": 3, "funnel": ((8, 5),), "length": 16, "vectors": None,
+             "query_vectors": None, "metric": "cosine", "chunk_bytes": 1000, "backend": "auto"},
+        ),
+        "fit_layer": (
+            nhl.fit_layer,
+            {"features": OUTPUTS, "code_lengths": LENGTHS, "method": "itq", "normalize": True, "sample_rows": 10,
+             "rotation_steps": 1, "seed": 0, "device": None, "checkpoint": None, "resume": False, "progress": False},
+        ),
+        "fit_layer learned": (
+            lambda **options: nhl.fit_layer(OUTPUTS, LENGTHS, steps=2, rotation_steps=1, progress=False, **options),
+            {"anchors": 2, "neighbors": 3, "drawn": 2, "temperature": 0.1, "lr": 1e-3, "checkpoint_every": 1},
+        ),
+        "NestedCoder": (
+            lambda X, **options: nhl.NestedCoder(LENGTHS, **options).fit_transform(X),
+            {"X": OUTPUTS, "method": "pca", "normalize": True, "seed": 0, "device": None},
+        ),
         "RetrievalResult.precision_at": (lambda n: result().precision_at(n), {"n": 3}),
         "RetrievalResult.recall_at": (lambda n: result().recall_at(n), {"n": 3}),
         "RetrievalResult.within_radius": (lambda r: result().within_radius(r), {"r": 2}),
@@ -226,6 +268,16 @@ def calls(folder) -> dict[str, tuple]:
                  "reference_bits": None, "seed": 0},
         "SHCIR": {"centers": None, "quantization": 1e-4, "reference_bits": None, "seed": 0},
     }  # fmt: skip
+    for name, targets, own in (
+        ("Neighbors", FEATURES, {"temperature": 0.1}),
+        ("Contrastive", LABELS, {"temperature": 0.3, "bottleneck": 0.1}),
+    ):
+        kind = getattr(nhl.losses, name)
+        out[name] = (kind, {"code_lengths": LENGTHS, **own})
+        out[f"{name}.forward"] = (
+            lambda kind=kind, **arguments: kind(LENGTHS)(**arguments),
+            {"u": OUTPUTS, "labels": targets, "backend": "auto"},
+        )
     for name, own in options.items():
         kind = getattr(nhl.losses, name)
         out[name] = (kind, {"num_classes": 3, "code_lengths": LENGTHS, **own})

@@ -64,6 +64,7 @@ ARRAYS = {
     "objects": np.array([{}], object),
     "rows": np.zeros((4, 64), np.float32),
     "none": np.zeros((0, 64), np.float32),
+    "vectors": np.random.default_rng(0).standard_normal((40, 6)),
     "text": np.array(["a", "b"]),
     "complex": np.zeros((3, 64), np.complex64),
     "fields": np.zeros(3, [("a", int)]),
@@ -86,6 +87,7 @@ ALSO = {
     "runs": "run|JSON",
 }
 ALSO |= {"--max-memory": "no length meets every bound", "--min-map": "no length meets every bound"}
+ALSO |= dict.fromkeys(("embeddings", "--texts", "--images"), "give one of NPY|such file|embeddings|empty")
 ALSO |= dict.fromkeys(("--query-codes", "--database-codes"), "give either a run folder")
 ALSO |= dict.fromkeys(("--query-labels", "--database-labels"), "give either a run folder")
 INTERNAL = re.compile(
@@ -103,6 +105,18 @@ def base(command, folder, run):
         "search": ["search", str(run)],
         "compare": ["compare", *TINY, *few],
         "report": ["report", str(run), "-o", f"{folder}/new.html"],
+        "fit": [
+            "fit",
+            "vectors.npy",
+            "--out",
+            f"{folder}/new",
+            "--lengths",
+            "4,8",
+            "--method",
+            "itq",
+            "--queries",
+            "5",
+        ],
         "advise": ["advise", str(run), "--items", "1000"],
         "backends": ["backends"],
     }[command]

@@ -18,6 +18,7 @@ FLOORS = [
     "head",
     "steps",
     "training",
+    "fit",
     "report",
     "cli",
 ]

@@ -15,6 +15,7 @@ from ..core.files import as_path, read_json, write_json
 from ..core.labels import similarity
 from ..core.operation import ABSENT, SERVES, table
 from ..data import load_dataset
+from ..fit.run import is_fit
 from ..report.write import check_targets, write_report
 from ..retrieval import advise as advising
 from ..retrieval.codes import mask_tail, num_bytes
@@ -30,6 +31,7 @@ from ..training.run import Run
 from ..training.run_folder import RunFolder, check_output
 from ..training.run_pictures import label_text, write_pictures
 from ..training.trainer import Trainer
+from . import fit as fitted
 
 
 def emit(args, obj, text: str) -> None:
@@ -37,7 +39,13 @@ def emit(args, obj, text: str) -> None:
     print(json.dumps(obj, indent=2) if args.json else text)
 
 
+def fit(args) -> None:
+    fitted.fit(args)
+
+
 def open_run(args) -> Run:
+    if is_fit(args.run):
+        raise ValueError(f"run: {args.run} is a fit of vectors, measured when it was made: see its metrics.json")
     return Run.open(args.run, args.places, args.device)
 
 
@@ -120,6 +128,9 @@ def evaluate_run(args, run: Run, said: dict) -> None:
 
 
 def encode(args) -> None:
+    if is_fit(args.run):
+        fitted.encode(args)
+        return
     stored = RunFolder(args.run).read_config()["data"]
     read = [None if args.input is None else as_path(args.input, "--input"), args.places.get("path")]
     output = check_output(args.output, "--output", [*read, stored.get("path"), stored.get("labels")])
@@ -156,7 +167,7 @@ def search(args) -> None:
     if args.run is not None:
         if args.queries or args.codes:
             raise ValueError("give either a run folder or --queries and --codes")
-        search_run(args)
+        fitted.search(args) if is_fit(args.run) else search_run(args)
         return
     if not (args.queries and args.codes):
         raise ValueError("give a run folder, or both --queries and --codes")

@@ -15,6 +15,7 @@ from ..retrieval.ties import RULES
 from ..training.config import TrainConfig
 from ..training.presets import PRESETS
 from ..training.run_folder import RunFolder, check_target
+from . import fit_arguments
 from . import resume as resume
 from .errors import one_line, silence
 
@@ -312,6 +313,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--tolerance", type=float, default=0.005, help="without --min-map: accepted distance to the best mAP"
     )
 
+    fit_arguments.add(command, lengths)
     command("backends", "what is built and active on this machine, and why not")
     return parser
 
@@ -319,6 +321,8 @@ def build_parser() -> argparse.ArgumentParser:
 def prepare(args) -> None:
     """Where the data lies, and settings and data of the commands that train, checked."""
     args.places = places(args)
+    if args.command == "fit" and (args.out is None) == (args.resume is None):
+        args.parser.error("give either --out RUN, or --resume RUN to go on with a fit")
     if not hasattr(args, "preset"):
         return
     if args.command == "train" and args.resume is not None:
@@ -353,8 +357,9 @@ def main(argv: list[str] | None = None) -> int:
         silence(sys.stdout)
         return 0
     except KeyboardInterrupt:
-        begun = args.command == "train" and RunFolder(args.out).config.exists()
-        hint = f"; go on with: nhl-fast train --resume {args.out}" if begun else ""
+        out = args.out or args.resume if args.command in ("train", "fit") else None
+        begun = out is not None and RunFolder(out).config.exists()
+        hint = f"; go on with: nhl-fast {args.command} --resume {out}" if begun else ""
         print(f"nhl-fast: interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The published losses, each with one value a code length, and `PerLength` for any other."""
+"""The published losses, each with one value a code length, two without labels, and `PerLength` for any other."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ _PUBLISHED = {
     "MDSH": "softmax",
     "SHCIR": "softmax",
 }
-_HOMES = {**_PUBLISHED, "Bank": "bank", "NestedLoss": "base", "PerLength": "per_length"}
+# Two need no classes: their targets are vectors, or which rows show one thing.
+_UNLABELLED = {"Contrastive": "unlabelled", "Neighbors": "unlabelled"}
+_HOMES = {**_PUBLISHED, **_UNLABELLED, "Bank": "bank", "NestedLoss": "base", "PerLength": "per_length"}
 NAMES = tuple(name.lower() for name in _PUBLISHED)
 
 __all__ = [*_HOMES, "REGISTRY", "build"]  # noqa: PLE0604 (the keys are strings)

@@ -26,6 +26,7 @@ def plot_map_vs_bits(
     *,
     marked_lengths: Sequence[int] = (),
     title: str | None = None,
+    quantity: str = "Mean average precision",
 ) -> Path:
     """Mean average precision against the number of bits, one curve a method.
 
@@ -35,6 +36,7 @@ def plot_map_vs_bits(
         path: the .png, .pdf or .svg to write.
         marked_lengths: lengths (the trained ones) marked on the axis and on the curves that reach them.
         title: replaces the default title.
+        quantity: what the numbers are, where it is another share from 0 to 1.
 
     Raises:
         TypeError, ValueError: no curve, an empty one, or a value that is not a number from 0 to 1.
@@ -73,7 +75,7 @@ def plot_map_vs_bits(
         axes.grid(axis="x", visible=False)
         axes.set_xlim(low / (high / low) ** 0.03 / 1.01, high * (high / low) ** 0.03 * 1.01)
         axes.set_xlabel("Code length (bits, logarithmic scale)")
-        axes.set_ylabel("Mean average precision (0 to 1)")
+        axes.set_ylabel(f"{quantity} (0 to 1)")
         axes.set_title(title or "Retrieval quality of every prefix")
         if marked:
             axes.plot([], [], color="#bbbbbb", linewidth=0.9, linestyle=(0, (2, 2)), label="trained length")
