@@ -54,6 +54,7 @@ class FitConfig:
             check.positive_int(getattr(self, name), name)
         check.positive_int(self.sample_rows, "sample_rows", minimum=2)
         check.positive_int(self.seed, "seed", minimum=0, maximum=2**31 - 1)
+        check.device(self.device)
         for name in ("temperature", "lr"):
             check.number(getattr(self, name), name, positive=True)
 
