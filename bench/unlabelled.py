@@ -72,7 +72,7 @@ def measure(name: str, path: Path, seed: int, method: str, out: Path, known: dic
         raw = nhl.neighbor_recall(layer.project(queries).detach(), codes, asymmetric=True, **options)
         row["asymmetric"][str(b)] = raw.recall[b]
     if method == "learned":
-        row["funnel"] = funnels(found[256], queries, database, known["neighbors"])
+        row["funnel"] = funnels(found[LENGTHS[-1]], queries, database, known["neighbors"])
     return row
 
 
@@ -136,7 +136,6 @@ def gains(rows: list[dict]) -> str:
         best = max(statistics.mean(found[m][b][:count]) for m in ("pca", "itq a length"))
         ratios[b] = statistics.mean(found["learned"][b]) / best - 1
     said = ", ".join(f"{100 * ratio:+.1f}% at {b}" for b, ratio in ratios.items())
-    mean = 100 * statistics.mean(ratios.values())
     mean = 100 * statistics.mean(ratios.values())
     return f"`learned` over the better of PCA and ITQ a length: {said} bits; {mean:+.1f}% in the mean of these."
 
