@@ -178,8 +178,8 @@ def calls(folder) -> dict[str, tuple]:
             {"anchors": 2, "neighbors": 3, "drawn": 2, "temperature": 0.1, "lr": 1e-3, "checkpoint_every": 1},
         ),
         "NestedCoder": (
-            lambda X, **options: nhl.NestedCoder(LENGTHS, **options).fit_transform(X),
-            {"X": OUTPUTS, "method": "pca", "normalize": True, "seed": 0, "device": None},
+            lambda X, **options: nhl.NestedCoder(LENGTHS, rotation_steps=1, **options).fit_transform(X),
+            {"X": OUTPUTS, "method": "itq", "normalize": True, "seed": 0, "device": None},
         ),
         "RetrievalResult.precision_at": (lambda n: result().precision_at(n), {"n": 3}),
         "RetrievalResult.recall_at": (lambda n: result().recall_at(n), {"n": 3}),

@@ -117,6 +117,8 @@ def _neighbors(given, q_codes, db_codes, q_features, db_features, k, metric, chu
         given = given.to(q_codes.device, torch.int64)
         check.values(((given >= 0) & (given < n)).all(), f"neighbors: expected ids from 0 to {n - 1}")
         return given
+    if q_features is None and db_features is None:
+        raise ValueError("neighbors: expected ids, or q_features and db_features in their place, got none of them")
     for value, name, rows in ((q_features, "q_features", len(q_codes)), (db_features, "db_features", n)):
         if value is None:
             raise ValueError(f"{name}: expected the features, got None (or give neighbors)")
