@@ -87,7 +87,7 @@ ALSO = {
     "runs": "run|JSON",
 }
 ALSO |= {"--max-memory": "no length meets every bound", "--min-map": "no length meets every bound"}
-ALSO |= dict.fromkeys(("embeddings", "--texts", "--images"), "give one of NPY|such file|embeddings|empty")
+ALSO |= dict.fromkeys(("embeddings", "--texts", "--images"), "give one of NPY|such file|embeddings|empty|held out")
 ALSO |= dict.fromkeys(("--query-codes", "--database-codes"), "give either a run folder")
 ALSO |= dict.fromkeys(("--query-labels", "--database-labels"), "give either a run folder")
 INTERNAL = re.compile(
