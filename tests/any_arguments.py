@@ -155,8 +155,8 @@ def calls(folder) -> dict[str, tuple]:
         ),
         "rescore": (
             nhl.rescore,
-            {"queries": OUTPUTS, "candidates": LABELS[:, None], "codes": CODES, "k": 1, "length": 8,
-             "chunk_bytes": 1000},
+            {"queries": OUTPUTS, "candidates": LABELS[:, None], "codes": CODES, "vectors": None, "k": 1,
+             "length": 8, "chunk_bytes": 1000},
         ),
         "rescore vectors": (
             nhl.rescore,
