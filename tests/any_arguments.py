@@ -147,8 +147,7 @@ def calls(folder) -> dict[str, tuple]:
         ),
         "neighbor_recall asymmetric": (
             nhl.neighbor_recall,
-            {"q_codes": OUTPUTS, "db_codes": CODES, "q_features": None,
-             "db_features": None, "lengths": LENGTHS, "candidates": (3, 5), "asymmetric": True,
+            {"q_codes": OUTPUTS, "db_codes": CODES, "lengths": LENGTHS, "candidates": (3, 5), "asymmetric": True,
              "k": 3, "neighbors": LABELS[:, None].expand(-1, 3)},
         ),
         "NeighborRecall": (lambda **options: nhl.neighbor_recall(CODES, CODES, OUTPUTS, OUTPUTS, **options),
@@ -156,13 +155,13 @@ def calls(folder) -> dict[str, tuple]:
         ),
         "rescore": (
             nhl.rescore,
-            {"queries": OUTPUTS, "candidates": LABELS[:, None], "codes": CODES, "vectors": None, "k": 1, "length": 8,
-             "chunk_bytes": 1000},
+            {"queries": OUTPUTS, "candidates": LABELS[:, None], "codes": CODES, "vectors": None, "k": 1,
+             "length": 8, "chunk_bytes": 1000},
         ),
         "rescore vectors": (
             nhl.rescore,
-            {"queries": OUTPUTS, "candidates": LABELS[:, None], "codes": None, "vectors": OUTPUTS, "k": 1,
-             "metric": "cosine", "chunk_bytes": 1000},
+            {"queries": OUTPUTS, "candidates": LABELS[:, None], "vectors": OUTPUTS, "k": 1, "metric": "cosine",
+             "chunk_bytes": 1000},
         ),
         "funnel_search": (
             nhl.funnel_search,
@@ -170,17 +169,17 @@ def calls(folder) -> dict[str, tuple]:
              "query_vectors": None, "metric": "cosine", "chunk_bytes": 1000, "backend": "auto"},
         ),
         "fit_layer": (
-            functools.partial(nhl.fit_layer, rotation_steps=1),  # any number of them is right, but not in a test
+            nhl.fit_layer,
             {"features": OUTPUTS, "code_lengths": LENGTHS, "method": "itq", "normalize": True, "sample_rows": 10,
-             "seed": 0, "device": None, "checkpoint": None, "resume": False, "progress": False},
+             "rotation_steps": 1, "seed": 0, "device": None, "checkpoint": None, "resume": False, "progress": False},
         ),
         "fit_layer learned": (
             lambda **options: nhl.fit_layer(OUTPUTS, LENGTHS, steps=2, rotation_steps=1, progress=False, **options),
             {"anchors": 2, "neighbors": 3, "drawn": 2, "temperature": 0.1, "lr": 1e-3, "checkpoint_every": 1},
         ),
         "NestedCoder": (
-            lambda X, **options: nhl.NestedCoder(LENGTHS, **options).fit_transform(X),
-            {"X": OUTPUTS, "method": "random", "normalize": True, "seed": 0, "device": None},
+            lambda X, **options: nhl.NestedCoder(LENGTHS, rotation_steps=1, **options).fit_transform(X),
+            {"X": OUTPUTS, "method": "itq", "normalize": True, "seed": 0, "device": None},
         ),
         "RetrievalResult.precision_at": (lambda n: result().precision_at(n), {"n": 3}),
         "RetrievalResult.recall_at": (lambda n: result().recall_at(n), {"n": 3}),
