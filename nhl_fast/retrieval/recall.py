@@ -140,7 +140,7 @@ def _ranked(queries, database, count, length, asymmetric, chunk_bytes, backend) 
 def _found(ranked: torch.Tensor, neighbors: torch.Tensor, candidates) -> torch.Tensor:
     """(len(candidates), Q): the share of the true neighbours among the first candidates of the ranking."""
     ranked, order = ranked.sort(dim=1)
-    place = torch.searchsorted(ranked, neighbors).clamp(max=ranked.shape[1] - 1)
+    place = torch.searchsorted(ranked, neighbors.contiguous()).clamp(max=ranked.shape[1] - 1)
     rank = torch.where(ranked.gather(1, place) == neighbors, order.gather(1, place), ranked.shape[1])
     return torch.stack([(rank < c).double().mean(1) for c in candidates])
 
