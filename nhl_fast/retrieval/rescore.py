@@ -172,7 +172,7 @@ def funnel_search(
     database = codes.check_packed(database, "database")
     raw = as_tensor(queries, "queries")
     if isinstance(raw, torch.Tensor):
-        check.present(raw, "queries")
+        check.present(check.tensor(raw, "queries"), "queries")
     # A matrix of -1 and +1 is a code (check_packed packs it), whatever its dtype.
     raw = raw if isinstance(raw, torch.Tensor) and raw.is_floating_point() and bool((raw.abs() != 1).any()) else None
     outputs = None if raw is None else check_outputs(raw, "queries", database)
