@@ -301,11 +301,11 @@ def test_interrupted(pictures, workers):
 def test_outputs_that_nobody_reads(run):
     read, write = os.pipe()
     os.close(read)
-    done = command("search", run, "-k", "100", stdout=write)
+    done = command("search", run, "-k", "20", stdout=write)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
     if Path("/dev/full").exists():
         with open("/dev/full", "w") as full:
-            done = command("search", run, "-k", "100", stdout=full)
+            done = command("search", run, "-k", "20", stdout=full)
         assert done.returncode == 1
         assert done.stderr == "nhl-fast search: [Errno 28] No space left on device\n"
