@@ -1,4 +1,4 @@
-"""Pairwise losses: DSH, DHN and DBDH against the bank of all training items, LCDSH and DCH within the batch."""
+"""Pairwise losses: DSH, DHN, DPSH and DBDH against the bank of all training items, LCDSH and DCH within the batch."""
 
 from __future__ import annotations
 
@@ -210,6 +210,30 @@ class DHN(BankPairLoss):
         """That of the likelihood of the pairs with a penalty."""
         bits = self.reference_bits or 0.0
         return Form("pairs", "likelihood", (), penalty, bits, clamp, weigh=self.weighing, bank=self.bank)
+
+
+class DPSH(DHN):
+    """Deep pairwise-supervised hashing: DHN's likelihood, and outputs drawn to their own bits.
+
+    With theta = u_i U_j / 2: L_k = mean [softplus(theta) - S theta] + alpha * mean (u - sign u)^2.
+
+    Args:
+        num_train: number of training items (rows of the bank).
+        alpha: weight of the second term (eta of the paper, whose terms are sums).
+        reference_bits, balance: as for `DHN`.
+
+    Source: Li, Wang and Kang, "Feature Learning based Deep Supervised Hashing with Pairwise Labels", IJCAI 2016.
+    """
+
+    def naive(self, u, labels, k):
+        options = {"alpha": self.alpha, "reference_bits": self.reference_bits, "balance": self.balance}
+        return naive.dpsh(u, *self.stored(u, labels), **options)
+
+    def penalty(self, v):
+        return self.alpha * self.segment_means((v - bit_signs(v).detach()).square())
+
+    def forms(self):
+        return (self.form(Penalty("sign", self.alpha)),)
 
 
 class DBDH(DHN):
