@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import math
 
+import torch
+
 from ..core import check
 from ..core.labels import similarity
+from ..core.prefixes import split
 from . import naive
-from .base import NestedLoss
+from .base import NestedLoss, softplus
 from .form import Form
+from .pairs import rarity_weights
 
 
 class HashNet(NestedLoss):
     """HashNet: the weighted likelihood of pairs of tanh outputs, whose tanh sharpens in the course of training.
 
     With h = tanh(beta u) and theta = (reference_bits / b) h_i h_j / 2: L_k = mean w [softplus(theta) - S theta].
-    w weighs similar and dissimilar pairs by how rare they are (1 where one kind is missing); the pairs are those of the batch,
-    each with itself included. Where rows have several classes, w does not look at how many two rows share.
+    w weighs similar and dissimilar pairs by how rare they are (1 where one kind is missing); the pairs are those
+    of the batch, each row with itself included. Where rows have several classes, w does not say how many two share.
 
     Args:
         beta: sharpness of tanh in the first epoch.
@@ -56,6 +60,13 @@ class HashNet(NestedLoss):
     def naive(self, u, labels, k):
         similar = similarity(labels, labels)
         return naive.hashnet(u, similar, beta=self.sharpness, reference_bits=self.reference_bits)
+
+    def expanded(self, v, labels):  # does not wait for a device, to see whether both kinds of pairs are there
+        similar = similarity(labels, labels)
+        h = self.as_bits((self.sharpness * v).tanh(), self.reference_bits)
+        theta = torch.stack([rows @ rows.T / 2 for rows in split(h, self.code_lengths)])
+        pairs = softplus(torch.where(similar, -theta, theta))
+        return (rarity_weights(similar, v.dtype) * pairs).mean((1, 2))
 
     def forms(self):
         bits, squash = float(self.reference_bits), float(self.sharpness)

@@ -45,6 +45,15 @@ def distance_pairs(pair, u, others, written):
     return value, grad
 
 
+def rarity_weights(similar: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """How rare each pair's kind (similar or not) is, like `similar`: N / n; 1 where one kind is missing."""
+    number, positives = similar.numel(), similar.sum().to(dtype)  # a quotient of integers is float32
+    negatives = number - positives
+    one_sided = (positives == 0) | (negatives == 0)
+    weights = torch.where(similar, number / positives.clamp(min=1), number / negatives.clamp(min=1))
+    return torch.where(one_sided, torch.ones_like(weights), weights)
+
+
 class BankPairLoss(BankMixin, NestedLoss):
     """Mean over the pairs (batch row, written bank row) of a pair loss, plus a penalty on the outputs."""
 
@@ -389,11 +398,7 @@ class DCH(NestedLoss):
 
     def expanded(self, v, labels):  # keeps digits: the logarithms of a similar pair that is close cancel
         similar = similarity(labels, labels)
-        number, positives = similar.numel(), similar.sum().to(v.dtype)  # a quotient of integers is float32
-        negatives = number - positives
-        one_sided = (positives == 0) | (negatives == 0)
-        weights = torch.where(similar, number / positives.clamp(min=1), number / negatives.clamp(min=1))
-        weights = torch.where(one_sided, torch.ones_like(weights), weights)
+        weights = rarity_weights(similar, v.dtype)
         unit = self.unit_rows(v)
         distance = self.distance(torch.stack([r @ r.T for r in split(unit, self.code_lengths)]))
         # S log(d / gamma) + log(1 + gamma / d) = log(1 + d / gamma) - (1 - S) log(d / gamma)
