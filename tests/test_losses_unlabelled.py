@@ -222,9 +222,9 @@ def test_wrong_targets(loss, labels, message):
 
 
 def test_wrong_options_and_a_single_row():
-    for make in (nhl.losses.Neighbors, nhl.losses.Contrastive):
+    for kind in (nhl.losses.Neighbors, nhl.losses.Contrastive):
         with pytest.raises(ValueError, match=r"^temperature: "):
-            make(LENGTHS, temperature=0.0)
+            kind(LENGTHS, temperature=0.0)
     with pytest.raises(ValueError, match=r"^bottleneck: "):
         nhl.losses.Contrastive(LENGTHS, bottleneck=-1.0)
     with pytest.raises(ValueError, match=r"^u: expected at least two rows"):

@@ -167,7 +167,6 @@ struct ListwiseArgs {
   double* value;         // added to
   double* along;         // added to: the sum's slope in `factor`
   float* slopes;
-  float* scratch;  // np
 };
 
 struct PairKernel {

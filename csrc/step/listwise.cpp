@@ -13,7 +13,8 @@ struct Wanted {
   std::vector<float> weights;
 };
 
-Wanted neighbors_of(const ListwiseTerm& term, int64_t n, const Executor& executor) {
+// products: room for (n x np).
+Wanted neighbors_of(const ListwiseTerm& term, int64_t n, float* products, const Executor& executor) {
   const Kernels& kernels = active_kernels();
   const int64_t d = term.width;
   const Buffer unit(n * d);
@@ -25,7 +26,6 @@ Wanted neighbors_of(const ListwiseTerm& term, int64_t n, const Executor& executo
   const Plan plan({d});
   const Square square(kernels, plan.layout, {unit, n, plan.lengths});
   Wanted wanted(n, square.np, true);
-  const Buffer products(n * square.np);
   for_blocks(executor, static_cast<double>(n) * n * d, n, kBlock, [&](int64_t, int64_t begin, int64_t end) {
     square.gram(0, begin, end, nullptr, products);
     kernels.listwise_targets({products, n, square.np, begin, end, 1 / term.constant, wanted.shares, wanted.logs});
@@ -94,36 +94,33 @@ void listwise(const Batch& batch, const ListwiseTerm& term, const Loss& out, flo
   const Square square(kernels, layout, {signs, n, batch.lengths});
   const int64_t np = square.np, step = n * np;
   const bool neighbors = term.function == ListwiseFunction::divergence;
-  const Wanted wanted = neighbors ? neighbors_of(term, n, executor) : views_of(term, n, np);
+  const Buffer products(step), slopes(step);
+  const Wanted wanted = neighbors ? neighbors_of(term, n, products, executor) : views_of(term, n, np);
 
-  const Buffer products(step), slopes(m * step);
   std::vector<double> parts(divide_up(n, kBlock) * 2 * m, 0.0);
-  const double work = static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(bits + 20 * m);
-  for_blocks(executor, work, n, kBlock, [&](int64_t i, int64_t begin, int64_t end) {
-    const Buffer scratch(np);
-    for (int64_t k = 0; k < m; ++k) {
+  for (int64_t k = 0; k < m; ++k) {
+    const int64_t b = layout.lengths[k], wide = padded(b);
+    const double work = static_cast<double>(n) * static_cast<double>(n) * static_cast<double>(b + 20);
+    for_blocks(executor, work, n, kBlock, [&](int64_t i, int64_t begin, int64_t end) {
       square.gram(k, begin, end, products, products);
       double* const part = parts.data() + 2 * (i * m + k);
-      kernels.listwise({products, n, np, begin, end, term.scales[k] / static_cast<float>(layout.lengths[k]),
-                        wanted.shares, wanted.has_logs ? static_cast<float*>(wanted.logs) : nullptr,
-                        wanted.weights.data(), part, part + 1, slopes + k * step, scratch});
-    }
-  });
-  for_blocks(executor, 2.0 * work, n, kBlock, [&](int64_t, int64_t begin, int64_t end) {
-    const int64_t count = end - begin, wide = padded(bits);
-    const Buffer both(count * np), delta(count * wide);
-    for (int64_t k = 0; k < m; ++k) {
-      const float* const slope = slopes + k * step;
+      kernels.listwise({products, n, np, begin, end, term.scales[k] / static_cast<float>(b), wanted.shares,
+                        wanted.has_logs ? static_cast<float*>(wanted.logs) : nullptr, wanted.weights.data(), part,
+                        part + 1, slopes});
+    });
+    for_blocks(executor, work, n, kBlock, [&](int64_t, int64_t begin, int64_t end) {
+      const int64_t count = end - begin;
+      const Buffer both(count * np), delta(count * wide);
       // A product of two rows is there twice: in the softmax of one, and of the other.
-      kernels.transpose(slope + begin, np, n, count, both, np, np);
-      kernels.add_scaled(slope + begin * np, 1.0f, count * np, both);
+      kernels.transpose(slopes + begin, np, n, count, both, np, np);
+      kernels.add_scaled(slopes + begin * np, 1.0f, count * np, both);
       square.pull_rows(k, count, both, delta, wide);
-      for (int64_t i = begin; i < end; ++i)
-        for (int64_t c = 0; c < layout.lengths[k]; ++c)
-          out.deltas[i * layout.width() + layout.starts[k] + c] =
-              delta[(i - begin) * wide + c] * tanh_slopes[i * bits + c];
-    }
-  });
+      for (int64_t i = begin; i < end; ++i) {
+        float* const to = out.deltas + i * layout.width() + layout.starts[k];
+        for (int64_t c = 0; c < b; ++c) to[c] = delta[(i - begin) * wide + c] * tanh_slopes[i * bits + c];
+      }
+    });
+  }
   const std::vector<double> sums = total(parts, 2 * m);
   std::vector<double> values(m);
   for (int64_t k = 0; k < m; ++k) {

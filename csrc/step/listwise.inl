@@ -15,39 +15,48 @@ void straight(const float* u, int64_t count, float* signs, float* slopes) {
   }
 }
 
-// logits[j] = factor * x[j], less the largest, over the n columns but `own`; the logarithm of the sum of exp.
-NHL_INLINE float log_sum(const float* x, float factor, int64_t own, int64_t n, int64_t np, float* logits) {
+// The columns of a row that are there, but for one: all ones there.
+NHL_INLINE I others(int64_t j, int64_t own, int64_t n) {
+  I lane;
+  for (int i = 0; i < kLanes; ++i) lane[i] = i;
+  const I column = lane + splat(static_cast<int32_t>(j));
+  return (column < splat(static_cast<int32_t>(n))) & (column != splat(static_cast<int32_t>(own)));
+}
+
+// A row's softmax over the others of factor * x: exponentials exp(factor * x - highest), 0 elsewhere, and what turns
+// them into shares and their logarithms.
+struct Exponentials {
+  V highest, inverse_sum, log_sum;
+};
+NHL_INLINE Exponentials exponentials(const float* x, float factor, int64_t own, int64_t n, int64_t np, float* out) {
+  V top = splat(kLowest);
   for (int64_t j = 0; j < np; j += kLanes) {
     const V scaled = factor * load(x + j);
-    store(logits + j, first_lanes(n - j) ? scaled : splat(kLowest));
+    top = max(others(j, own, n) ? scaled : splat(kLowest), top);
   }
-  logits[own] = kLowest;
-  V top = splat(kLowest);
-  for (int64_t j = 0; j < np; j += kLanes) top = max(load(logits + j), top);
   float lane[kLanes];
   store(lane, top);
   float highest = lane[0];
   for (int i = 1; i < kLanes; ++i) highest = lane[i] > highest || lane[i] != lane[i] ? lane[i] : highest;
-  V total = {};
+  V sums = {};
   for (int64_t j = 0; j < np; j += kLanes) {
-    const V shifted = max(load(logits + j) - highest, splat(kLowest));
-    store(logits + j, shifted);
-    total += shifted < -87.0f ? V{} : exp(shifted);
+    const V e = only(others(j, own, n), exp(min(factor * load(x + j) - highest, V{})));
+    store(out + j, e);
+    sums += e;
   }
-  store(lane, log(splat(sum(total))));
-  return lane[0];
+  const V total = splat(sum(sums));
+  return {splat(highest), 1.0f / total, log(total)};
 }
 
 void listwise_targets(const ListwiseTargets& a) {
   for (int64_t i = a.begin; i < a.end; ++i) {
+    const float* const x = a.products + i * a.np;
     float *const logs = a.logs + i * a.np, *const shares = a.shares + i * a.np;
-    const float whole = log_sum(a.products + i * a.np, a.factor, i, a.n, a.np, logs);
+    const Exponentials all = exponentials(x, a.factor, i, a.n, a.np, shares);
     for (int64_t j = 0; j < a.np; j += kLanes) {
-      const V x = load(logs + j) - whole;
-      store(logs + j, x);
-      store(shares + j, x < -87.0f ? V{} : exp(x));
+      store(shares + j, all.inverse_sum * load(shares + j));
+      store(logs + j, (a.factor * load(x + j) - all.highest) - all.log_sum);
     }
-    logs[i] = shares[i] = 0;
   }
 }
 
@@ -57,25 +66,20 @@ void listwise(const ListwiseArgs& a) {
     const float *const products = a.products + i * a.np, *const shares = a.shares + i * a.np;
     const float* const logs = a.logs ? a.logs + i * a.np : nullptr;
     float* const slopes = a.slopes + i * a.np;
+    const V weight = splat(a.weights[i]);
     if (a.weights[i] == 0) {
-      for (int64_t j = 0; j < a.np; ++j) slopes[j] = 0;
+      for (int64_t j = 0; j < a.np; j += kLanes) store(slopes + j, V{});
       continue;
     }
-    const float whole = log_sum(products, a.factor, i, a.n, a.np, a.scratch);
+    const Exponentials all = exponentials(products, a.factor, i, a.n, a.np, slopes);
     V divergence = {}, pull = {};
     for (int64_t j = 0; j < a.np; j += kLanes) {
-      const V x = load(a.scratch + j) - whole, share = load(shares + j);
-      const V gap = logs ? load(logs + j) - x : -x;
+      const V x = load(products + j), share = load(shares + j);
+      const V log_p = (a.factor * x - all.highest) - all.log_sum;
+      const V gap = (logs ? load(logs + j) : V{}) - log_p;
       divergence += share > 0 ? share * gap : V{};
-      const V slope = (x < -87.0f ? V{} : exp(x)) - share;
-      store(slopes + j, slope);
-    }
-    slopes[i] = 0;
-    for (int64_t j = a.n; j < a.np; ++j) slopes[j] = 0;
-    const V weight = splat(a.weights[i]);
-    for (int64_t j = 0; j < a.np; j += kLanes) {
-      const V slope = weight * load(slopes + j);
-      pull += slope * load(products + j);
+      const V slope = weight * (all.inverse_sum * load(slopes + j) - share);
+      pull += slope * x;
       store(slopes + j, a.factor * slope);
     }
     value += static_cast<double>(a.weights[i]) * sum(divergence);

@@ -1,4 +1,4 @@
-"""The ten losses as their papers print them: one code length, plain PyTorch, autograd alone. Written to be read.
+"""The losses as their papers print them: one code length, plain PyTorch, autograd alone. Written to be read.
 
 What a compiled step or a reference form computes is held against these functions in the tests; nothing is saved here,
 neither memory nor time, and nothing is done about overflow or cancellation: take float64.

@@ -27,8 +27,8 @@ def log_neighbors(vectors: torch.Tensor, temperature: float) -> torch.Tensor:
 def divergences(v: torch.Tensor, code_lengths, wanted: torch.Tensor, scales: torch.Tensor):
     """(values (m,), deltas (N, sum of the lengths), slopes (m,) in the scales) of `Neighbors`, written out.
 
-    With G = Z Z^T of the signs, length k's value is the mean over rows of KL(exp wanted || softmax(c G)), c = scale_k /
-    b_k. Its slope in c G is D = (softmax(c G) - exp wanted) / N, so that dZ = c (D + D^T) Z; the sign is passed
+    With G = Z Z^T of the signs, length k's value is the mean over rows of KL(exp wanted || softmax(c G)), c =
+    scale_k / b_k. Its slope in c G is D = (softmax(c G) - exp wanted) / N, so that dZ = c (D + D^T) Z; the sign is passed
     straight through to tanh u, whose slope is 1 - tanh^2 u. G grows by the bits that are new in a length.
 
     Args:
