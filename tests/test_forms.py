@@ -149,6 +149,8 @@ def test_a_function_that_there_is_not(form, known, backend):
         ({"over": "all"}, "over: expected one of 'pairs', 'similar'"),
         ({"penalty": Penalty("square", 1.0)}, "penalty: the body 'pairs' takes absolute, .*, got 'square'"),
         ({"body": "triplets", "penalty": Penalty("cauchy", 1.0)}, "penalty: the body 'triplets' takes sign, got"),
+        ({"penalty": Penalty("cauchy", 1.0)}, r"constants: the penalty 'cauchy' needs .*, got \(\)"),
+        ({"penalty": Penalty("cauchy", 1.0), "constants": (0.0, 0.9)}, "constants: the penalty 'cauchy' needs"),
         ({"body": "softmax"}, "centers: the body 'softmax' needs"),
         ({"centers": torch.ones(4, 65)}, "centers: the body 'pairs' takes none"),
         ({"body": "center", "centers": torch.ones(4, 65)}, "ties: the body 'center' needs"),
