@@ -225,6 +225,8 @@ def test_wrong_options_and_a_single_row():
     for kind in (nhl.losses.Neighbors, nhl.losses.Contrastive):
         with pytest.raises(ValueError, match=r"^temperature: "):
             kind(LENGTHS, temperature=0.0)
+        with pytest.raises(ValueError, match=r"^temperature: expected a finite number of at least 1e-06"):
+            kind(LENGTHS, temperature=1e-320)
     with pytest.raises(ValueError, match=r"^bottleneck: "):
         nhl.losses.Contrastive(LENGTHS, bottleneck=-1.0)
     with pytest.raises(ValueError, match=r"^u: expected at least two rows"):

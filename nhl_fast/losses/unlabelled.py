@@ -16,6 +16,9 @@ from . import naive
 from .base import NestedLoss, bit_signs
 from .form import Form
 
+# Of cosines: below it float32 knows no two of them apart.
+LEAST_TEMPERATURE = 1e-6
+
 
 def log_neighbors(vectors: torch.Tensor, temperature: float) -> torch.Tensor:
     """(N, N): log softmax of cosine / temperature of every row over the others; -inf on the diagonal."""
@@ -28,8 +31,8 @@ def divergences(v: torch.Tensor, code_lengths, wanted: torch.Tensor, scales: tor
     """(values (m,), deltas (N, sum of the lengths), slopes (m,) in the scales) of `Neighbors`, written out.
 
     With G = Z Z^T of the signs, length k's value is the mean over rows of KL(exp wanted || softmax(c G)), c =
-    scale_k / b_k. Its slope in c G is D = (softmax(c G) - exp wanted) / N, so that dZ = c (D + D^T) Z; the sign is passed
-    straight through to tanh u, whose slope is 1 - tanh^2 u. G grows by the bits that are new in a length.
+    scale_k / b_k. Its slope in c G is D = (softmax(c G) - exp wanted) / N, so that dZ = c (D + D^T) Z; the sign is
+    passed straight through to tanh u, whose slope is 1 - tanh^2 u. G grows by the bits that are new in a length.
 
     Args:
         v: expanded outputs.
@@ -86,7 +89,7 @@ class Neighbors(_Unlabelled):
 
     def __init__(self, code_lengths=check.DEFAULT_CODE_LENGTHS, *, temperature: float = 0.05):
         super().__init__(code_lengths)
-        self.temperature = check.number(temperature, "temperature", positive=True)
+        self.temperature = check.number(temperature, "temperature", minimum=LEAST_TEMPERATURE)
         self.log_scales = nn.Parameter(self._start())
 
     def _start(self) -> torch.Tensor:
@@ -146,7 +149,7 @@ class Contrastive(_Unlabelled):
         self, code_lengths=check.DEFAULT_CODE_LENGTHS, *, temperature: float = 0.3, bottleneck: float = 0.001
     ):
         super().__init__(code_lengths)
-        self.temperature = check.number(temperature, "temperature", positive=True)
+        self.temperature = check.number(temperature, "temperature", minimum=LEAST_TEMPERATURE)
         self.bottleneck = check.number(bottleneck, "bottleneck")
 
     def check_labels(self, labels, num_rows: int):
