@@ -262,7 +262,7 @@ def calls(folder) -> dict[str, tuple]:
         "DHN": {"num_train": 12, "alpha": 0.1, "reference_bits": 16, "balance": False},
         "DBDH": {"num_train": 12, "alpha": 0.1, "clamp": True, "reference_bits": None, "balance": True},
         "LCDSH": {"eta": 3.0, "clamp": True, "reference_bits": None},
-        "DCH": {"gamma": 20.0, "quantization": 0.1, "max_cosine": 0.99},
+        "DCH": {"gamma": 20.0, "quantization": 0.1, "max_cosine": 0.99, "reference_bits": None},
         "DTSH": {"margin": 5.0, "quantization": 1.0, "clamp": True, "reference_bits": None},
         "MDSH": {"centers": None, "num_train": 12, "external_bank": False, "pair_from_epoch": 0, "quantization": 1e-4,
                  "reference_bits": None, "seed": 0},

@@ -64,7 +64,22 @@ def names() -> list[str]:
     return sorted(p.stem for p in HERE.glob("*.json"))
 
 
-def expand(config: dict, data_name: str | None = None) -> list[jobs.Job]:
+def other_data(data: dict, name: str | None, counts: dict) -> dict:
+    """`data`, or what stands for it where other data was asked for, with `counts` of rows a class."""
+    if name is None:
+        return data
+    if name != "digits":
+        return {**data, "name": name, **counts}
+    kept = {k: v for k, v in data.items() if k not in ("labels", "queries", "train", "smallest_class")}
+    return {
+        **kept,
+        "name": name,
+        "queries_per_class": 20,
+        "train_per_class": min(100, data.get("train_per_class", 100)),
+    }
+
+
+def expand(config: dict, data_name: str | None = None, counts: dict | None = None) -> list[jobs.Job]:
     """All runs of a config: axes x arms x seeds."""
     found, axes = [], config.get("axes", {})
     for cell in itertools.product(*axes.values()):
@@ -75,10 +90,7 @@ def expand(config: dict, data_name: str | None = None) -> list[jobs.Job]:
                 seeds = [s for s in seeds if s in table.get(labels[axis], seeds)]
             data |= entry.get("data", {})
             rules += [entry["rule"]] if "rule" in entry else []
-        if data_name is not None:
-            data["name"] = data_name
-            if data_name == "digits":
-                data |= {"queries_per_class": 20, "train_per_class": min(100, data["train_per_class"])}
+        data = other_data(data, data_name, counts or {})
         for arm, seed in itertools.product(config["arms"], seeds):
             settings = dict(config.get("settings", {}))
             for entry in cell:
@@ -158,7 +170,7 @@ def describe(config: dict, wanted: list[jobs.Job]) -> dict:
         "title": config["title"],
         "question": config["question"],
         "data": wanted[0].data,
-        "features": datasets.FEATURES.name if wanted[0].data["name"] != "digits" else None,
+        "features": datasets.source(wanted[0].data["name"]).name if wanted[0].data["name"] != "digits" else None,
         "split_seeds": sorted({jobs.SPLIT_SEED + job.seed for job in wanted}),
         "seeds": sorted({job.seed for job in wanted}),
         "settings": config.get("settings", {}),

@@ -20,6 +20,8 @@ PRESETS: dict[str, dict] = {
     },
     # The best found on CIFAR-10 features (docs/experiments.md); the loss's own part is in TUNED.
     "tuned": {"epochs": 60, "schedule": "cosine", "dropout": 0.5, "centers": "aligned"},
+    # The same for about a hundred classes: a net that serves all lengths twice as wide (docs/experiments.md).
+    "wide": {"epochs": 60, "schedule": "cosine", "dropout": 0.5, "centers": "aligned", "hidden": (1024,)},
 }
 
 # Measured settings, by the loss's name: data, which a new loss does without.
@@ -33,18 +35,24 @@ TUNED: dict[str, dict] = {
     "mdsh": {"loss_options": {"reference_bits": 16}},
     "shcir": {"loss_options": {"reference_bits": 8}},
 }
+# What "wide" has besides.
+WIDE: dict[str, dict] = {"dch": {"loss_options": {"reference_bits": 16}}}
 
 
 def settings(name: str, changes: Mapping, default_loss: str, default_lengths) -> dict:
     """The settings `name` with changes, for `TrainConfig`; given loss options are added to those of the preset.
 
-    "tuned" weighs several code lengths by 1, 2, 3, ... from the shortest to the longest (dch: dominance-aware).
+    "tuned" and "wide" weigh several code lengths by 1, 2, 3, ... from the shortest to the longest (dch:
+    dominance-aware).
     """
     found = dict(PRESETS[check.one_of(name, "preset", tuple(PRESETS))])
-    if name == "tuned":
+    if name in ("tuned", "wide"):
         lengths = check.code_lengths(changes.get("code_lengths", default_lengths))
         if len(lengths) > 1:
             found["weighting"] = tuple(float(i + 1) for i in range(len(lengths)))
-        found |= TUNED.get(changes.get("loss", default_loss), {})
+        loss = changes.get("loss", default_loss)
+        found |= TUNED.get(loss, {})
+        if name == "wide":
+            found |= WIDE.get(loss, {})
     options = {**found.get("loss_options", {}), **changes.get("loss_options", {})}
     return {**found, **changes, **({"loss_options": options} if options else {})}
