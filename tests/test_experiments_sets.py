@@ -7,7 +7,8 @@ from torch.nn import functional as F
 
 import nhl_fast as nhl
 from bench.experiments import __main__ as program
-from bench.experiments import datasets, engine, floats, jobs, released, weightings
+from bench.experiments import datasets, engine, floats, jobs, present, released, weightings
+from bench.readme import evidence
 from nhl_fast.training.config import TrainConfig
 
 
@@ -64,6 +65,33 @@ def test_other_data_and_its_counts():
     assert {j.data["name"] for j in engine.expand(config)} == {"words100"}
     with pytest.raises(SystemExit):
         program.main(["words100", "--queries-per-class", "3"])
+
+
+def test_an_arm_may_have_seeds_of_its_own():
+    config = {
+        "data": {"name": "digits"},
+        "seeds": [0, 1],
+        "axes": {"loss": [{"label": "csq"}, {"label": "dch"}]},
+        "arms": [{"label": "a", "lengths": [8], "seeds_by": {"loss": {"dch": [1]}}}, {"label": "b", "lengths": [8]}],
+    }
+    runs = [(j.labels["loss"], j.labels["arm"], j.seed) for j in engine.expand(config)]
+    assert runs == [("csq", "a", 0), ("csq", "a", 1), ("csq", "b", 0), ("csq", "b", 1)] + [
+        ("dch", "a", 1), ("dch", "b", 0), ("dch", "b", 1)
+    ]  # fmt: skip
+    config["arms"][0]["seeds_by"] = {"loss": {"dpn": [0]}}
+    with pytest.raises(ValueError, match="seeds_by of 'a': loss has no dpn"):
+        engine._check_tables("x.json", config)
+
+
+def test_a_caption_says_how_rows_were_counted_and_how_deep_the_ranking_goes():
+    document = {"title": "T", "features": "some.npz"}
+    tags = {"name": "some", "labels": "tags", "queries": 10, "train": 30, "topk": 20}
+    told = present.caption({**document, "data": tags})
+    assert "10 queries and 30 training items, the rest" in told
+    assert "mAP of the first 20, expected" in told
+    told = present.caption({**document, "data": {"name": "some", "queries_per_class": 2, "train_per_class": 5}})
+    assert "2 queries and 5 training items a class, the rest" in told
+    assert "mAP over the whole ranking, expected" in told
 
 
 def test_the_probe_finds_the_least_value():
@@ -171,3 +199,16 @@ def test_released_runs_are_runs_of_their_own():
     plain, head = (jobs.Job({}, 0, spec, settings, rule) for rule in (None, "released:head"))
     assert plain.key() != head.key()
     assert set(jobs.run(head)["map"]) == {"8", "16"}
+
+
+@pytest.mark.parametrize(
+    "differences", [[0.1, 0.2, 0.4], [-1.0, 2.0, 0.5, 0.1], [1.0, 1.1], [3.0, 3.1, 2.9, 3.0, 3.05]]
+)
+def test_paired_p_is_that_of_scipy(differences):
+    stats = pytest.importorskip("scipy.stats")
+    want = float(stats.ttest_1samp(differences, 0).pvalue)
+    assert evidence.paired_p(differences) == pytest.approx(want, abs=1e-6)
+
+
+def test_paired_p_without_spread_says_nothing():
+    assert evidence.paired_p([0.5]) == evidence.paired_p([0.1, 0.1]) == 1

@@ -5,7 +5,7 @@ A config is JSON: "title", "question", "settings" (changes to `TrainConfig` for 
 and "quick" (what --quick replaces). An entry of an axis may hold "settings", "settings_by" (axis -> label ->
 settings, later ones over earlier ones; "arm" counts as an axis), "seeds_by" (axis -> label -> seeds), "data" and
 "rule" (see `weightings.build`). An arm is {"label", "lengths": [..]} for one model with all lengths, or {"label",
-"each": [..]} for one model a length.
+"each": [..]} for one model a length; it may hold "settings" and "seeds_by", too.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def load(name: str, quick: bool = False) -> dict:
 def _check_tables(name: str, config: dict) -> None:
     known = {axis: {e["label"] for e in entries} for axis, entries in config.get("axes", {}).items()}
     arms = {arm["label"] for arm in config.get("arms", ())}
-    for entry in (e for entries in config.get("axes", {}).values() for e in entries):
+    for entry in (e for entries in (*config.get("axes", {}).values(), config.get("arms", ())) for e in entries):
         for kind, axes in (("settings_by", {**known, "arm": arms}), ("seeds_by", known)):
             for axis, table in entry.get(kind, {}).items():
                 if wrong := sorted(set(table) - axes.get(axis, set())):
@@ -92,6 +92,8 @@ def expand(config: dict, data_name: str | None = None, counts: dict | None = Non
             rules += [entry["rule"]] if "rule" in entry else []
         data = other_data(data, data_name, counts or {})
         for arm, seed in itertools.product(config["arms"], seeds):
+            if any(seed not in t.get(labels[axis], [seed]) for axis, t in arm.get("seeds_by", {}).items()):
+                continue
             settings = dict(config.get("settings", {}))
             for entry in cell:
                 settings |= entry.get("settings", {})
