@@ -32,7 +32,7 @@ def test_configs_expand_to_valid_runs(name, quick):
         assert {j.seed for j in wanted} == {0}
         assert len(wanted) < len(engine.expand(engine.load(name)))
     else:
-        assert len(config["seeds"]) >= 3
+        assert len(config["seeds"]) >= 3 or "split" in config["data"]  # a search for settings, not a result
 
 
 def datasets_train(job):

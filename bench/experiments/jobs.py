@@ -55,7 +55,7 @@ class Job:
 
 def run(job: Job) -> dict:
     """Train, evaluate on the held-out queries (ties: expected), measure; the record."""
-    data = datasets.build(job.data, SPLIT_SEED + job.seed)
+    data = datasets.build(job.data, job.data.get("split", SPLIT_SEED + job.seed))
     config = TrainConfig.from_dict({**job.config, "seed": job.seed})
     rule = hook = None
     if job.rule is not None:

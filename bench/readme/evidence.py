@@ -52,8 +52,7 @@ def lengths(name: str) -> str:
             for column in (*map(str, LENGTHS), "mean"):
                 of = columns.get(column, {})
                 line.append(f"{statistics.fmean(of.values()):.4f}" if of else "")
-                if of and arm.startswith("nested"):
-                    single = arms["single"]
+                if of and arm.startswith("nested") and (single := arms.get("single")):
                     line[-1] += against(of, averaged(single) if column == "mean" else single[int(column)])
             lines.append([*line, str(max(len(of) for of in cells.values()))])
     return markdown(["loss", "model", *(f"{b} bits" for b in LENGTHS), "mean", "seeds"], lines)
@@ -78,8 +77,20 @@ def words100() -> str:
     return lengths("words100")
 
 
-def cifar10_lite0() -> str:
-    return lengths("cifar10_lite0")
+def words100_ideas() -> str:
+    """A line for every loss and change, with its difference from the single-length models."""
+    found: dict[tuple, dict[int, dict[int, float]]] = {}
+    for run in stored("experiments/words100_ideas")["runs"]:
+        key = (run["loss"], run["idea"] if run["arm"] == "nested" else "single")
+        found.setdefault(key, {}).setdefault(run["bits"], {})[run["seed"]] = run["mAP"]
+    lines = []
+    for (loss, idea), cells in found.items():
+        single = found[loss, "single"]
+        columns = [*((cells[b], single[b]) for b in LENGTHS), (averaged(cells), averaged(single))]
+        text = [f"{ours[0]:.4f}" + ("" if ours is theirs else against(ours, theirs)) for ours, theirs in columns[:-1]]
+        mean = f"{columns[-1][0][0]:.4f}" + ("" if cells is single else against(*columns[-1]))
+        lines.append([loss, "single-length models" if cells is single else f"nested, {idea}", *text, mean])
+    return markdown(["loss", "model", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 
 
 def tags() -> str:
@@ -112,4 +123,4 @@ def released() -> str:
     return markdown(["loss", "accidents", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 
 
-BLOCKS = (words100, cifar10_lite0, tags, floats, released)
+BLOCKS = (words100, words100_ideas, tags, floats, released)

@@ -126,7 +126,8 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        help="'paper': those of arXiv 2412.08922; 'tuned': the best found for each loss, see docs/experiments.md",
+        help="'paper': those of arXiv 2412.08922; 'tuned': the best found for each loss, 'wide': for many classes, "
+        "see docs/experiments.md",
     )
     group.add_argument("--loss", choices=losses.NAMES)
     group.add_argument("--loss-option", dest="loss_options", type=option, action="append", metavar="NAME=VALUE")
