@@ -101,9 +101,9 @@ def build(spec: dict, seed: int) -> RetrievalData:
     Args:
         spec: "name" ("digits", or see `source`), "labels" (the file's array, default "labels"), "queries_per_class"
             and "train_per_class", or "queries" and "train" (rows in all, as data of several labels need),
-            "smallest_class" (classes of fewer rows are left out), "validation", "split" (a seed for the split of every
-            run, where settings are looked for), and at most one of "noise" (share of
-            wrong training labels), "per_class" (training rows a class) and "imbalance" (largest over smallest class).
+            "smallest_class" (classes of fewer rows are left out), "validation", "split" (the
+            seed of every run's split, where settings are looked for), and at most one of "noise" (share of wrong
+            training labels), "per_class" (training rows a class) and "imbalance" (largest over smallest class).
         seed: of the split and of what is spoilt.
     """
     name, validation = spec["name"], spec.get("validation", 0.0)
