@@ -70,7 +70,10 @@ def against(ours: dict[int, float], theirs: dict[int, float]) -> str:
         return ""
     change = [ours[s] - theirs[s] for s in both]
     told = f" ({100 * sum(change) / sum(theirs[s] for s in both):+.1f}%"
-    return told + (f", p {paired_p(change):.2f})" if len(both) > 1 else ")")
+    if len(both) < 2:
+        return told + ")"
+    p = paired_p(change)
+    return told + (", p < 0.01)" if p < 0.01 else f", p {p:.2f})")
 
 
 def words100() -> str:
@@ -93,8 +96,17 @@ def words100_ideas() -> str:
     return markdown(["loss", "model", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 
 
-def tags() -> str:
-    return lengths("tags")
+def dch_range() -> str:
+    """Every length with the published range and with one."""
+    found: dict[str, dict[int, dict[int, float]]] = {}
+    for run in stored("experiments/dch_range")["runs"]:
+        found.setdefault(run["range"], {}).setdefault(run["bits"], {})[run["seed"]] = run["mAP"]
+    base, lines = next(iter(found.values())), []
+    for told, cells in found.items():
+        columns = [*((cells[b], base[b]) for b in LENGTHS), (averaged(cells), averaged(base))]
+        text = [f"{statistics.fmean(a.values()):.4f}" + ("" if cells is base else against(a, b)) for a, b in columns]
+        lines.append([told, *text])
+    return markdown(["distance", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 
 
 def floats() -> str:
@@ -123,4 +135,4 @@ def released() -> str:
     return markdown(["loss", "accidents", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 
 
-BLOCKS = (words100, words100_ideas, tags, floats, released)
+BLOCKS = (words100, words100_ideas, dch_range, floats, released)
