@@ -102,7 +102,7 @@ def write(name: str, config: dict, document: dict) -> None:
     about = environment()
     about["command"] = f"python -m bench.experiments {name} --write"
     write_json(FOLDER / f"{name}.json", {"environment": about, **document})
-    save_csv(FOLDER / f"{name}.csv", document["rows"])
+    save_csv(FOLDER / f"{name}.csv", document["rows"] or document["floats"])
     if document.get("runs"):
         for suffix, kind in ((".tex", "latex"), (".md", "markdown")):
             text = methods_table(paper_rows(document["runs"]), kind, caption=caption(document), label=f"tab:{name}")
