@@ -96,19 +96,6 @@ def words100_ideas() -> str:
     return markdown(["loss", "model", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 
 
-def dch_range() -> str:
-    """Every length with the published range and with one."""
-    found: dict[str, dict[int, dict[int, float]]] = {}
-    for run in stored("experiments/dch_range")["runs"]:
-        found.setdefault(run["range"], {}).setdefault(run["bits"], {})[run["seed"]] = run["mAP"]
-    base, lines = next(iter(found.values())), []
-    for told, cells in found.items():
-        columns = [*((cells[b], base[b]) for b in LENGTHS), (averaged(cells), averaged(base))]
-        text = [f"{statistics.fmean(a.values()):.4f}" + ("" if cells is base else against(a, b)) for a, b in columns]
-        lines.append([told, *text])
-    return markdown(["distance", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
-
-
 def floats() -> str:
     """A line a set and method: the mean over the seeds."""
     found: dict[tuple, dict[str, list[float]]] = {}
@@ -135,4 +122,4 @@ def released() -> str:
     return markdown(["loss", "accidents", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 
 
-BLOCKS = (words100, words100_ideas, dch_range, floats, released)
+BLOCKS = (words100, words100_ideas, floats, released)

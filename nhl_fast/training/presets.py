@@ -35,8 +35,6 @@ TUNED: dict[str, dict] = {
     "mdsh": {"loss_options": {"reference_bits": 16}},
     "shcir": {"loss_options": {"reference_bits": 8}},
 }
-# What "wide" has besides.
-WIDE: dict[str, dict] = {"dch": {"loss_options": {"reference_bits": 16}}}
 
 
 def settings(name: str, changes: Mapping, default_loss: str, default_lengths) -> dict:
@@ -50,9 +48,6 @@ def settings(name: str, changes: Mapping, default_loss: str, default_lengths) ->
         lengths = check.code_lengths(changes.get("code_lengths", default_lengths))
         if len(lengths) > 1:
             found["weighting"] = tuple(float(i + 1) for i in range(len(lengths)))
-        loss = changes.get("loss", default_loss)
-        found |= TUNED.get(loss, {})
-        if name == "wide":
-            found |= WIDE.get(loss, {})
+        found |= TUNED.get(changes.get("loss", default_loss), {})
     options = {**found.get("loss_options", {}), **changes.get("loss_options", {})}
     return {**found, **changes, **({"loss_options": options} if options else {})}
