@@ -10,13 +10,13 @@ import torch
 from ..core import check, fork
 from ..core.arrays import as_tensor
 from ..core.backend import check_backend
-from ..core.extras import require
-from ..retrieval.codes import check_length, check_packed, num_bytes
-from . import file
+from ..retrieval.codes import num_bytes
+from . import exchange, file
 from . import ids as index_ids
 from . import segments as index_segments
+from .arguments import check_codes, check_queries
 from .file import IndexFileError
-from .ids import check_distinct, check_ids, on_cpu
+from .ids import check_distinct, check_ids
 from .segments import Segment, copy_rows, empty
 from .state import State
 
@@ -154,7 +154,7 @@ class NestedIndex:
         Raises:
             TypeError, ValueError: an argument does not fit, or an id is taken; nothing is added.
         """
-        rows = self._check_codes(codes)
+        rows = check_codes(codes, self._length)
         if ids is None:
             return self._add_running(copy_rows(rows, self._length))
         ids = check_distinct(ids, len(rows))
@@ -194,7 +194,7 @@ class NestedIndex:
             TypeError, ValueError: an argument does not fit.
             KeyError: an id is not in the index; nothing is changed.
         """
-        rows = self._check_codes(codes)
+        rows = check_codes(codes, self._length)
         ids = check_distinct(ids, len(rows))
         added = self._segments_of(rows, ids)
         with self._writing:
@@ -225,7 +225,7 @@ class NestedIndex:
             TypeError, ValueError: an argument does not fit (k beyond the number of items among them).
         """
         state = self._state
-        queries, length = self._check_queries(queries, length)
+        queries, length = check_queries(queries, length, self._length)
         check_backend(backend)
         k = check.positive_int(k, "k")
         if k > state.count:
@@ -254,7 +254,7 @@ class NestedIndex:
             TypeError, ValueError: an argument does not fit.
         """
         state = self._state
-        queries, length = self._check_queries(queries, length)
+        queries, length = check_queries(queries, length, self._length)
         check_backend(backend)
         radius = check.positive_int(radius, "radius", minimum=0)
         counts, distances, ids = index_segments.within(
@@ -317,14 +317,7 @@ class NestedIndex:
             ImportError: faiss is not installed.
             ValueError: the length is not a multiple of 8, which faiss asks for.
         """
-        faiss = _faiss("NestedIndex.to_faiss")
-        if self._length % 8:
-            raise ValueError(f"length: faiss holds multiples of 8 bits, this index has {self._length}")
-        flat = faiss.IndexBinaryFlat(self._length)
-        out = faiss.IndexBinaryIDMap(flat)
-        for ids, rows in index_segments.ordered_blocks(self._state.segments):
-            out.add_with_ids(np.ascontiguousarray(rows), np.ascontiguousarray(ids))
-        return out
+        return exchange.to_faiss(self._length, self._state)
 
     @classmethod
     def from_faiss(cls, index) -> NestedIndex:
@@ -338,49 +331,11 @@ class NestedIndex:
             TypeError: `index` is something else.
             ValueError: its ids are not distinct numbers of at least 0.
         """
-        faiss = _faiss("NestedIndex.from_faiss")
-        flat = faiss.downcast_IndexBinary(index) if isinstance(index, faiss.IndexBinary) else index
-        ids = None
-        if isinstance(flat, (faiss.IndexBinaryIDMap, faiss.IndexBinaryIDMap2)):
-            ids = faiss.vector_to_array(flat.id_map)
-            flat = faiss.downcast_IndexBinary(flat.index)
-        if not isinstance(flat, faiss.IndexBinaryFlat):
-            raise TypeError(
-                "index: expected a faiss.IndexBinaryFlat or a faiss.IndexBinaryIDMap over one, got "
-                f"{check.describe(flat)}"
-            )
-        out = cls(flat.d)
-        if flat.ntotal:
-            # A view of faiss's memory; adding copies it.
-            rows = faiss.rev_swig_ptr(flat.xb.data(), flat.ntotal * flat.code_size)
-            out.add(rows.reshape(flat.ntotal, flat.code_size), ids)
+        length, rows, ids = exchange.read_faiss(index)
+        out = cls(length)
+        if len(rows):
+            out.add(rows, ids)
         return out
-
-    # ---------------------------------------------------------------------------------------------- the arguments
-
-    def _check_codes(self, codes) -> torch.Tensor:
-        codes = on_cpu(check_packed(codes, "codes"), "codes")
-        if codes.shape[1] != num_bytes(self._length):
-            raise ValueError(
-                f"codes: expected rows of {num_bytes(self._length)} bytes for {self._length} bits, "
-                f"got {check.describe(codes)}"
-            )
-        return codes
-
-    def _check_queries(self, queries, length: int | None) -> tuple[torch.Tensor, int]:
-        queries = on_cpu(check_packed(queries, "queries"), "queries")
-        width = num_bytes(self._length)
-        if length is None:
-            if queries.shape[1] != width:
-                raise ValueError(
-                    f"queries: expected rows of {width} bytes for {self._length} bits, got "
-                    f"{check.describe(queries)}; pass length to search by a prefix"
-                )
-            return queries, self._length
-        length = check.positive_int(length, "length")
-        if length > self._length:
-            raise ValueError(f"length: expected at most {self._length}, the index's, got {length}")
-        return queries, check_length(length, queries.shape[1], "length")
 
     def _segments_of(self, rows: torch.Tensor, ids: np.ndarray) -> tuple[Segment, ...]:
         """Rows with distinct ids as one segment, or none."""
@@ -393,10 +348,3 @@ class NestedIndex:
 
 def _check_allow(allow) -> np.ndarray | None:
     return None if allow is None else np.unique(check_ids(allow, "allow"))
-
-
-def _faiss(purpose: str):
-    require("faiss", "bench", purpose)
-    import faiss
-
-    return faiss
