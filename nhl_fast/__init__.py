@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .head.layer import NestedHashLayer
     from .head.objective import NestedObjective, ObjectiveResult
     from .head.weighting import dominance_weights
+    from .index.filter import Filter
     from .index.nested_index import IndexFileError, NestedIndex
     from .retrieval.codes import pack_codes, unpack_codes
     from .retrieval.hamming import hamming_distances, radius_search, search
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from .retrieval.rescore import funnel_search, rescore
 
 __all__ = [
+    "Filter",
     "IndexFileError",
     "NeighborRecall",
     "NestedCoder",
@@ -64,6 +66,7 @@ __all__ = [
 # Modules are loaded when their names are first used, so that the command line answers without PyTorch. No module
 # may bear the name of a public function: its import would hide the function.
 _HOMES = {
+    "Filter": "index.filter",
     "IndexFileError": "index.nested_index",
     "NeighborRecall": "retrieval.recall",
     "NestedCoder": "fit.coder",

@@ -225,6 +225,7 @@ def calls(folder) -> dict[str, tuple]:
         "NestedIndex.remove": (lambda ids: filled().remove(ids), {"ids": [1, 2]}),
         "NestedIndex.update": (lambda ids, codes: filled().update(ids, codes), {"ids": ROWS, "codes": CODES}),
         "NestedIndex.reconstruct": (lambda ids: filled().reconstruct(ids), {"ids": [1, 2]}),
+        "NestedIndex.filter": (lambda allow: filled().filter(allow), {"allow": [1, 2]}),
         "NestedIndex.search": (lambda **options: filled().search(**options), search),
         "NestedIndex.search empty": (lambda **options: nhl.NestedIndex(16).search(**options), search),
         "NestedIndex.range_search": (

@@ -16,6 +16,7 @@ from . import ids as index_ids
 from . import segments as index_segments
 from .arguments import check_codes, check_queries
 from .file import IndexFileError
+from .filter import Filter, check_allow, choose
 from .ids import check_distinct, check_ids
 from .segments import Segment, copy_rows, empty
 from .state import State
@@ -203,6 +204,21 @@ class NestedIndex:
     # ----------------------------------------------------------------------------------------------------- search
 
     @check.memory
+    def filter(self, allow) -> Filter:
+        """`allow` (ids or a mask, see `search`) made ready for any number of searches.
+
+        It holds until the index changes; a search after that refuses it.
+
+        Raises:
+            TypeError, ValueError: `allow` is neither.
+        """
+        state = self._state
+        allow = check_allow(allow, state)
+        if allow is None or isinstance(allow, Filter):
+            raise TypeError(f"allow: expected ids or a bool mask, got {check.describe(allow)}")
+        return Filter(state, allow.copy())
+
+    @check.memory
     def search(
         self, queries, k: int, length: int | None = None, allow=None, *, backend: str = "auto"
     ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -213,8 +229,9 @@ class NestedIndex:
                 enough for it.
             k: neighbours a query, 1 to the number of items.
             length: prefix length in bits; None for the index's.
-            allow: ids of the items that may be returned, a sequence of integers in any order; those that are
-                not in the index are ignored. None for all.
+            allow: the items that may be returned: their ids, a sequence of integers in any order, of which those that
+                are not in the index are ignored; a bool mask (array or tensor) of one value an item, by ascending
+                id; or what `filter` made of either, for many searches. None for all.
             backend: as for `nhl_fast.retrieval.hamming.search`.
 
         Returns:
@@ -230,7 +247,8 @@ class NestedIndex:
         k = check.positive_int(k, "k")
         if k > state.count:
             raise ValueError(f"k: expected at most {state.count}, the items in the index, got {k}")
-        distances, ids = index_segments.nearest(state.segments, queries, k, length, _check_allow(allow), backend)
+        allow = check_allow(allow, state)
+        distances, ids = index_segments.nearest(choose(state, allow), queries, k, length, backend)
         missing = k - distances.shape[1]
         if missing:
             distances, ids = (np.pad(a, ((0, 0), (0, missing)), constant_values=-1) for a in (distances, ids))
@@ -258,7 +276,7 @@ class NestedIndex:
         check_backend(backend)
         radius = check.positive_int(radius, "radius", minimum=0)
         counts, distances, ids = index_segments.within(
-            state.segments, queries, radius, length, _check_allow(allow), backend
+            choose(state, check_allow(allow, state)), queries, radius, length, backend
         )
         offsets = np.concatenate([[0], counts]).cumsum()
         return tuple(map(torch.from_numpy, (offsets, distances.astype(np.int32, copy=False), ids)))
@@ -344,7 +362,3 @@ class NestedIndex:
         order = None if (ids[1:] > ids[:-1]).all() else ids.argsort()
         rows = copy_rows(rows, self._length, order)
         return (Segment.of(rows, ids.copy() if order is None else ids[order]),)
-
-
-def _check_allow(allow) -> np.ndarray | None:
-    return None if allow is None else np.unique(check_ids(allow, "allow"))

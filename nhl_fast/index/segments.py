@@ -52,6 +52,14 @@ def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
     return np.frombuffer(pages, dtype).reshape(shape)
 
 
+def without_repeats(values: np.ndarray) -> np.ndarray:
+    """The distinct values in ascending order (`numpy.unique` hashes them, fifty times as slow)."""
+    if (values[1:] > values[:-1]).all():
+        return values
+    values = np.sort(values)
+    return values[np.concatenate([[True], values[1:] != values[:-1]])]
+
+
 def copy_rows(rows: torch.Tensor, length: int, order: np.ndarray | None = None) -> torch.Tensor:
     """A copy of packed rows in C order, sorted by `order`, with zeros beyond the length."""
     out = torch.from_numpy(empty(tuple(rows.shape), np.uint8))
@@ -146,17 +154,43 @@ class Segment:
         kept = np.flatnonzero(self.alive[start:stop])
         return self.ids_at(kept + start), rows[kept]
 
-    def chosen(self, allow: np.ndarray | None) -> Chosen:
-        """What a search reads; `allow` holds ascending ids, or is None for all."""
-        if allow is None:
-            mask = None if self.alive is None else torch.from_numpy(self.alive)
-            return Chosen(self, self.codes, mask, None, self.count)
-        _, positions = self.find(allow)
+    def chosen(self) -> Chosen:
+        """All that is alive."""
+        mask = None if self.alive is None else torch.from_numpy(self.alive)
+        return Chosen(self, self.codes, mask, None, self.count)
+
+    def masked(self, allowed: np.ndarray) -> Chosen:
+        """Those of the rows that are alive where `allowed` (count,) is set."""
+        if self.alive is None:
+            return self._where(allowed)
+        mask = np.zeros(len(self), dtype=bool)
+        mask[self.alive] = allowed
+        return self._where(mask)
+
+    def holding(self, ids: np.ndarray) -> Chosen:
+        """The rows of `ids`, which may repeat, in any order."""
+        if self.ids is not None:
+            _, positions = self.find(ids)
+        else:
+            positions = ids - self.first
+            inside = positions.view(np.uint64) < len(self)  # what is below 0 is far above
+            if not inside.all():
+                positions = positions[inside]
         if _GATHER_PART * len(positions) <= len(self):
-            return Chosen(self, self.codes[torch.from_numpy(positions)], None, positions, len(positions))
+            positions = without_repeats(positions)
+            return self._at(positions if self.alive is None else positions[self.alive[positions]])
         mask = np.zeros(len(self), dtype=bool)
         mask[positions] = True
-        return Chosen(self, self.codes, torch.from_numpy(mask), None, len(positions))
+        return self._where(mask if self.alive is None else mask & self.alive)
+
+    def _where(self, mask: np.ndarray) -> Chosen:
+        count = int(np.count_nonzero(mask))
+        if _GATHER_PART * count <= len(self):
+            return self._at(np.flatnonzero(mask))
+        return Chosen(self, self.codes, torch.from_numpy(np.ascontiguousarray(mask)), None, count)
+
+    def _at(self, positions: np.ndarray) -> Chosen:
+        return Chosen(self, self.codes[torch.from_numpy(positions)], None, positions, len(positions))
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,14 +239,13 @@ def sort_by_group_and_id(groups: np.ndarray, ids: np.ndarray, highest: int) -> t
     return groups, ids if table is None else table[ids]
 
 
-def nearest(segments: Sequence[Segment], queries, k: int, length: int, allow, backend: str):
-    """The k nearest of all segments: (distances (Q, c), ids (Q, c)) with c = k, or as many as `allow` leaves."""
+def nearest(chosen: Sequence[Chosen], queries, k: int, length: int, backend: str):
+    """The k nearest of what was chosen: (distances (Q, c), ids (Q, c)) with c = k, or as many as there are."""
     best = None
-    for segment in segments:
-        chosen = segment.chosen(allow)
-        if not chosen.count:
+    for part in chosen:
+        if not part.count:
             continue
-        found = chosen.nearest(queries, k, length, backend)
+        found = part.nearest(queries, k, length, backend)
         if best is not None:
             found = (np.concatenate(pair, axis=1) for pair in zip(best, found))
             found = (array[:, :k] for array in sort_by_group_and_id(*found, length))
@@ -223,13 +256,9 @@ def nearest(segments: Sequence[Segment], queries, k: int, length: int, allow, ba
     return best
 
 
-def within(segments: Sequence[Segment], queries, radius: int, length: int, allow, backend: str):
+def within(chosen: Sequence[Chosen], queries, radius: int, length: int, backend: str):
     """All rows within `radius`: (neighbours of each query (Q,), distances, ids)."""
-    parts = []
-    for segment in segments:
-        chosen = segment.chosen(allow)
-        if chosen.count:
-            parts.append(chosen.within(queries, radius, length, backend))
+    parts = [part.within(queries, radius, length, backend) for part in chosen if part.count]
     if not parts:
         return np.zeros(len(queries), np.int64), np.empty(0, np.int32), np.empty(0, np.int64)
     if len(parts) == 1:
