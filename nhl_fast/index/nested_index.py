@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import operator
-
 import numpy as np
 import torch
 
-from ..core import check, fork
+from ..core import check
 from ..core.arrays import as_tensor
 from ..core.backend import check_backend
-from ..retrieval.codes import num_bytes
 from . import exchange, file
-from . import ids as index_ids
 from . import segments as index_segments
-from .arguments import check_codes, check_queries
+from .arguments import check_queries
 from .file import IndexFileError
 from .filter import Filter, check_allow, choose
-from .ids import check_distinct, check_ids
-from .segments import Segment, copy_rows, empty
+from .items import Items
+from .segments import Segment
 from .state import State
 
 __all__ = ["IndexFileError", "NestedIndex"]
 
 
-class NestedIndex:
+class NestedIndex(Items):
     """Exact Hamming search over packed codes with ids, at any prefix length.
 
     Codes are rows of ceil(length / 8) bytes as `pack_codes` and `numpy.packbits` make them: the same bytes as
@@ -54,152 +50,6 @@ class NestedIndex:
     Raises:
         TypeError, ValueError: length is not an integer from 1 to 2**20.
     """
-
-    def __init__(self, length: int):
-        self._length = check.positive_int(length, "length")
-        if self._length > file.MAX_LENGTH:
-            raise ValueError(f"length: expected at most {file.MAX_LENGTH} bits, got {self._length}")
-        self._state = State()
-        self._writing = fork.Lock()
-
-    def __getstate__(self) -> dict:
-        state = self._state
-        return {
-            "length": self._length,
-            "next_id": state.next_id,
-            "segments": [(s.codes.numpy(), s.first, s.ids, s.alive) for s in state.segments],
-        }
-
-    def __setstate__(self, stored: dict) -> None:
-        self.__init__(stored["length"])
-        segments = (Segment(as_tensor(codes), *rest) for codes, *rest in stored["segments"])
-        self._state = State(tuple(segments), stored["next_id"])
-
-    def __copy__(self) -> NestedIndex:
-        out = type(self)(self._length)
-        out._state = self._state
-        return out
-
-    def __deepcopy__(self, memo) -> NestedIndex:
-        return self.__copy__()
-
-    # ---------------------------------------------------------------------------------------------- what is there
-
-    @property
-    def length(self) -> int:
-        """Code length in bits."""
-        return self._length
-
-    def __len__(self) -> int:
-        return self._state.count
-
-    def __contains__(self, id_) -> bool:
-        try:
-            id_ = operator.index(id_)
-        except TypeError:
-            return False
-        if not 0 <= id_ < index_ids.LIMIT:
-            return False
-        wanted = np.array([id_], np.int64)
-        return any(len(segment.find(wanted)[0]) for segment in self._state.segments)
-
-    def __repr__(self) -> str:
-        return f"NestedIndex(length={self._length}, items={len(self)})"
-
-    @property
-    def ids(self) -> torch.Tensor:
-        """All ids in ascending order, int64 (n,)."""
-        parts = [segment.alive_ids() for segment in self._state.segments]
-        return torch.from_numpy(np.sort(np.concatenate([np.empty(0, np.int64), *parts])))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes held for codes, ids and masks, those in a mapped file and those of removed items included."""
-        return self._state.nbytes
-
-    @property
-    def bytes_per_item(self) -> float:
-        """`nbytes` over the number of items; 0.0 for an empty index."""
-        state = self._state
-        return state.nbytes / max(1, state.count)
-
-    @check.memory
-    def reconstruct(self, ids) -> torch.Tensor:
-        """The packed rows of `ids` (any order, repeats allowed): uint8 (len(ids), ceil(length / 8)).
-
-        Raises:
-            TypeError, ValueError: ids are not a sequence of integers of at least 0.
-            KeyError: an id is not in the index.
-        """
-        ids = check_ids(ids, "ids")
-        out = torch.empty(len(ids), num_bytes(self._length), dtype=torch.uint8)
-        state = self._state
-        for i, which, positions in state.locate(ids):
-            out[torch.from_numpy(which)] = state.segments[i].codes[torch.from_numpy(positions)]
-        return out
-
-    # ---------------------------------------------------------------------------------------------------- changes
-
-    @check.memory
-    def add(self, codes, ids=None) -> torch.Tensor:
-        """Add items.
-
-        Args:
-            codes: (n, ceil(length / 8)) packed uint8 rows; they are copied.
-            ids: n distinct integers from 0 to 2**63 - 1 in any order, none of them in the index; None for
-                running ids.
-
-        Returns:
-            The ids, int64 (n,), in the order of the codes.
-
-        Raises:
-            TypeError, ValueError: an argument does not fit, or an id is taken; nothing is added.
-        """
-        rows = check_codes(codes, self._length)
-        if ids is None:
-            return self._add_running(copy_rows(rows, self._length))
-        ids = check_distinct(ids, len(rows))
-        added = self._segments_of(rows, ids)
-        with self._writing:
-            self._state = self._state.adding(ids, added)
-        return torch.from_numpy(ids)
-
-    def _add_running(self, rows: torch.Tensor) -> torch.Tensor:
-        with self._writing:
-            first = self._state.next_id
-            self._state = self._state.running_on(rows)
-        ids = torch.from_numpy(empty((len(rows),), np.int64))
-        return torch.arange(len(rows), out=ids).add_(first)
-
-    @check.memory
-    def remove(self, ids) -> None:
-        """Remove the items of `ids` (distinct, any order).
-
-        Raises:
-            TypeError, ValueError: ids are not distinct integers of at least 0.
-            KeyError: an id is not in the index; nothing is removed.
-        """
-        ids = check_distinct(ids)
-        with self._writing:
-            self._state = self._state.replacing(ids)
-
-    @check.memory
-    def update(self, ids, codes) -> None:
-        """Replace the codes of items that are in the index: row i of `codes` becomes the code of ids[i].
-
-        Args:
-            ids: distinct integers, any order.
-            codes: (len(ids), ceil(length / 8)) packed uint8 rows; they are copied.
-
-        Raises:
-            TypeError, ValueError: an argument does not fit.
-            KeyError: an id is not in the index; nothing is changed.
-        """
-        rows = check_codes(codes, self._length)
-        ids = check_distinct(ids, len(rows))
-        added = self._segments_of(rows, ids)
-        with self._writing:
-            self._state = self._state.replacing(ids, added)
 
     # ----------------------------------------------------------------------------------------------------- search
 
@@ -354,11 +204,3 @@ class NestedIndex:
         if len(rows):
             out.add(rows, ids)
         return out
-
-    def _segments_of(self, rows: torch.Tensor, ids: np.ndarray) -> tuple[Segment, ...]:
-        """Rows with distinct ids as one segment, or none."""
-        if not len(rows):
-            return ()
-        order = None if (ids[1:] > ids[:-1]).all() else ids.argsort()
-        rows = copy_rows(rows, self._length, order)
-        return (Segment.of(rows, ids.copy() if order is None else ids[order]),)
