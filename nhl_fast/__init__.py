@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .index.filter import Filter
     from .index.nested_index import IndexFileError, NestedIndex
     from .retrieval.codes import pack_codes, unpack_codes
+    from .retrieval.convert import as_codes
     from .retrieval.hamming import hamming_distances, radius_search, search
     from .retrieval.metrics import RetrievalResult, evaluate_retrieval
     from .retrieval.quality import code_quality
@@ -42,6 +43,7 @@ __all__ = [
     "NestedObjective",
     "ObjectiveResult",
     "RetrievalResult",
+    "as_codes",
     "backends",
     "class_similarity",
     "code_quality",
@@ -75,6 +77,7 @@ _HOMES = {
     "NestedObjective": "head.objective",
     "ObjectiveResult": "head.objective",
     "RetrievalResult": "retrieval.metrics",
+    "as_codes": "retrieval.convert",
     "backends": "core.backend",
     "class_similarity": "centers.aligned",
     "code_quality": "retrieval.quality",

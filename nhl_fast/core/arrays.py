@@ -36,3 +36,13 @@ def as_tensor(value, name: str = "value"):
         # Read-only arrays (memory maps) are fine here: codes and labels are only ever read.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(value)
+
+
+def check_output(output) -> str:
+    """`output` if it says what results are: "tensor" or "numpy"."""
+    return check.one_of(output, "output", ("tensor", "numpy"))
+
+
+def as_output(results: tuple[torch.Tensor, ...], output: str) -> tuple:
+    """Results as they are, or as arrays (that share the memory of CPU tensors)."""
+    return results if output == "tensor" else tuple(result.cpu().numpy() for result in results)

@@ -14,7 +14,7 @@ from . import file
 from . import ids as index_ids
 from .arguments import check_codes
 from .ids import check_distinct, check_ids
-from .segments import Segment, copy_rows, empty
+from .segments import Segment, copy_rows, empty, merge
 from .state import State
 
 
@@ -56,6 +56,11 @@ class Items:
         """Code length in bits."""
         return self._length
 
+    @property
+    def state(self) -> State:
+        """What the index holds at this moment: a value, which later changes leave as it is."""
+        return self._state
+
     def __len__(self) -> int:
         return self._state.count
 
@@ -75,8 +80,7 @@ class Items:
     @property
     def ids(self) -> torch.Tensor:
         """All ids in ascending order, int64 (n,)."""
-        parts = [segment.alive_ids() for segment in self._state.segments]
-        return torch.from_numpy(np.sort(np.concatenate([np.empty(0, np.int64), *parts])))
+        return torch.from_numpy(self._state.ids())
 
     @property
     def nbytes(self) -> int:
@@ -98,11 +102,7 @@ class Items:
             KeyError: an id is not in the index.
         """
         ids = check_ids(ids, "ids")
-        out = torch.empty(len(ids), num_bytes(self._length), dtype=torch.uint8)
-        state = self._state
-        for i, which, positions in state.locate(ids):
-            out[torch.from_numpy(which)] = state.segments[i].codes[torch.from_numpy(positions)]
-        return out
+        return self._state.rows(ids, num_bytes(self._length))
 
     # ---------------------------------------------------------------------------------------------------- changes
 
@@ -138,16 +138,27 @@ class Items:
         return torch.arange(len(rows), out=ids).add_(first)
 
     @check.memory
-    def remove(self, ids) -> None:
+    def remove(self, ids, missing: str = "raise") -> int:
         """Remove the items of `ids` (distinct, any order).
+
+        Args:
+            missing: what ids that are not in the index do: "raise", or "ignore".
+
+        Returns:
+            How many items went.
 
         Raises:
             TypeError, ValueError: ids are not distinct integers of at least 0.
             KeyError: an id is not in the index; nothing is removed.
         """
         ids = check_distinct(ids)
+        check.one_of(missing, "missing", ("raise", "ignore"))
         with self._writing:
-            self._state = self._state.replacing(ids)
+            if missing == "ignore":
+                ids = self._state.held(ids)
+            if missing == "raise" or len(ids):
+                self._state = self._state.replacing(ids)
+        return len(ids)
 
     @check.memory
     def update(self, ids, codes) -> None:
@@ -166,6 +177,56 @@ class Items:
         added = self._segments_of(rows, ids)
         with self._writing:
             self._state = self._state.replacing(ids, added)
+
+    @check.memory
+    def merge(self, other: Items, renumber: bool = False) -> torch.Tensor:
+        """Add all items of another index of the same length; `other` stays as it is.
+
+        Args:
+            renumber: give them running ids, in the order of their own; else they keep their ids, and where codes are
+                not copied the two share them (neither changes in place).
+
+        Returns:
+            The ids that they have here, int64, in the order of `other.ids`.
+
+        Raises:
+            TypeError, ValueError: `other` is no index or of another length, or an id is taken; nothing is added.
+        """
+        if not isinstance(other, Items):
+            raise TypeError(f"other: expected a NestedIndex, got {check.describe(other)}")
+        if other.length != self._length:
+            raise ValueError(f"other: expected an index of {self._length} bits, got {other!r}")
+        check.flag(renumber, "renumber")
+        theirs = other.state
+        if not theirs.count:
+            return torch.empty(0, dtype=torch.int64)
+        if renumber:
+            return self._add_running(merge(theirs.segments).codes)
+        ids = theirs.ids()
+        with self._writing:
+            self._state = self._state.adding(ids, theirs.segments, theirs.next_id)
+        return torch.from_numpy(ids)
+
+    @check.memory
+    def compact(self) -> None:
+        """Make one part of all, without what is left of removed items; nothing else changes.
+
+        Searches are fastest then, and masks of ids that were interleaved cost no sort. It copies the codes, those of
+        a mapped file into memory, but where there is nothing to do.
+        """
+        with self._writing:
+            state = self._state
+            if len(state.segments) > 1 or any(segment.alive is not None for segment in state.segments):
+                self._state = State((merge(state.segments),), state.next_id)
+
+    def reset(self) -> None:
+        """Remove everything; running ids start at 0 again."""
+        with self._writing:
+            self._state = State()
+
+    def copy(self) -> Items:
+        """The same as `copy.copy`: it takes no time, and neither changes with the other."""
+        return self.__copy__()
 
     def _segments_of(self, rows: torch.Tensor, ids: np.ndarray) -> tuple[Segment, ...]:
         """Rows with distinct ids as one segment, or none."""

@@ -6,9 +6,11 @@ import numpy as np
 import torch
 
 from ..core import check
-from ..core.arrays import as_tensor
+from ..core.arrays import as_output, as_tensor, check_output
 from ..core.backend import check_backend
-from . import exchange, file
+from ..retrieval.codes import check_length, num_bytes
+from ..retrieval.hamming import check_k, shaped
+from . import exchange, export, file
 from . import segments as index_segments
 from .arguments import check_queries
 from .file import IndexFileError
@@ -24,9 +26,10 @@ class NestedIndex(Items):
     """Exact Hamming search over packed codes with ids, at any prefix length.
 
     Codes are rows of ceil(length / 8) bytes as `pack_codes` and `numpy.packbits` make them: the same bytes as
-    the "ubinary" embeddings of sentence-transformers and the rows of a faiss binary index. A code's bits beyond
-    `length` are set to zero when it is added. Ids are integers from 0 to 2**63 - 1, given or running; a running
-    id is one more than the highest id that ever was in the index, so ids of removed items do not come back.
+    the "ubinary" embeddings of sentence-transformers and the rows of a faiss binary index; its "binary" ones (int8,
+    the bytes less 128) are taken, too. A code's bits beyond `length` are set to zero when it is added. Ids are
+    integers from 0 to 2**63 - 1, given or running; a running id is one more than the highest id that ever was in the
+    index, so ids of removed items do not come back.
 
     Everything lives in main memory (or in the mapped file): arguments are CPU tensors, NumPy arrays or, for
     ids, sequences of integers; results are CPU tensors.
@@ -70,18 +73,29 @@ class NestedIndex(Items):
 
     @check.memory
     def search(
-        self, queries, k: int, length: int | None = None, allow=None, *, backend: str = "auto"
+        self,
+        queries,
+        k: int,
+        length: int | None = None,
+        allow=None,
+        *,
+        beyond: str = "raise",
+        output: str = "tensor",
+        backend: str = "auto",
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """The k nearest items of every query, by distance, then by ascending id.
 
         Args:
             queries: (Q, bytes) packed uint8 rows, as wide as the index's or, where `length` is given, wide
-                enough for it.
+                enough for it; one code (bytes,) gives results (k,).
             k: neighbours a query, 1 to the number of items.
             length: prefix length in bits; None for the index's.
             allow: the items that may be returned: their ids, a sequence of integers in any order, of which those that
                 are not in the index are ignored; a bool mask (array or tensor) of one value an item, by ascending
                 id; or what `filter` made of either, for many searches. None for all.
+            beyond: what a k beyond the number of items does: "raise", "cut" (k is that number) or "pad" (as where
+                `allow` leaves too few).
+            output: "tensor", or "numpy" for arrays.
             backend: as for `nhl_fast.retrieval.hamming.search`.
 
         Returns:
@@ -91,27 +105,58 @@ class NestedIndex(Items):
         Raises:
             TypeError, ValueError: an argument does not fit (k beyond the number of items among them).
         """
-        state = self._state
-        queries, length = check_queries(queries, length, self._length)
+        return self._search(self._state, queries, k, length, allow, beyond, output, backend)
+
+    def _search(self, state: State, queries, k, length, allow, beyond, output, backend):
+        queries, length, one = check_queries(queries, length, self._length)
         check_backend(backend)
-        k = check.positive_int(k, "k")
-        if k > state.count:
-            raise ValueError(f"k: expected at most {state.count}, the items in the index, got {k}")
+        check_output(output)
+        count, width = check_k(k, state.count, f"{state.count}, the items in the index", beyond)
         allow = check_allow(allow, state)
-        distances, ids = index_segments.nearest(choose(state, allow), queries, k, length, backend)
-        missing = k - distances.shape[1]
-        if missing:
-            distances, ids = (np.pad(a, ((0, 0), (0, missing)), constant_values=-1) for a in (distances, ids))
-        return torch.from_numpy(distances.astype(np.int32, copy=False)), torch.from_numpy(ids)
+        distances, ids = index_segments.nearest(choose(state, allow), queries, count, length, backend)
+        found = torch.from_numpy(distances.astype(np.int32, copy=False)), torch.from_numpy(ids)
+        return shaped(found, width, one, output)
+
+    @check.memory
+    def search_and_reconstruct(
+        self,
+        queries,
+        k: int,
+        length: int | None = None,
+        allow=None,
+        *,
+        beyond: str = "raise",
+        output: str = "tensor",
+        backend: str = "auto",
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """`search`, and the codes of what it found.
+
+        Returns:
+            (distances, ids, codes): as `search`, and uint8 (Q, k, ceil(length of the index / 8)), zeros where the id
+            is -1.
+        """
+        state, width = self._state, num_bytes(self._length)
+        check_output(output)
+        distances, ids = self._search(state, queries, k, length, allow, beyond, "tensor", backend)
+        codes = torch.zeros(*ids.shape, width, dtype=torch.uint8)
+        codes[ids >= 0] = state.rows(ids[ids >= 0].numpy(), width)
+        return as_output((distances, ids, codes), output)
 
     @check.memory
     def range_search(
-        self, queries, radius: int, length: int | None = None, allow=None, *, backend: str = "auto"
+        self,
+        queries,
+        radius: int,
+        length: int | None = None,
+        allow=None,
+        *,
+        output: str = "tensor",
+        backend: str = "auto",
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """All items within a Hamming radius of every query, by distance, then by ascending id.
 
         Args:
-            queries, length, allow, backend: as for `search`.
+            queries, length, allow, output, backend: as for `search`; one code as `queries` is Q = 1.
             radius: largest distance that counts, 0 or more (faiss's `range_search` leaves out the radius itself).
 
         Returns:
@@ -122,16 +167,17 @@ class NestedIndex(Items):
             TypeError, ValueError: an argument does not fit.
         """
         state = self._state
-        queries, length = check_queries(queries, length, self._length)
+        queries, length, _ = check_queries(queries, length, self._length)
         check_backend(backend)
+        check_output(output)
         radius = check.positive_int(radius, "radius", minimum=0)
-        counts, distances, ids = index_segments.within(
-            choose(state, check_allow(allow, state)), queries, radius, length, backend
-        )
+        chosen = choose(state, check_allow(allow, state))
+        counts, distances, ids = index_segments.within(chosen, queries, radius, length, backend)
         offsets = np.concatenate([[0], counts]).cumsum()
-        return tuple(map(torch.from_numpy, (offsets, distances.astype(np.int32, copy=False), ids)))
+        found = tuple(map(torch.from_numpy, (offsets, distances.astype(np.int32, copy=False), ids)))
+        return as_output(found, output)
 
-    # ------------------------------------------------------------------------------------------- files and faiss
+    # ------------------------------------------------------------------------------------------- files and others
 
     def save(self, path) -> None:
         """Write the index to a file (format: `nhl_fast.index.file`), in one step.
@@ -175,6 +221,32 @@ class NestedIndex(Items):
             segments = (Segment(as_tensor(contents.codes), first, contents.ids),)
         index._state = State(segments, contents.next_id)
         return index
+
+    @check.memory
+    def export(self, path, format: str | None = None, length: int | None = None) -> None:
+        """Write ids and codes, by ascending id, to a file that other programs read, in one step.
+
+        - "parquet", "arrow" (`.parquet`; `.arrow`, `.feather`): columns `id` (int64) and `code` (fixed-size binary,
+          ceil(length / 8) bytes); the schema's metadata has the length as `bits`. Read by Arrow, DuckDB, LanceDB,
+          Polars, Spark.
+        - "npz" (`.npz`): arrays `ids` (n,) int64, `codes` (n, bytes) uint8 and `bits`.
+        - "pgvector" (`.tsv`, `.copy`): lines `id`, tab, one digit a bit, for
+          `COPY items (id, code) FROM ...` into `(id bigint, code bit(length))`.
+
+        Args:
+            path: the file; on any error one that was there stays as it was.
+            format: None to tell it from the suffix of the path.
+            length: bits of each code, a prefix; None for all.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit, or no format has the path's suffix.
+            ImportError: "parquet" and "arrow" need pyarrow (`pip install 'nhl-fast[arrow]'`).
+            OSError: the file cannot be written.
+        """
+        length = self._length if length is None else check_length(length, num_bytes(self._length))
+        if length > self._length:
+            raise ValueError(f"length: expected at most {self._length}, the index's, got {length}")
+        export.write(path, format, length, self._state)
 
     def to_faiss(self):
         """The same codes and ids as a `faiss.IndexBinaryIDMap` over an `IndexBinaryFlat`.
