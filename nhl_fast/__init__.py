@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .index.nested_index import IndexFileError, NestedIndex
     from .retrieval.codes import pack_codes, unpack_codes
     from .retrieval.convert import as_codes
+    from .retrieval.duplicates import near_duplicate_blocks, near_duplicates
     from .retrieval.hamming import hamming_distances, radius_search, search
     from .retrieval.metrics import RetrievalResult, evaluate_retrieval
     from .retrieval.quality import code_quality
@@ -57,6 +58,8 @@ __all__ = [
     "make_centers",
     "make_graphed",
     "min_distances",
+    "near_duplicate_blocks",
+    "near_duplicates",
     "neighbor_recall",
     "pack_codes",
     "radius_search",
@@ -90,6 +93,8 @@ _HOMES = {
     "make_centers": "centers.make",
     "make_graphed": "head.graphs",
     "min_distances": "centers.make",
+    "near_duplicate_blocks": "retrieval.duplicates",
+    "near_duplicates": "retrieval.duplicates",
     "neighbor_recall": "retrieval.recall",
     "pack_codes": "retrieval.codes",
     "radius_search": "retrieval.hamming",
