@@ -136,6 +136,14 @@ def calls(folder) -> dict[str, tuple]:
             {"queries": CODES, "database": CODES, "radius": 3, "length": 8, "allow": None, "output": "tensor",
              "chunk_bytes": 1000, "backend": "auto"},
         ),
+        "near_duplicates": (
+            nhl.near_duplicates,
+            {"codes": CODES, "radius": 3, "length": 8, "output": "tensor", "chunk_bytes": 1000, "backend": "auto"},
+        ),
+        "near_duplicate_blocks": (
+            nhl.near_duplicate_blocks,
+            {"codes": CODES, "radius": 3, "length": 8, "chunk_bytes": 1000, "backend": "auto"},
+        ),
         "evaluate_retrieval": (
             nhl.evaluate_retrieval,
             {"q_codes": CODES, "db_codes": CODES, "q_labels": LABELS, "db_labels": LABELS, "lengths": LENGTHS,

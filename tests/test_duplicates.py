@@ -84,8 +84,12 @@ def test_any_blocks_give_the_same_pairs(data):
 
 
 @pytest.mark.parametrize(("kind", "radius"), [("random", 0), ("random", 3), ("clustered", 3), ("clustered", 9)])
-def test_many_codes(kind, radius):
-    """Beside the flat radius search, which has tests of its own."""
+def test_many_codes(kind, radius, monkeypatch):
+    """Beside the flat radius search, which has tests of its own; the way that is said to be cheaper is taken."""
+    taken = []
+    for way in ("scan", "joined"):
+        function = getattr(duplicates, way)
+        monkeypatch.setattr(duplicates, way, lambda *args, w=way, f=function: taken.append(w) or f(*args))
     codes = CODES[kind](6000, 64, 0)
     if kind == "random":
         codes[:, 0] &= 7
@@ -95,10 +99,16 @@ def test_many_codes(kind, radius):
     later = ids > first
     order = (first[later] * len(codes) + ids[later]).argsort()
     wanted = first[later][order], ids[later][order], distances[later][order]
-    found = nhl.near_duplicates(codes, radius)
     assert len(wanted[0]) > 100
-    assert all(map(torch.equal, found, wanted))
-    assert join.plan(codes, 64, radius, 1)[1]
+    for seconds in (0.0, 1.0, 1e9):  # not worth a plan; more than the join's estimate
+        monkeypatch.setattr(join, "scan_seconds", lambda *args, s=seconds: s)
+        assert all(map(torch.equal, nhl.near_duplicates(codes, radius), wanted))
+    assert join.plan(codes, 64, radius, 1)[0] < 1.0
+    assert taken == ["scan", "joined", "joined"]
+    monkeypatch.setattr(join, "plan", lambda *args: (2.0, ()))
+    monkeypatch.setattr(join, "scan_seconds", lambda *args: 1.0)
+    assert all(map(torch.equal, nhl.near_duplicates(codes, radius), wanted))
+    assert taken[3:] == ["scan"]
 
 
 def test_the_cost_of_a_plan_falls_where_keys_tell(monkeypatch):

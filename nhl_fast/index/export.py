@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from ..core import check
-from ..core.arrays import as_tensor
+from ..core.arrays import as_tensor, write_npz
 from ..core.extras import require
 from ..core.files import as_path, atomic_write
 from ..retrieval import codes
@@ -70,20 +69,13 @@ def _write_arrow(handle, length: int, state: State, parquet: bool) -> None:
 
 
 def _write_npz(handle, length: int, state: State) -> None:
-    """As `numpy.savez`, a block at a time."""
     n = state.count
-    parts = (
-        ("ids", np.dtype("<i8"), (n,), (ids for ids, _ in _blocks(state, length))),
-        ("codes", np.dtype("u1"), (n, num_bytes(length)), (rows for _, rows in _blocks(state, length))),
-        ("bits", np.dtype("<i8"), (), [np.array(length)]),
+    arrays = (
+        ("ids", "<i8", (n,), (ids for ids, _ in _blocks(state, length))),
+        ("codes", "u1", (n, num_bytes(length)), (rows for _, rows in _blocks(state, length))),
+        ("bits", "<i8", (), [np.array(length)]),
     )
-    with zipfile.ZipFile(handle, "w") as archive:
-        for name, dtype, shape, blocks in parts:
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as out:
-                header = {"descr": dtype.str, "fortran_order": False, "shape": shape}
-                np.lib.format.write_array_header_1_0(out, header)
-                for block in blocks:
-                    out.write(block.astype(dtype, copy=False).tobytes())
+    write_npz(handle, arrays)
 
 
 def _write_copy(handle, length: int, state: State) -> None:

@@ -20,6 +20,8 @@ Pairs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 _PAIR_BYTES = 64
 # Rows that are compared with others in a call, at most.
 _QUERIES = 1024
+# A scan of at most so many seconds is not worth a plan.
+_SHORT = 0.15
 # Pairs found that are looked at together.
 _BATCH = 2**16
 
@@ -69,6 +71,7 @@ def near_duplicates(
     return as_output((i[order], j[order], distances[order]), output)
 
 
+@check.memory
 def near_duplicate_blocks(
     codes,
     radius: int,
@@ -98,11 +101,11 @@ def _blocks(rows: torch.Tensor, radius: int, length: int, chunk_bytes: int, back
         return
     cells = max(1, chunk_bytes // _PAIR_BYTES)
     blocks: tuple[join.Block, ...] = ()
-    if rows.is_cpu:  # a card compares all before a join is set up
-        threads = torch.get_num_threads()
-        seconds, blocks = join.plan(rows.numpy(), length, radius, threads)
-        if seconds >= join.scan_seconds(len(rows), length, threads, cells):
-            blocks = ()
+    threads = torch.get_num_threads()
+    scanning = join.scan_seconds(len(rows), length, threads, cells)
+    if rows.is_cpu and scanning > _SHORT:  # a card compares all before a join is set up
+        seconds, planned = join.plan(rows.numpy(), length, radius, threads)
+        blocks = planned if seconds < scanning else ()
     if not blocks:
         yield from scan(rows, radius, length, cells, backend)
     else:

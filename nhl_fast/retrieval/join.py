@@ -22,7 +22,7 @@ _ROWS = 2**16
 
 # Seconds of a call of the engine and what is around it, of each of its queries, and of 2^40 bits compared on a
 # thread. Orders of magnitude, measured on x86-64 with AVX-512: they weigh one way against another.
-_CALL, _QUERY, _BITS = 4e-5, 8e-8, 1.0
+_CALL, _QUERY, _BITS = 4e-5, 1.5e-7, 1.0
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def _thresholds(radius: int, count: int) -> list[int]:
 
 def _cheapest(bits: np.ndarray, threshold: int, n: int, length: int, threads: int) -> tuple[float, int]:
     """(seconds, bits of the key) of the block of these bits (rows of a sample, bits)."""
-    most = min(bits.shape[1], _MOST_KEY_BITS)
+    most = max(1, min(bits.shape[1], _MOST_KEY_BITS, n.bit_length() - 4))
     places = (1 << np.arange(most)).astype(np.int64)
     counts = np.bincount(bits[:, :most] @ places, minlength=1 << most).astype(float)
     s = len(bits)
