@@ -113,8 +113,7 @@ class NestedIndex(Items):
         check_output(output)
         count, width = check_k(k, state.count, f"{state.count}, the items in the index", beyond)
         allow = check_allow(allow, state)
-        distances, ids = index_segments.nearest(choose(state, allow), queries, count, length, backend)
-        found = torch.from_numpy(distances.astype(np.int32, copy=False)), torch.from_numpy(ids)
+        found = index_segments.nearest(choose(state, allow), queries, count, length, backend)
         return shaped(found, width, one, output)
 
     @check.memory

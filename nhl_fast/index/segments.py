@@ -193,7 +193,7 @@ class Segment:
         return Chosen(self, self.codes[torch.from_numpy(positions)], None, positions, len(positions))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)  # every search makes one: frozen takes a microsecond
 class Chosen:
     """The rows of a segment that a search may return: all of `rows`, or those where `mask` is set."""
 
@@ -203,22 +203,24 @@ class Chosen:
     positions: np.ndarray | None
     count: int
 
-    def ids_of(self, found: torch.Tensor) -> np.ndarray:
+    def ids_of(self, found: torch.Tensor) -> torch.Tensor:
+        if self.positions is None and self.segment.ids is None:
+            return found + self.segment.first if self.segment.first else found
         found = found.numpy()
-        return self.segment.ids_at(found if self.positions is None else self.positions[found])
+        return torch.from_numpy(self.segment.ids_at(found if self.positions is None else self.positions[found]))
 
-    def nearest(self, queries, k: int, length: int, backend: str) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(self, queries, k: int, length: int, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(distances, ids), both (Q, min(k, count))."""
         k = min(k, self.count)
         distances, found = hamming.nearest(queries, self.rows, k, length, self.mask, _CHUNK_BYTES, backend)
-        return distances.numpy(), self.ids_of(found)
+        return distances, self.ids_of(found)
 
     def within(self, queries, radius: int, length: int, backend: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(neighbours of each query, distances, ids)."""
         offsets, distances, found = hamming.within(
             queries, self.rows, radius, length, self.mask, _CHUNK_BYTES, backend
         )
-        return offsets.diff().numpy(), distances.numpy(), self.ids_of(found)
+        return offsets.diff().numpy(), distances.numpy(), self.ids_of(found).numpy()
 
 
 # ---------------------------------------------------------------------------------------------- merged results
@@ -240,20 +242,17 @@ def sort_by_group_and_id(groups: np.ndarray, ids: np.ndarray, highest: int) -> t
 
 
 def nearest(chosen: Sequence[Chosen], queries, k: int, length: int, backend: str):
-    """The k nearest of what was chosen: (distances (Q, c), ids (Q, c)) with c = k, or as many as there are."""
-    best = None
+    """The k nearest of what was chosen: int32 and int64 tensors (Q, c) with c = k, or as many as there are."""
+    chosen = [part for part in chosen if part.count]
+    if len(chosen) == 1:
+        return chosen[0].nearest(queries, k, length, backend)
+    best = np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
     for part in chosen:
-        if not part.count:
-            continue
-        found = part.nearest(queries, k, length, backend)
-        if best is not None:
-            found = (np.concatenate(pair, axis=1) for pair in zip(best, found))
-            found = (array[:, :k] for array in sort_by_group_and_id(*found, length))
-        best = tuple(found)
-    if best is None:
-        empty = np.empty((len(queries), 0), np.int64)
-        return empty, empty
-    return best
+        found = (array.numpy() for array in part.nearest(queries, k, length, backend))
+        found = (np.concatenate(pair, axis=1) for pair in zip(best, found))
+        best = tuple(array[:, :k] for array in sort_by_group_and_id(*found, length))
+    distances, ids = best
+    return torch.from_numpy(distances.astype(np.int32, copy=False)), torch.from_numpy(ids)
 
 
 def within(chosen: Sequence[Chosen], queries, radius: int, length: int, backend: str):

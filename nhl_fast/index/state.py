@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ class State:
 
     segments: tuple[Segment, ...] = ()
     next_id: int = 0
+    count: int = field(init=False)
 
-    @property
-    def count(self) -> int:
-        return sum(segment.count for segment in self.segments)
+    def __post_init__(self):
+        object.__setattr__(self, "count", sum(segment.count for segment in self.segments))
 
     @property
     def nbytes(self) -> int:

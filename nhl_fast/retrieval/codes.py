@@ -189,7 +189,7 @@ def _refuse_unpacked(rows: torch.Tensor, name: str) -> None:
         array = rows[:_LOOKED_AT].cpu()
     else:
         # Nearly always the first row settles it, in a microsecond.
-        if rows.is_cpu and rows[0].numpy().tobytes().strip(b"\0\1"):
+        if rows.is_cpu and rows.numpy()[0].tobytes().strip(b"\0\1"):
             return
         array = rows
     if any(bool((part > 1).any()) for part in array.split(max(1, _BLOCK_BYTES // rows.shape[1]))):
