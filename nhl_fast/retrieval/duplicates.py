@@ -18,8 +18,8 @@ Pairs = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 # Bytes of a pair that is found: distance and id, in the engine and as a result, and what the checks of it take.
 _PAIR_BYTES = 64
-# Rows that are compared with others in a call, at most.
-_QUERIES = 1024
+# Rows that tell how many pairs are near.
+_SAMPLE = 2**12
 # A scan of at most so many seconds is not worth a plan.
 _SHORT = 0.15
 # Pairs found that are looked at together.
@@ -104,12 +104,21 @@ def _blocks(rows: torch.Tensor, radius: int, length: int, chunk_bytes: int, back
     threads = torch.get_num_threads()
     scanning = join.scan_seconds(len(rows), length, threads, cells)
     if rows.is_cpu and scanning > _SHORT:  # a card compares all before a join is set up
-        seconds, planned = join.plan(rows.numpy(), length, radius, threads)
-        blocks = planned if seconds < scanning else ()
+        near = _share_near(rows, radius, length, backend) * len(rows) ** 2 / 2
+        seconds, planned = join.plan(rows.numpy(), length, radius, threads, near)
+        blocks = planned if seconds < join.scan_seconds(len(rows), length, threads, cells, near) else ()
     if not blocks:
         yield from scan(rows, radius, length, cells, backend)
     else:
         yield from joined(rows, radius, length, blocks, cells, backend)
+
+
+def _share_near(rows, radius, length, backend) -> float:
+    """Which part of all pairs is near, by some of the rows."""
+    some = np.sort(np.random.default_rng(0).choice(len(rows), min(len(rows), _SAMPLE), replace=False))
+    some = rows[torch.from_numpy(some)]
+    found = len(_near(some, some, radius, length, backend)[0]) - len(some)  # each has found itself
+    return found / max(1, len(some) * (len(some) - 1))
 
 
 def scan(rows: torch.Tensor, radius: int, length: int, cells: int, backend: str) -> Iterator[Pairs]:
@@ -127,8 +136,8 @@ def tiles(queries: int, items: int, cells: int) -> Iterator[tuple[int, int, int,
 
     The queries are the first of the items; together the tiles have every pair of a query and a later item.
     """
-    step = max(1, min(_QUERIES, int(cells**0.5)))
-    width = max(1, cells // step)
+    width = max(1, min(items, join.SCANNED, cells))
+    step = max(1, cells // width)
     for start in range(0, queries, step):
         for first in range(start, items, width):
             yield start, min(start + step, queries), first, min(first + width, items)

@@ -19,10 +19,13 @@ _MOST_KEY_BITS = 16
 _MOST_THRESHOLD = 3
 _SAMPLE = 2**15
 _ROWS = 2**16
+# Items of a call of the scan, at most.
+SCANNED = 2**15
 
-# Seconds of a call of the engine and what is around it, of each of its queries, and of 2^40 bits compared on a
-# thread. Orders of magnitude, measured on x86-64 with AVX-512: they weigh one way against another.
-_CALL, _QUERY, _BITS = 4e-5, 1.5e-7, 1.0
+# Seconds of a call of the engine and what is around it, of each of its queries, of 2^40 bits compared on a thread,
+# and of a pair found in a block. Orders of magnitude, measured on x86-64 with AVX-512: they weigh one way against
+# another.
+_CALL, _QUERY, _BITS, _FOUND = 1e-4, 1.5e-7, 1.0, 1.5e-7
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,18 @@ class Block:
         return out
 
 
-def scan_seconds(n: int, length: int, threads: int, cells: int) -> float:
-    """What comparing every row with all rows after it costs, `cells` pairs a call."""
+def scan_seconds(n: int, length: int, threads: int, cells: int, near: float = 0.0) -> float:
+    """What comparing every row with all rows after it costs, `cells` pairs a call, of which `near` pairs are near."""
     pairs = n * n / 2
-    return pairs * length / 2**40 * _BITS / threads + pairs / min(n, _ROWS) * _QUERY / threads + pairs / cells * _CALL
+    comparing = pairs * length / 2**40 * _BITS + pairs / min(n, SCANNED) * _QUERY
+    return comparing / threads + pairs / cells * _CALL + near * _FOUND
 
 
-def plan(codes: np.ndarray, length: int, radius: int, threads: int) -> tuple[float, tuple[Block, ...]]:
-    """(seconds, blocks) of the join that costs least, by a sample of the rows; infinity and none where none can."""
+def plan(codes: np.ndarray, length: int, radius: int, threads: int, near: float = 0.0):
+    """(seconds, blocks) of the join that costs least, by a sample of the rows; infinity and none where none can.
+
+    `near` pairs are near, and nearly all blocks let each of them meet.
+    """
     n = len(codes)
     sample = codes[np.random.default_rng(0).integers(0, n, _SAMPLE)] if n > _SAMPLE else codes
     bits = np.unpackbits(sample, axis=1, count=length)
@@ -76,11 +83,11 @@ def plan(codes: np.ndarray, length: int, radius: int, threads: int) -> tuple[flo
         # Blocks of one threshold differ little: one of each stands for all of them.
         kinds = {threshold: i for i, threshold in enumerate(thresholds)}
         costs = {t: _cheapest(bits[:, order[i::count]], t, n, length, threads)[0] for t, i in kinds.items()}
-        rough[count] = sum(costs[t] for t in thresholds)
+        rough[count] = sum(costs[t] for t in thresholds) + count * near * _FOUND
     if not rough:
         return float("inf"), ()
     count = min(rough, key=rough.get)
-    blocks, seconds = [], 0.0
+    blocks, seconds = [], count * near * _FOUND
     for i, threshold in enumerate(_thresholds(radius, count)):
         one, key_bits = _cheapest(bits[:, order[i::count]], threshold, n, length, threads)
         seconds += one
