@@ -10,7 +10,6 @@ by ascending row).
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from pathlib import Path
@@ -19,10 +18,10 @@ import numpy as np
 import torch
 
 import nhl_fast as nhl
-from nhl_fast.core.environment import environment
+from bench.common import arguments
+from bench.common.record import RESULTS, environment, markdown
 from nhl_fast.core.files import atomic_write, read_json, write_json
 
-RESULTS = Path(__file__).parent / "results"
 LENGTHS = (8, 16, 32, 64, 128, 256)
 METHODS = ("random", "pca", "itq a length", "itq", "learned")
 ASYMMETRIC = ("itq", "learned")  # whose queries' raw outputs are measured, too
@@ -73,7 +72,7 @@ def measure(name: str, path: Path, seed: int, method: str, out: Path, known: dic
         raw = nhl.neighbor_recall(layer.project(queries).detach(), codes, asymmetric=True, **options)
         row["asymmetric"][str(b)] = raw.recall[b]
     if method == "learned":
-        row["funnel"] = funnels(found[256], queries, database, known["neighbors"])
+        row["funnel"] = funnels(found[LENGTHS[-1]], queries, database, known["neighbors"])
     return row
 
 
@@ -102,34 +101,77 @@ def run(files: list[Path], out: Path, splits: int, methods) -> None:
                 print(path.stem, seed, method, {b: round(r[10], 4) for b, r in row["recall"].items()}, flush=True)
 
 
-def table(rows: list[dict], key: str) -> list[str]:
-    """Mean recall over the splits (and their spread), a line a method."""
-    lines = [f"| method | {' | '.join(f'{b} bits' for b in LENGTHS)} |", "|---" * (len(LENGTHS) + 1) + "|"]
+def mean_recall(
+    rows: list[dict], key: str = "recall", candidates: int = NEIGHBORS
+) -> dict[str, dict[int, list[float]]]:
+    """{method: {bits: one number a split}}."""
+    found: dict[str, dict[int, list[float]]] = {}
     for method in METHODS:
-        mine = [r for r in rows if r["method"] == method and r[key]]
+        mine = [r[key] for r in rows if r["method"] == method and r[key]]
         if mine:
-            cells = []
-            for b in LENGTHS:
-                values = [r[key][str(b)]["10"] for r in mine]
-                spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
-                cells.append(f"{statistics.mean(values):.4f}{spread}")
-            lines.append(f"| {method} | {' | '.join(cells)} |")
-    return lines
+            found[method] = {b: [r[str(b)][str(candidates)] for r in mine] for b in LENGTHS}
+    return found
 
 
-def gains(rows: list[dict]) -> tuple[dict[int, float], float] | None:
-    """Of `learned` over the better of PCA and ITQ a length: a length, and the mean of these ratios."""
-    mean = {
-        method: {
-            b: statistics.mean(r["recall"][str(b)]["10"] for r in rows if r["method"] == method) for b in LENGTHS
-        }
-        for method in METHODS
-        if any(r["method"] == method for r in rows)
-    }
-    if not {"learned", "pca", "itq a length"} <= mean.keys():
-        return None
-    ratios = {b: mean["learned"][b] / max(mean["pca"][b], mean["itq a length"][b]) - 1 for b in LENGTHS}
-    return ratios, statistics.mean(ratios.values())
+def table(rows: list[dict], key: str = "recall") -> str:
+    """Mean recall over the splits, with their standard deviation, a line a method."""
+
+    def cell(values: list[float]) -> str:
+        spread = f" ± {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+        return f"{statistics.mean(values):.4f}{spread}"
+
+    lines = [
+        [method, *map(cell, found.values()), len(found[LENGTHS[0]])]
+        for method, found in mean_recall(rows, key).items()
+    ]
+    return markdown(["method", *(f"{b} bits" for b in LENGTHS), "splits"], lines)
+
+
+def gains(rows: list[dict]) -> str:
+    """What `learned` gains over the better of PCA and ITQ a length: at every length, and in the mean."""
+    found = mean_recall(rows)
+    count = len(found["learned"][LENGTHS[0]])
+    ratios = {}
+    for b in LENGTHS:
+        best = max(statistics.mean(found[m][b][:count]) for m in ("pca", "itq a length"))
+        ratios[b] = statistics.mean(found["learned"][b]) / best - 1
+    said = ", ".join(f"{100 * ratio:+.1f}% at {b}" for b, ratio in ratios.items())
+    mean = 100 * statistics.mean(ratios.values())
+    return f"`learned` over the better of PCA and ITQ a length: {said} bits; {mean:+.1f}% in the mean of these."
+
+
+def seconds(rows: list[dict]) -> str:
+    """Time of fitting, a method: of one core, and as it took on the machine."""
+    lines = []
+    for method in METHODS:
+        mine = [(r["cpu_seconds"], r["wall_seconds"]) for r in rows if r["method"] == method]
+        if mine:
+            lines.append([method, *(f"{statistics.median(s):,.0f}" for s in zip(*mine))])
+    return markdown(["method", "one core's time, s", "time on the shared machine, s"], lines)
+
+
+def coarse_to_fine(rows: list[dict]) -> str:
+    """Recall of searches in stages, mean over the splits."""
+    mine = [r["funnel"] for r in rows if "funnel" in r]
+    return markdown(
+        ["search", f"recall@{NEIGHBORS}"],
+        [[name, f"{statistics.mean(r[name] for r in mine):.4f}"] for name in FUNNELS],
+    )
+
+
+def page(rows: list[dict], here: dict) -> str:
+    """All of it as Markdown."""
+    parts = [
+        "# Codes without labels",
+        f"Recall of the exact cosine top {NEIGHBORS} among the first {NEIGHBORS} of the code's ranking, {QUERIES:,} "
+        f"queries that were not fitted to; mean ± standard deviation over the splits. {here['cpu']}, "
+        f"torch {here['versions']['torch']}, {here['date']}; `python -m bench.unlabelled`.",
+    ]
+    for name in dict.fromkeys(r["data"] for r in rows):
+        mine = [r for r in rows if r["data"] == name]
+        parts += [f"## {name}", table(mine), gains(mine), "The queries' raw outputs in place of their codes:"]
+        parts += [table(mine, "asymmetric"), coarse_to_fine(mine), seconds(mine)]
+    return "\n\n".join(parts) + "\n"
 
 
 def write(out: Path) -> None:
@@ -137,42 +179,15 @@ def write(out: Path) -> None:
     rows = [read_json(path) for path in sorted(out.glob("*.json"))]
     if not rows:
         raise SystemExit(f"--out: no results in {out}")
-    places = {str(r.pop("environment")) for r in rows}
-    write_json(RESULTS / "unlabelled.json", {"environment": environment(), "machines": sorted(places), "rows": rows})
-    here = environment()
-    lines = [
-        "# Codes without labels",
-        "",
-        f"Recall of the exact cosine top {NEIGHBORS} among the first {NEIGHBORS} of the code's ranking, {QUERIES:,} "
-        f"queries that were not fitted to. {here['cpu']}, torch {here['versions']['torch']}, {here['date']}; "
-        "`python -m bench.unlabelled`.",
-    ]
-    for name in dict.fromkeys(r["data"] for r in rows):
-        mine = [r for r in rows if r["data"] == name]
-        count = len({r["split"] for r in mine})
-        lines += ["", f"## {name}", "", f"{count} split(s); where several: mean ± standard deviation."]
-        lines += ["", *table(mine, "recall"), "", "The queries' raw outputs in place of their codes:", ""]
-        lines += table(mine, "asymmetric")
-        if found := gains(mine):
-            told = ", ".join(f"{100 * v:+.1f}% at {b}" for b, v in found[0].items())
-            lines += ["", f"`learned` over the better of PCA and ITQ a length: {told}; mean {100 * found[1]:+.1f}%."]
-        for method in METHODS:
-            seconds = [(r["cpu_seconds"], r["wall_seconds"]) for r in mine if r["method"] == method]
-            if seconds:
-                cpu, wall = (statistics.median(s) for s in zip(*seconds))
-                lines += [
-                    "",
-                    f"Fitting, {method}: {cpu:.1f} s of one core's time ({wall:.0f} s on the shared machine).",
-                ]
-        for row in (r for r in mine if "funnel" in r):
-            lines += ["", f"Coarse to fine (split {row['split']}):", ""]
-            lines += [f"- {said}: {value:.4f}" for said, value in row["funnel"].items()]
+    here = rows[-1]["environment"]
+    kept = [{k: v for k, v in row.items() if k != "environment"} for row in rows]
+    write_json(RESULTS / "unlabelled.json", {"environment": here, "rows": kept})
     with atomic_write(RESULTS / "unlabelled.md", "w") as handle:
-        handle.write("\n".join(lines) + "\n")
+        handle.write(page(kept, here))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = arguments.parser("bench.unlabelled", __doc__)
     parser.add_argument("--data", nargs="+", type=Path, default=[], metavar="NPZ")
     parser.add_argument("--out", type=Path, required=True, help="folder of the rows and checkpoints")
     parser.add_argument("--splits", type=int, default=3)

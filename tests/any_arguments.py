@@ -165,8 +165,8 @@ def calls(folder) -> dict[str, tuple]:
         ),
         "rescore": (
             nhl.rescore,
-            {"queries": OUTPUTS, "candidates": LABELS[:, None], "codes": CODES, "k": 1, "length": 8,
-             "chunk_bytes": 1000},
+            {"queries": OUTPUTS, "candidates": LABELS[:, None], "codes": CODES, "vectors": None, "k": 1,
+             "length": 8, "chunk_bytes": 1000},
         ),
         "rescore vectors": (
             nhl.rescore,
@@ -179,17 +179,17 @@ def calls(folder) -> dict[str, tuple]:
              "query_vectors": None, "metric": "cosine", "chunk_bytes": 1000, "backend": "auto"},
         ),
         "fit_layer": (
-            nhl.fit_layer,
+            functools.partial(nhl.fit_layer, rotation_steps=1),  # any number of them is right, but not in a test
             {"features": OUTPUTS, "code_lengths": LENGTHS, "method": "itq", "normalize": True, "sample_rows": 10,
-             "rotation_steps": 1, "seed": 0, "device": None, "checkpoint": None, "resume": False, "progress": False},
+             "seed": 0, "device": None, "checkpoint": None, "resume": False, "progress": False},
         ),
         "fit_layer learned": (
             lambda **options: nhl.fit_layer(OUTPUTS, LENGTHS, steps=2, rotation_steps=1, progress=False, **options),
             {"anchors": 2, "neighbors": 3, "drawn": 2, "temperature": 0.1, "lr": 1e-3, "checkpoint_every": 1},
         ),
         "NestedCoder": (
-            lambda X, **options: nhl.NestedCoder(LENGTHS, **options).fit_transform(X),
-            {"X": OUTPUTS, "method": "pca", "normalize": True, "seed": 0, "device": None},
+            lambda X, **options: nhl.NestedCoder(LENGTHS, rotation_steps=1, **options).fit_transform(X),
+            {"X": OUTPUTS, "method": "itq", "normalize": True, "seed": 0, "device": None},
         ),
         "RetrievalResult.precision_at": (lambda n: result().precision_at(n), {"n": 3}),
         "RetrievalResult.recall_at": (lambda n: result().recall_at(n), {"n": 3}),

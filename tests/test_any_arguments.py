@@ -41,7 +41,7 @@ def own(error, good, changed):
         return message.strip("\"'").startswith("ids: ")
     if "path" in changed and isinstance(error, (OSError, nhl.IndexFileError)):
         return True
-    named = re.match(r"([a-z_]+)(\[[^\]]*\])*: ", message)
+    named = re.match(r"([A-Za-z_]+)(\[[^\]]*\])*: ", message)
     return isinstance(error, OURS) and named is not None and named[1] in good
 
 

@@ -87,7 +87,7 @@ ALSO = {
     "runs": "run|JSON",
 }
 ALSO |= {"--max-memory": "no length meets every bound", "--min-map": "no length meets every bound"}
-ALSO |= dict.fromkeys(("embeddings", "--texts", "--images"), "give one of NPY|such file|embeddings|empty")
+ALSO |= dict.fromkeys(("embeddings", "--texts", "--images"), "give one of NPY|such file|embeddings|empty|held out")
 ALSO |= dict.fromkeys(("--query-codes", "--database-codes"), "give either a run folder")
 ALSO |= dict.fromkeys(("--query-labels", "--database-labels"), "give either a run folder")
 INTERNAL = re.compile(
@@ -197,6 +197,8 @@ def test_wrong_values(command, option, run, folder, capsys, monkeypatch):
         argv = base(command, place, run)
         if not option.startswith("-"):
             argv[1] = value
+            if value == "--":  # the end of the options
+                argv = [command, *argv[2:], "--"]
         elif value.startswith("-") and option.startswith("--"):
             argv.append(f"{option}={value}")
         else:
@@ -315,11 +317,11 @@ def test_interrupted(pictures, workers):
 def test_outputs_that_nobody_reads(run):
     read, write = os.pipe()
     os.close(read)
-    done = command("search", run, "-k", "100", stdout=write)
+    done = command("search", run, "-k", "20", stdout=write)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
     if Path("/dev/full").exists():
         with open("/dev/full", "w") as full:
-            done = command("search", run, "-k", "100", stdout=full)
+            done = command("search", run, "-k", "20", stdout=full)
         assert done.returncode == 1
         assert done.stderr == "nhl-fast search: [Errno 28] No space left on device\n"

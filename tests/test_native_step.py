@@ -104,7 +104,7 @@ def test_long_sums_of_one_sign_stay_accurate(isa):
         ):
             assert found.item() == pytest.approx((a * (gram.double() @ b)).sum().item(), rel=4e-7)
         centers = torch.randn(1, bits).sign()
-        value, _ = torch.ops.nhl_fast.step_csq(u, centers, torch.zeros(n, dtype=torch.long), [bits], 0.0)
+        value, _ = torch.ops.nhl_fast.step_center(u, centers, torch.zeros(n, dtype=torch.long), [bits], "csq", [0.0])
         assert value.item() == pytest.approx(F.softplus(-2 * u.double() * centers).mean().item(), rel=4e-7)
 
 

@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from native_cases import AVAILABLE, DETAIL
 
+INF = float("inf")
 pytestmark = pytest.mark.skipif(not AVAILABLE, reason=f"native library: {DETAIL}")
 
 
@@ -19,32 +20,45 @@ def sample_arguments():
         "project": (features, weight, bias, True),
         "project_back": (torch.tensor(2.0), u, features, weight, True, True),
         "combine": (u, features, features @ features.T, values, deltas, lengths, 0.5, None),
-        "csq": (u, centers, labels, lengths, 1e-4),
-        "dpn": (u, centers[labels], None, lengths, 1.0, True),
-        "dsh": (u, labels, *bank, lengths, 0.1, 2.0, True),
-        "dhn": (u, sets, *bank_sets, lengths, 0.1, 16.0, True),
-        "dbdh": (u, labels, *bank, lengths, 0.1, 1.0, 0.0, False),
-        "lcdsh": (u, sets, lengths, 3.0, 50.0, 0.0),
-        "dch": (u, labels, lengths, 20.0, 0.1, 0.99),
-        "dtsh": (u, labels, lengths, 5.0, 1.0, -100.0, 50.0, 32.0),
-        "center_softmax": (u, labels, centers, lengths, 0.1, 1.0, 1e-4, 16.0, *bank),
+        "center": (u, centers, labels, lengths, "csq", [1e-4]),
+        "center a row": (u, centers[labels], None, lengths, "dpn_ternary", [1.0]),
+        "pairs": (u, labels, *bank, lengths, "contrastive", [2.0], "absolute", 0.1, "halves", "pairs", INF, 0.0),
+        "pairs of sets": (u, sets, *bank_sets, lengths, "likelihood", [], "log_cosh", 0.1, "no", "pairs", INF, 16.0),
+        "pairs of the batch": (
+            u,
+            sets,
+            None,
+            None,
+            None,
+            lengths,
+            "locality",
+            [3.0, 50.0],
+            "none",
+            0.0,
+            "no",
+            "pairs",
+            INF,
+            0.0,
+        ),
+        "triplets": (u, labels, lengths, "logistic", [5.0, -100.0, 50.0], "sign", 1.0, 32.0),
+        "softmax": (u, labels, centers, lengths, "likelihood", [0.1, 1.0], "square", 1e-4, 16.0),
     }
 
 
 @pytest.mark.parametrize("name", list(sample_arguments()))
 def test_opcheck(name):
-    operator = getattr(torch.ops.nhl_fast, f"step_{name}").default
+    operator = getattr(torch.ops.nhl_fast, f"step_{name.split()[0]}").default
     torch.library.opcheck(operator, sample_arguments()[name], test_utils=["test_schema", "test_faketensor"])
 
 
 def test_operators_refuse_what_they_cannot_read():
     good, ops = sample_arguments(), torch.ops.nhl_fast
-    u, sets = good["csq"][0], good["lcdsh"][1]
+    u, sets = good["center"][0], good["pairs of sets"][1]
 
     def replaced(name, place, value):
         arguments = list(good[name])
         arguments[place] = value
-        return lambda: getattr(ops, f"step_{name}")(*arguments)
+        return lambda: getattr(ops, f"step_{name.split()[0]}")(*arguments)
 
     for call in (
         replaced("project", 1, torch.randn(12, 8)),
@@ -56,24 +70,26 @@ def test_operators_refuse_what_they_cannot_read():
         replaced("combine", 3, torch.rand(3)),
         replaced("combine", 5, [12, 12]),
         replaced("combine", 7, torch.ones(3)),
-        replaced("csq", 0, u.T.contiguous().T),
-        replaced("csq", 0, u[:0]),
-        replaced("csq", 1, torch.randn(3, 16)),
-        replaced("csq", 2, torch.full((6,), 3)),
-        replaced("csq", 2, torch.arange(6, dtype=torch.int32) % 3),
-        replaced("csq", 3, []),
-        replaced("dpn", 1, torch.randn(5, 17)),
-        replaced("dhn", 1, torch.arange(6) % 3),
-        replaced("dhn", 1, sets[:, :2].contiguous()),
-        replaced("dhn", 2, torch.randn(20, 11)),
-        replaced("dhn", 4, torch.ones(19, dtype=torch.bool)),
-        replaced("lcdsh", 1, sets.long()),
-        replaced("lcdsh", 5, -1.0),
-        replaced("lcdsh", 5, float("nan")),
-        replaced("dhn", 7, float("inf")),
-        replaced("dch", 1, torch.arange(5)),
-        replaced("center_softmax", 2, torch.randn(1, 17)),
-        replaced("center_softmax", 1, sets[:, :2].contiguous()),
+        replaced("center", 0, u.T.contiguous().T),
+        replaced("center", 0, u[:0]),
+        replaced("center", 1, torch.randn(3, 16)),
+        replaced("center", 2, torch.full((6,), 3)),
+        replaced("center", 2, torch.arange(6, dtype=torch.int32) % 3),
+        replaced("center", 3, []),
+        replaced("center a row", 1, torch.randn(5, 17)),
+        replaced("pairs of sets", 1, torch.arange(6) % 3),
+        replaced("pairs of sets", 1, sets[:, :2].contiguous()),
+        replaced("pairs of sets", 2, torch.randn(20, 11)),
+        replaced("pairs of sets", 4, torch.ones(19, dtype=torch.bool)),
+        replaced("pairs of the batch", 1, sets.long()),
+        replaced("pairs of the batch", 13, -1.0),
+        replaced("pairs of the batch", 13, float("nan")),
+        replaced("pairs of sets", 13, float("inf")),
+        replaced("pairs", 1, torch.arange(5)),
+        replaced("pairs", 6, "nothing"),
+        replaced("triplets", 1, torch.arange(5)),
+        replaced("softmax", 2, torch.randn(1, 17)),
+        replaced("softmax", 1, sets[:, :2].contiguous()),
     ):
         with pytest.raises(RuntimeError):
             call()

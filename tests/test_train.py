@@ -7,6 +7,7 @@ import random
 import resource
 import signal
 import sys
+import time
 
 import pytest
 import torch
@@ -105,44 +106,49 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def at_change(number):
-    """The child is killed when it is about to open, rename, remove or list for the time `number` (from 1)."""
+def at_change(number, folder, took):
+    """The child is killed when it is about to open, rename, remove or list in `folder` for the time `number`."""
     events = ("open", "os.rename", "os.remove", "os.mkdir", "os.listdir", "os.scandir")
     seen = itertools.count(1)
 
-    def kill(event, _):
-        if event in events and next(seen) == number:
+    def kill(event, arguments):
+        if event in events and str(arguments[0]).startswith(str(folder)) and next(seen) == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
     sys.addaudithook(kill)
 
 
-def at_any_moment(number):
-    """The child ends after some of the processor's time, as little cleaned up as by SIGKILL."""
-    moment = random.Random(number).uniform(0.005, 0.08) * (1 + number / 10)
-    signal.setitimer(signal.ITIMER_PROF, moment)
+def at_any_moment(number, folder, took):
+    """The child ends after a part of the processor's time that a run took, as little cleaned up as by SIGKILL."""
+    part = random.Random(number).uniform(0.02, 0.25) * (1 + number / 10)
+    signal.setitimer(signal.ITIMER_PROF, part * took)
 
 
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("epochs", "die"), [(4, at_change), (20, at_any_moment)])
 def test_killed_at_any_moment(tmp_path, epochs, die):
     """Killed over and over, between any two changes of files or anywhere; the result is that of an unbroken run."""
-    run = RunFolder(tmp_path / "run")
+    run, whole = RunFolder(tmp_path / "run"), RunFolder(tmp_path / "whole")
+    train(blobs(), config(epochs=1), progress=False)  # loads what a process loads once, and no child has to
+    before = time.process_time()
+    unbroken = train(blobs(), config(epochs=epochs), whole.path, progress=False)
+    took = time.process_time() - before
     said, number = [], 0
 
     def work():
-        die(number)
+        die(number, run.path, took)
         train(blobs(), config(epochs=epochs), run.path, resume=run.config.exists(), progress=False)
 
     while not said or said[-1] != (0, ""):
         number += 1
         said += outcome(work)
-        assert number < 400
+        assert number < 400, said[-1]
     assert set(said[:-1]) <= {(-signal.SIGKILL, ""), (-signal.SIGPROF, "")}
     assert number > (20 if die is at_change else 5)
     resumed = train(blobs(), config(epochs=epochs), run.path, resume=True, progress=False)
-    assert_same(weights(resumed), weights(train(blobs(), config(epochs=epochs), progress=False)))
+    assert_same(weights(resumed), weights(unbroken))
     assert len(run.log.read_text().splitlines()) == epochs
+    assert {p.name for p in run.path.iterdir()} == {p.name for p in whole.path.iterdir()}
     assert not list(run.path.glob(".*.tmp")), (number, sorted(p.name for p in run.path.iterdir()))
 
 

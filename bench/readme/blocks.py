@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.common.record import ROOT
 from bench.kernels import floors
-from bench.readme import experiments, speed
+from bench.readme import experiments, speed, unlabelled
 
 BLOCKS = {
     **{
@@ -22,6 +22,7 @@ BLOCKS = {
         )
     },
     "floors": floors.table,
+    **{make.__name__: make for make in unlabelled.BLOCKS},
 }
 BEGIN, END = "<!-- bench: {} -->", "<!-- end -->"
 BLOCK = re.compile(BEGIN.format(r"([^>]*?)") + r"\n(.*?)" + END, re.DOTALL)

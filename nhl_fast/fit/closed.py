@@ -14,6 +14,8 @@ from .rows import Moments
 
 # Rows that judge which rotation a block takes, by their neighbours in the sample.
 _JUDGES, _NEIGHBORS = 1000, 10
+# How many times more neighbours all components must find than the next ones alone.
+_WORTH = 1.02
 
 
 class Components(NamedTuple):
@@ -100,7 +102,8 @@ def itq_weight(parts: Components, rows: torch.Tensor, code_lengths, steps: int, 
 
     The bits from one length to the next rotate the components of the same numbers, so that they repeat nothing that
     the shorter code knows; or all components so far, which long codes need, since late components hardly vary. What
-    finds more neighbours of a sample's rows is taken. One length alone is plain ITQ.
+    finds more neighbours of a sample's rows is taken, all components only where they find clearly more: what they
+    repeat is lost to the lengths that follow. One length alone is plain ITQ.
 
     Args:
         rows: (n, d) centred sample.
@@ -121,6 +124,8 @@ def itq_weight(parts: Components, rows: torch.Tensor, code_lengths, steps: int, 
         for low, high in spans:
             block = values.new_zeros(stop - start, rank)
             block[:, low:high] = turned(values[:, low:high], stop - start, steps, generator).T
-            found.append(torch.cat([weight, block]))
-        weight = found[0] if len(found) == 1 else max(found, key=judge.recall)
+            tried = torch.cat([weight, block])
+            recall = judge.recall(tried) if len(spans) > 1 else 0.0
+            found.append((recall / (_WORTH if start and (low, high) == all_so_far else 1.0), tried))
+        weight = max(found, key=lambda one: one[0])[1]
     return (weight @ parts.directions.to(rows.device).T).cpu()

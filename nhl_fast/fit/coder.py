@@ -74,7 +74,13 @@ class NestedCoder:
 
     def fit(self, X, y=None) -> NestedCoder:
         """Fit to vectors X (n, d), an array (a memory map, too) or a tensor; y is ignored."""
-        layer = fit_layer(check_vectors(X, "X"), **self.get_params())
+        vectors = check_vectors(X, "X")
+        try:
+            layer = fit_layer(vectors, **self.get_params())
+        except ValueError as error:
+            if str(error).startswith("features: "):
+                raise ValueError(str(error).replace("features", "X", 1)) from None
+            raise
         self.layer_, self.n_features_in_ = layer, layer.in_features
         return self
 

@@ -50,6 +50,7 @@ class FitConfig:
     def __post_init__(self):
         object.__setattr__(self, "code_lengths", check.code_lengths(self.code_lengths))
         check.one_of(self.method, "method", FIT_METHODS)
+        check.device(self.device)
         for name in ("queries", "k", "steps"):
             check.positive_int(getattr(self, name), name)
         check.positive_int(self.sample_rows, "sample_rows", minimum=2)

@@ -35,9 +35,11 @@ class Settings:
 
     def __post_init__(self):
         for name in ("steps", "anchors", "neighbors", "drawn"):
-            check.positive_int(getattr(self, name), name)
+            object.__setattr__(self, name, check.positive_int(getattr(self, name), name))
         for name in ("temperature", "lr"):
-            check.number(getattr(self, name), name, positive=True)
+            object.__setattr__(self, name, check.number(getattr(self, name), name, positive=True))
+        if self.lr > 1:
+            raise ValueError(f"lr: expected a rate of at most 1, got {self.lr:g}")
         if self.drawn > self.neighbors:
             raise ValueError(f"drawn: expected at most neighbors ({self.neighbors}), got {self.drawn}")
 
@@ -67,7 +69,10 @@ def check_checkpoint(value, resume: bool) -> Path | None:
             raise ValueError("resume: expected a checkpoint folder to go on from, got checkpoint=None")
         return None
     folder = as_path(value, "checkpoint")
-    there = (folder / CHECKPOINT).exists()
+    try:
+        there = (folder / CHECKPOINT).exists()
+    except OSError as error:
+        raise ValueError(f"checkpoint: {str(folder)[:200]!r} can be no folder ({error.strerror})") from None
     if resume and not there:
         raise FileNotFoundError(f"checkpoint: {folder} holds no fit to go on with")
     if there and not resume:

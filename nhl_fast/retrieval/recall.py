@@ -117,6 +117,8 @@ def _neighbors(given, q_codes, db_codes, q_features, db_features, k, metric, chu
         given = given.to(q_codes.device, torch.int64)
         check.values(((given >= 0) & (given < n)).all(), f"neighbors: expected ids from 0 to {n - 1}")
         return given
+    if q_features is None and db_features is None:
+        raise ValueError("neighbors: expected ids, or q_features and db_features in their place, got none of them")
     for value, name, rows in ((q_features, "q_features", len(q_codes)), (db_features, "db_features", n)):
         if value is None:
             raise ValueError(f"{name}: expected the features, got None (or give neighbors)")
@@ -138,7 +140,7 @@ def _ranked(queries, database, count, length, asymmetric, chunk_bytes, backend) 
 def _found(ranked: torch.Tensor, neighbors: torch.Tensor, candidates) -> torch.Tensor:
     """(len(candidates), Q): the share of the true neighbours among the first candidates of the ranking."""
     ranked, order = ranked.sort(dim=1)
-    place = torch.searchsorted(ranked, neighbors).clamp(max=ranked.shape[1] - 1)
+    place = torch.searchsorted(ranked, neighbors.contiguous()).clamp(max=ranked.shape[1] - 1)
     rank = torch.where(ranked.gather(1, place) == neighbors, order.gather(1, place), ranked.shape[1])
     return torch.stack([(rank < c).double().mean(1) for c in candidates])
 

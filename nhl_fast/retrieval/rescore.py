@@ -170,9 +170,9 @@ def funnel_search(
         TypeError, ValueError: an argument does not fit, naming it.
     """
     database = codes.check_packed(database, "database")
-    raw = as_tensor(queries, "queries")
+    raw = check.present(check.tensor(as_tensor(queries, "queries"), "queries"), "queries")
     # A matrix of -1 and +1 is a code (check_packed packs it), whatever its dtype.
-    raw = raw if isinstance(raw, torch.Tensor) and raw.is_floating_point() and bool((raw.abs() != 1).any()) else None
+    raw = raw if raw.is_floating_point() and raw.itemsize > 1 and bool((raw.abs() != 1).any()) else None
     outputs = None if raw is None else check_outputs(raw, "queries", database)
     packed = codes.check_packed(queries, "queries") if outputs is None else codes.pack_outputs(outputs)
     if (vectors is None) != (query_vectors is None):
