@@ -277,6 +277,22 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--workers", type=int, default=0, help="processes that open pictures")
 
     sub = command(
+        "duplicates",
+        "pairs of codes that nearly agree",
+        "All pairs of codes (or image hashes) within a Hamming radius of one another.\n\n"
+        "  nhl-fast duplicates codes.npy --radius 4 --out pairs.npz\n"
+        "  nhl-fast duplicates phash.txt --radius 6                 # hex strings, one a line",
+    )
+    sub.add_argument(
+        "codes", metavar="FILE", help=".npy (packed uint8, bool, uint64, int8 'binary'), or .txt of hex strings"
+    )
+    sub.add_argument("--radius", type=int, required=True, help="largest distance that counts")
+    sub.add_argument("--length", type=int, help="code length in bits (default: all)")
+    sub.add_argument(
+        "--out", metavar="NPZ", help="write arrays i, j (i < j) and distance there, in no order of pairs"
+    )
+
+    sub = command(
         "compare",
         "one nested model against one model a length",
         "Train one nested model and one model for every code length at equal settings; compare mAP and time.",
