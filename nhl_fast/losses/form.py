@@ -85,9 +85,11 @@ class Form:
             raise ValueError(f"penalty: the body {self.body!r} takes {taken}, got {self.penalty.kind!r}")
         if self.squash and (self.body != "pairs" or self.bank is not None):
             raise ValueError("squash: taken by pairs within the batch alone")
-        given = self.constants
-        if self.penalty is not None and self.penalty.kind == "cauchy" and not (len(given) > 1 and given[0] > 0):
-            raise ValueError(f"constants: the penalty 'cauchy' needs (gamma > 0, largest cosine), got {given}")
+        enough = len(self.constants) >= 2 and self.constants[0] > 0
+        if self.penalty is not None and self.penalty.kind == "cauchy" and not enough:
+            raise ValueError(
+                f"constants: the penalty 'cauchy' needs (gamma > 0, largest cosine), got {self.constants}"
+            )
         if (self.centers is None) == (self.body in ("center", "softmax")):
             wanted = "takes none" if self.centers is not None else "needs those of every class"
             raise ValueError(f"centers: the body {self.body!r} {wanted}")
