@@ -9,6 +9,7 @@ so any number of classes is served and nothing of size rows x classes leaves the
 Operations per row, class and bit: four multiply-adds. Bytes: the centres once a row tile (from L2).
 """
 
+import math
 from functools import cache
 from typing import NamedTuple
 
@@ -86,17 +87,18 @@ def _present(labels, first_row, start, num_rows, num_classes, SHAPE: tl.constexp
 
 @triton.jit
 def _with_margin(logits, y, sharpness, margin, SHAPE: tl.constexpr):
-    """Logits sharpness * cosine, those of a row's own classes with the margin; and the derivative in the logits."""
+    """Logits sharpness * cosine, those of a row's own classes with the margin; and the derivative in the logits.
+
+    margin: itself, its cosine and its sine (a device's own take so many registers that the program spills).
+    """
     if SHAPE.function == "cosine":
-        return logits - tl.where(y > 0, sharpness * margin, 0.0), logits * 0 + 1
+        return logits - tl.where(y > 0, sharpness * margin[0], 0.0), logits * 0 + 1
     else:
         cosine = largest(logits / sharpness, -1.0)  # outside the classes logits are very low
         square = (1 - cosine) * (1 + cosine)
         sine = tl.sqrt_rn(largest(square, 1e-4))
-        along = tl.cos(margin)
-        across = tl.sin(margin)
-        turned = sharpness * (cosine * along - sine * across)
-        slope = along + tl.where(square > 1e-4, across * cosine / sine, 0.0)
+        turned = sharpness * (cosine * margin[1] - sine * margin[2])
+        slope = margin[1] + tl.where(square > 1e-4, margin[2] * cosine / sine, 0.0)
         return tl.where(y > 0, turned, logits), tl.where(y > 0, slope, 1.0)
 
 
@@ -115,7 +117,7 @@ def _terms(
     y = _present(labels, first_row, start, num_rows, num_classes, SHAPE)
     shifted = logits
     slope = logits * 0 + 1
-    negative_weight = constant
+    negative_weight = constant[0]
     if SHAPE.function != "likelihood":
         shifted, slope = _with_margin(logits, y, sharp, constant, SHAPE)
         negative_weight = 0.0
@@ -165,7 +167,8 @@ def _likeliest(
 
 @triton.jit
 def _job(u, centers, labels, values, deltas, num_rows, num_classes, c, J: tl.constexpr, SHAPE: tl.constexpr):
-    constant, scale, quantization, reference = c
+    weight, scale, quantization, reference, cosine, sine = c
+    constant = (weight, cosine, sine)
     JOB: tl.constexpr = SHAPE.jobs[J]
     PRECISION: tl.constexpr = SHAPE.precision
     ROWS: tl.constexpr = SHAPE.tiles.rows
@@ -236,7 +239,7 @@ def _job(u, centers, labels, values, deltas, num_rows, num_classes, c, J: tl.con
 
 @triton.jit(do_not_specialize=["num_rows"])
 def softmax_kernel(u, centers, labels, values, deltas, num_rows, num_classes, c, SHAPE: tl.constexpr):
-    """Grid (row tiles, jobs); c = (negative weight, scale, quantization, reference)."""
+    """Grid (row tiles, jobs); c = (constant, scale, quantization, reference, cos constant, sin constant)."""
     for j in tl.static_range(len(SHAPE.jobs)):
         if tl.program_id(1) == j:
             _job(u, centers, labels, values, deltas, num_rows, num_classes, c, j, SHAPE)
@@ -270,7 +273,8 @@ def launch(
     if too_sharp(function, (constant,), reference):
         raise ValueError(f"margin: the kernel takes logits at most 64 apart, got a margin of {constant}")
     fixed = shape(lengths, CONFIG, function, labels.ndim == 2, one_hot, tiles.dot_precision())
-    c = (float(constant), float(scale), float(quantization), reference)
+    turn = (math.cos(constant), math.sin(constant))
+    c = (float(constant), float(scale), float(quantization), reference, *turn)
     softmax_kernel[(CONFIG.row_tiles(u.shape[0]), len(fixed.jobs))](
         u, centers, tiles.as_bytes(labels), values, deltas, u.shape[0], centers.shape[0], c, SHAPE=fixed,
         **CONFIG.options(), **tiles.launch_options(u.device.type),
@@ -286,7 +290,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     signature = {
         **dict.fromkeys(("u", "centers", "values", "deltas"), "*fp32"), "num_rows": "i32", "num_classes": "i32",
-        "c": ("fp32",) * 4,
+        "c": ("fp32",) * 6,
     }  # fmt: skip
     options = {**CONFIG.options(), **tiles.launch_options("cuda")}
     return [
