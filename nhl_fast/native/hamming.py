@@ -54,7 +54,7 @@ def score_vectors(queries, vectors, candidates, unit: bool) -> tuple[torch.Tenso
 
 
 def score_codes(outputs, codes, candidates, length: int) -> torch.Tensor:
-    """(Q, c) float32 inner products of float32 raw outputs (Q, L) with their candidates' first `length` bits as +-1."""
+    """(Q, c) inner products of float32 raw outputs (Q, L) with their candidates' first `length` bits as +-1."""
     return ops.score_codes(outputs.contiguous(), _rows(codes), candidates.contiguous(), length)
 
 

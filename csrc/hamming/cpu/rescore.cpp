@@ -1,8 +1,8 @@
 // A second look at candidates: their vectors, or queries' raw outputs against their codes.
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstring>
-#include <limits>
 
 #include "../hamming.h"
 
@@ -28,8 +28,10 @@ float number(Half x) {
   // The exponent moves by 112; multiplying does that for numbers under the smallest normal one, too.
   const uint32_t magnitude = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
   const float scaled = from_bits(magnitude) * 0x1p112f;
-  const float value = magnitude >= 0x7c00u << 13 ? std::numeric_limits<float>::quiet_NaN() : scaled;
-  return sign ? -value : value;
+  uint32_t bits;
+  std::memcpy(&bits, &scaled, sizeof bits);
+  const uint32_t above = magnitude >= 0x7c00u << 13 ? 0x7f800000u : 0u;  // infinity or NaN
+  return from_bits(bits | above | sign);
 }
 
 struct Brain {
@@ -45,25 +47,28 @@ struct Sums {
 template <class T>
 Sums sums_of(const T* row, const float* query, int64_t width) {
   Sums out;
-  float x[kPiece], y[kPiece];
-  for (int64_t begin = 0; begin < width; begin += kPiece) {
-    const int64_t count = std::min(kPiece, width - begin);
-    for (int64_t i = 0; i < count; ++i) x[i] = number(row[begin + i]);
-    std::memcpy(y, query + begin, static_cast<size_t>(count) * sizeof(float));
-    std::fill(x + count, x + kPiece, 0.0f);
-    std::fill(y + count, y + kPiece, 0.0f);
+  const int64_t whole = width / kLanes * kLanes;
+  for (int64_t begin = 0; begin < whole; begin += kPiece) {
+    const int64_t end = std::min(begin + kPiece, whole);
     float products[kLanes] = {}, squares[kLanes] = {}, ends[kLanes] = {};
-    for (int64_t i = 0; i < kPiece; i += kLanes)
+    for (int64_t i = begin; i < end; i += kLanes)
       for (int64_t lane = 0; lane < kLanes; ++lane) {
-        products[lane] += x[i + lane] * y[i + lane];
-        squares[lane] += x[i + lane] * x[i + lane];
-        ends[lane] += x[i + lane] * 0.0f;  // NaN for a number that is not finite
+        const float x = number(row[i + lane]);
+        products[lane] += x * query[i + lane];
+        squares[lane] += x * x;
+        ends[lane] += x * 0.0f;  // NaN for a number that is not finite
       }
     for (int64_t lane = 0; lane < kLanes; ++lane) {
       out.product += products[lane];
       out.squares += squares[lane];
       out.finite &= ends[lane] == 0;
     }
+  }
+  for (int64_t i = whole; i < width; ++i) {
+    const float x = number(row[i]);
+    out.product += static_cast<double>(x) * query[i];
+    out.squares += static_cast<double>(x) * x;
+    out.finite &= std::isfinite(x);
   }
   return out;
 }
