@@ -30,7 +30,7 @@ def contrastive(x, coded, similar, b, c0, c1):
 
 @triton.jit
 def likelihood(x, coded, similar, b, c0, c1):
-    """DHN, DBDH: softplus(x / 2) - S x / 2 of the product x, written softplus(-+x / 2)."""
+    """DHN, DBDH, DPSH, HashNet: softplus(x / 2) - S x / 2 of the product x, written softplus(-+x / 2)."""
     side = tl.where(similar, -0.5, 0.5)
     y = side * x
     return softplus(y), side * sigmoid(y)
@@ -94,7 +94,10 @@ PAIR_FUNCTIONS = {
     "contrastive": PairFunction(contrastive, "distance", large="unweighed", ships=_bank(("absolute", math.inf))),
     "likelihood": PairFunction(
         likelihood, "product", large="always",
-        ships=_bank(("log_cosh", math.inf), ("balance", 1.0), ("balance", math.inf)),
+        ships=(
+            *_bank(("log_cosh", math.inf), ("balance", 1.0), ("balance", math.inf), ("sign", math.inf)),
+            ("none", math.inf, False, "rarity", "pairs"),
+        ),
     ),
     "locality": PairFunction(locality, "product", signs=True, ships=(("none", math.inf, False, "no", "pairs"),)),
     "cauchy": PairFunction(cauchy, "cosine", ships=(("cauchy", math.inf, False, "rarity", "pairs"),)),

@@ -147,7 +147,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
         "row_tiles": "i32", "penalty_weight": "fp32", "c": ("fp32", "fp32"),
     }  # fmt: skip
     kinds = (("absolute", math.inf), ("log_cosh", math.inf), ("balance", 1.0), ("balance", math.inf),
-             ("cauchy", math.inf), ("none", math.inf))  # fmt: skip
+             ("cauchy", math.inf), ("sign", math.inf), ("none", math.inf))  # fmt: skip
     return [
         (
             penalty + ("-clamped" if clamp < math.inf else ""), finish_kernel, signature,

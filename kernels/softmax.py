@@ -1,4 +1,6 @@
-"""Centre softmax (MDSH, SHCIR): every length's likelihood over the classes and its gradient, in one launch.
+"""Centre softmax (MDSH, SHCIR, OrthoHash): every length's likelihood over the classes and its gradient.
+
+One launch.
 
 A program owns a tile of rows at one length (or a slice of a long one's gradient) and goes through the classes
 three times: the largest logit and the log of the sum of the others, which also gives log(1 - p) of the likeliest
@@ -16,12 +18,15 @@ import triton.language as tl
 
 from . import tiles
 from .device import penalties
-from .device.arithmetic import dot, inverse_norm, load_tile, log1m, log_add_exp, zeros
+from .device.arithmetic import dot, inverse_norm, largest, load_tile, log1m, log_add_exp, zeros
 
 CONFIG = tiles.Tiles(rows=16, columns=32, bits=32, width=128, warps=8, stages=1)
 LOWEST = tl.constexpr(-1e30)
 # Logits lie within +-sqrt(b), or +-sqrt(reference): two may be 64 apart, and exp(-64) is still a normal number.
 MAX_REFERENCE = 1024
+# likelihood: c[0] is the weight of log(1 - p). The others take -log p alone, at its mean over a row's classes, whose
+# cosines count c[0] less ("cosine"), or whose angles c[0] more ("angle").
+FUNCTIONS = ("likelihood", "cosine", "angle")
 
 
 class Shape(NamedTuple):
@@ -31,14 +36,17 @@ class Shape(NamedTuple):
     total: int
     jobs: tuple[tiles.Job, ...]
     tiles: tiles.Tiles
+    function: str
     multi: bool
     one_hot: bool  # assert that every multi-hot row has one class
     precision: str
 
 
 @cache
-def shape(lengths, tile, multi, one_hot, precision) -> Shape:
-    return Shape(lengths, sum(lengths), tiles.jobs(lengths, tile.width), tile, multi, one_hot and multi, precision)
+def shape(lengths, tile, function, multi, one_hot, precision) -> Shape:
+    return Shape(
+        lengths, sum(lengths), tiles.jobs(lengths, tile.width), tile, function, multi, one_hot and multi, precision
+    )
 
 
 @triton.jit
@@ -77,24 +85,47 @@ def _present(labels, first_row, start, num_rows, num_classes, SHAPE: tl.constexp
 
 
 @triton.jit
+def _with_margin(logits, y, sharpness, margin, SHAPE: tl.constexpr):
+    """Logits sharpness * cosine, those of a row's own classes with the margin; and the derivative in the logits."""
+    if SHAPE.function == "cosine":
+        return logits - tl.where(y > 0, sharpness * margin, 0.0), logits * 0 + 1
+    else:
+        cosine = largest(logits / sharpness, -1.0)  # outside the classes logits are very low
+        square = (1 - cosine) * (1 + cosine)
+        sine = tl.sqrt_rn(largest(square, 1e-4))
+        along = tl.cos(margin)
+        across = tl.sin(margin)
+        turned = sharpness * (cosine * along - sine * across)
+        slope = along + tl.where(square > 1e-4, across * cosine / sine, 0.0)
+        return tl.where(y > 0, turned, logits), tl.where(y > 0, slope, 1.0)
+
+
+@triton.jit
 def _terms(
-    u, centers, labels, found, first_row, start, num_rows, num_classes, negative_weight, JOB: tl.constexpr,
+    u, centers, labels, found, first_row, start, num_rows, num_classes, constant, sharp, JOB: tl.constexpr,
     SHAPE: tl.constexpr,
 ):  # fmt: skip
-    """Of a tile of rows and classes: logits, y, the weight of log(1 - p), log p, p, log(1 - p), whether likeliest.
+    """Of a tile of rows and classes: logits without margin, the slope of those with it, y, the weight of
+    log(1 - p), log p, p, log(1 - p), whether likeliest.
 
     found: what the first pass gave, (inverse, top, total, rest).
     """
     inverse, top, total, rest = found
     logits = _logits(u, centers, inverse, first_row, start, num_rows, num_classes, JOB, SHAPE)
     y = _present(labels, first_row, start, num_rows, num_classes, SHAPE)
+    shifted = logits
+    slope = logits * 0 + 1
+    negative_weight = constant
+    if SHAPE.function != "likelihood":
+        shifted, slope = _with_margin(logits, y, sharp, constant, SHAPE)
+        negative_weight = 0.0
     classes = start + tl.arange(0, SHAPE.tiles.columns)
     is_top = classes[None, :] == top[:, None]
-    log_p = logits - total[:, None]
+    log_p = shifted - total[:, None]
     p = tl.exp(log_p)
     log_rest = tl.where(is_top, (rest - total)[:, None], log1m(p))
     absent = tl.where(classes[None, :] < num_classes, negative_weight * (1 - y), 0.0)
-    return logits, y, absent, log_p, p, log_rest, is_top
+    return logits, slope, y, absent, log_p, p, log_rest, is_top
 
 
 @triton.jit
@@ -104,7 +135,10 @@ def _slope(y, absent, log_p, log_rest):
 
 
 @triton.jit
-def _likeliest(u, centers, inverse, first_row, num_rows, num_classes, JOB: tl.constexpr, SHAPE: tl.constexpr):
+def _likeliest(
+    u, centers, labels, inverse, first_row, num_rows, num_classes, margin, sharp, JOB: tl.constexpr,
+    SHAPE: tl.constexpr,
+):  # fmt: skip
     """Every row's class of the largest logit, the log of the sum over all classes, and over all but that one."""
     ROWS: tl.constexpr = SHAPE.tiles.rows
     COLUMNS: tl.constexpr = SHAPE.tiles.columns
@@ -114,6 +148,9 @@ def _likeliest(u, centers, inverse, first_row, num_rows, num_classes, JOB: tl.co
     for begin in range(0, num_classes, COLUMNS):
         start = first_row * 0 + begin
         logits = _logits(u, centers, inverse, first_row, start, num_rows, num_classes, JOB, SHAPE)
+        if SHAPE.function != "likelihood":
+            y = _present(labels, first_row, start, num_rows, num_classes, SHAPE)
+            logits, _ = _with_margin(logits, y, sharp, margin, SHAPE)
         here = tl.max(logits, axis=1)
         at = tl.argmax(logits, axis=1)
         places = tl.arange(0, COLUMNS)
@@ -128,7 +165,7 @@ def _likeliest(u, centers, inverse, first_row, num_rows, num_classes, JOB: tl.co
 
 @triton.jit
 def _job(u, centers, labels, values, deltas, num_rows, num_classes, c, J: tl.constexpr, SHAPE: tl.constexpr):
-    negative_weight, scale, quantization, reference = c
+    constant, scale, quantization, reference = c
     JOB: tl.constexpr = SHAPE.jobs[J]
     PRECISION: tl.constexpr = SHAPE.precision
     ROWS: tl.constexpr = SHAPE.tiles.rows
@@ -143,7 +180,10 @@ def _job(u, centers, labels, values, deltas, num_rows, num_classes, c, J: tl.con
     plain = inverse_norm(squares)
     sharpness = tl.sqrt_rn(tl.where(reference > 0, reference / B, 1.0))
     inverse = sharpness * plain
-    top, total, rest = _likeliest(u, centers, inverse, first_row, num_rows, num_classes, JOB, SHAPE)
+    sharp = sharpness * tl.sqrt_rn(B * 1.0)
+    top, total, rest = _likeliest(
+        u, centers, labels, inverse, first_row, num_rows, num_classes, constant, sharp, JOB, SHAPE
+    )
     first_pass = (inverse, top, total, rest)
 
     value = tl.zeros((ROWS,), tl.float32)
@@ -151,8 +191,8 @@ def _job(u, centers, labels, values, deltas, num_rows, num_classes, c, J: tl.con
     highest = tl.zeros((ROWS,), tl.float32)
     number = tl.zeros((ROWS,), tl.float32)
     for begin in range(0, num_classes, COLUMNS):
-        _, y, absent, log_p, p, log_rest, is_top = _terms(
-            u, centers, labels, first_pass, first_row, tile * 0 + begin, num_rows, num_classes, negative_weight, JOB,
+        _, _, y, absent, log_p, p, log_rest, is_top = _terms(
+            u, centers, labels, first_pass, first_row, tile * 0 + begin, num_rows, num_classes, constant, sharp, JOB,
             SHAPE,
         )  # fmt: skip
         value -= tl.sum(y * tl.where(y > 0, log_p, 0.0) + absent * log_rest, axis=1)
@@ -163,31 +203,34 @@ def _job(u, centers, labels, values, deltas, num_rows, num_classes, c, J: tl.con
     if SHAPE.one_hot:
         tl.device_assert((number == 1) | (rows >= num_rows), "labels: expected exactly one class in every row")
 
+    share = scale + number * 0
+    if SHAPE.function != "likelihood":
+        share = scale / largest(number, 1.0)
     along = tl.zeros((ROWS,), tl.float32)
     found = zeros(ROWS, JOB.width)
     bits = JOB.first + tl.arange(0, JOB.width)
     for begin in range(0, num_classes, COLUMNS):
         start = tile * 0 + begin
         known = (start + tl.arange(0, COLUMNS))[None, :] < num_classes
-        logits, y, absent, log_p, p, log_rest, is_top = _terms(
-            u, centers, labels, first_pass, first_row, start, num_rows, num_classes, negative_weight, JOB, SHAPE
+        logits, bend, y, absent, log_p, p, log_rest, is_top = _terms(
+            u, centers, labels, first_pass, first_row, start, num_rows, num_classes, constant, sharp, JOB, SHAPE
         )
         # For the likeliest class the plain form, slope - p * sum(slopes), would cancel.
         own = absent * p - y * tl.exp(log_rest) - p * others[:, None]
         slope = tl.where(is_top, own, _slope(y, absent, log_p, log_rest) - p * (others + highest)[:, None])
-        slope = tl.where(known, slope, 0.0)
+        slope = tl.where(known, slope * bend, 0.0)
         along += tl.sum(tl.where(known, slope * logits, 0.0), axis=1)
         center = load_tile(centers + JOB.offset, start, num_classes, bits, B, COLUMNS, SHAPE.total)
         found = dot(slope, center, found, PRECISION)
 
     size = num_rows * 1.0
     x = load_tile(u, first_row, num_rows, bits, B, ROWS, L)
-    found = scale * inverse[:, None] * (found - (along / sharpness)[:, None] * (x * plain[:, None]))
+    found = (share * inverse)[:, None] * (found - (along / sharpness)[:, None] * (x * plain[:, None]))
     found += (quantization / size) * penalties.slope(x, 0.0, 0.0, B * 1.0, c, "square")
     mask = inside[:, None] & (bits[None, :] < B)
     tl.store(deltas + rows[:, None] * SHAPE.total + JOB.offset + bits[None, :], found, mask=mask)
     if JOB.first == 0:
-        value = scale * value + (quantization / size) * (penalty / B)
+        value = share * value + (quantization / size) * (penalty / B)
         tl.store(values + tile * len(SHAPE.lengths) + JOB.k, tl.sum(tl.where(inside, value, 0.0)))
 
 
@@ -204,7 +247,8 @@ def launch(
     centers: torch.Tensor,
     labels: torch.Tensor,
     lengths,
-    negative_weight: float,
+    function: str,
+    constant: float,
     scale: float,
     quantization: float,
     values: torch.Tensor,
@@ -215,19 +259,27 @@ def launch(
 ) -> None:
     """Fill `values` (CONFIG.row_tiles(N), m), whose sum over the rows is the losses, and `deltas` (N, T).
 
-    The loss is scale * sum of -[y log p + negative_weight (1 - y) log(1 - p)] + quantization * mean (|u| - 1)^2.
+    The loss is scale * sum of a function of the rows (of `FUNCTIONS`) + quantization * mean (|u| - 1)^2, the function
+    "likelihood" being -[y log p + constant (1 - y) log(1 - p)], summed over the classes.
     u (N, L) and centers (C, sum of lengths) float32 contiguous; labels int64 ids or multi-hot rows; logits are
     sqrt(reference) cos(u, centre) (0: sqrt(b)); `one_hot` asserts that every multi-hot row has one class.
     """
     lengths, labels, reference = tiles.check_lengths(lengths), labels.contiguous(), tiles.check_reference(reference)
     if reference > MAX_REFERENCE:
         raise ValueError(f"reference: the kernel takes at most {MAX_REFERENCE}, got {reference}")
-    fixed = shape(lengths, CONFIG, labels.ndim == 2, one_hot, tiles.dot_precision())
-    c = (float(negative_weight), float(scale), float(quantization), reference)
+    if too_sharp(function, (constant,), reference):
+        raise ValueError(f"margin: the kernel takes logits at most 64 apart, got a margin of {constant}")
+    fixed = shape(lengths, CONFIG, function, labels.ndim == 2, one_hot, tiles.dot_precision())
+    c = (float(constant), float(scale), float(quantization), reference)
     softmax_kernel[(CONFIG.row_tiles(u.shape[0]), len(fixed.jobs))](
         u, centers, tiles.as_bytes(labels), values, deltas, u.shape[0], centers.shape[0], c, SHAPE=fixed,
         **CONFIG.options(), **tiles.launch_options(u.device.type),
     )  # fmt: skip
+
+
+def too_sharp(function: str, constants, reference: float) -> bool:
+    """Whether a margin takes logits too far apart."""
+    return function == "cosine" and (2 + abs(constants[0])) * reference**0.5 > 2 * MAX_REFERENCE**0.5
 
 
 def variants(lengths=(8, 16, 32, 64, 128)):
@@ -239,9 +291,11 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     options = {**CONFIG.options(), **tiles.launch_options("cuda")}
     return [
         (
-            f"{form}/{precision}", softmax_kernel, {**signature, "labels": labels},
-            {"SHAPE": shape(lengths, CONFIG, form != "ids", False, precision)}, options,
+            f"{'' if function == 'likelihood' else function + '/'}{form}/{precision}", softmax_kernel,
+            {**signature, "labels": labels},
+            {"SHAPE": shape(lengths, CONFIG, function, form != "ids", False, precision)}, options,
         )
+        for function in FUNCTIONS
         for form, labels in (("ids", "*i64"), ("multi-hot", "*fp32"))
         for precision in tiles.PRECISIONS
     ]  # fmt: skip

@@ -286,6 +286,10 @@ def calls(folder) -> dict[str, tuple]:
         "DTSH": {"margin": 5.0, "quantization": 1.0, "clamp": True, "reference_bits": None},
         "MDSH": {"centers": None, "num_train": 12, "external_bank": False, "pair_from_epoch": 0, "quantization": 1e-4,
                  "reference_bits": None, "seed": 0},
+        "DPSH": {"num_train": 12, "alpha": 0.1, "reference_bits": 16, "balance": False},
+        "HashNet": {"beta": 1.0, "continuation": 20, "reference_bits": 20.0},
+        "OrthoCos": {"centers": None, "margin": 0.2, "scale": 8.0, "seed": 0},
+        "OrthoArc": {"centers": None, "margin": 0.2, "scale": 8.0, "seed": 0},
         "SHCIR": {"centers": None, "quantization": 1e-4, "reference_bits": None, "seed": 0},
     }  # fmt: skip
     for name, targets, own in (
@@ -310,6 +314,7 @@ def calls(folder) -> dict[str, tuple]:
                 forward, {"u": OUTPUTS, "labels": LABELS, "index": ROWS, "backend": backend},
             )  # fmt: skip
     out["MDSH.set_epoch"] = (lambda epoch: nhl.losses.MDSH(3, LENGTHS).set_epoch(epoch), {"epoch": 2})
+    out["HashNet.set_epoch"] = (lambda epoch: nhl.losses.HashNet(3, LENGTHS).set_epoch(epoch), {"epoch": 2})
     out["DPN.adapt_centers"] = (
         lambda u, labels: nhl.losses.DPN(3, LENGTHS).adapt_centers(u, labels), {"u": OUTPUTS, "labels": LABELS},
     )  # fmt: skip

@@ -12,7 +12,7 @@ from nhl_fast.head.objective import NestedObjective
 from nhl_fast.losses import NestedLoss
 
 NAMES = ("total", "losses", "distill", "weights", "dots")
-BANKS = ("dsh", "dhn", "dbdh", "mdsh")
+BANKS = ("dsh", "dhn", "dbdh", "dpsh", "mdsh")
 
 
 def make(name, n, d, lengths, multi=False, classes=5, num_train=None, std=1.0, loss_options=None, **options):

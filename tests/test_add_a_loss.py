@@ -1,4 +1,4 @@
-"""docs/add-a-loss.md: an eleventh loss by its recipe, and its lists of files against the files there are.
+"""docs/add-a-loss.md: one more loss by its recipe, and its lists of files against the files there are.
 
 That a name stands in the recipe's files alone is what keeps the rest of the package from knowing the losses.
 """
@@ -33,7 +33,7 @@ SHIPPED = sorted(
 DATA = {"nhl_fast/training/presets.py"}
 native = pytest.mark.skipif(not AVAILABLE, reason=f"native library: {DETAIL}")
 
-# ------------------------------------------------------------------------------------------------ the eleventh loss
+# ---------------------------------------------------------------------------------------------------- the new loss
 
 
 def python_of(heading: str) -> str:
@@ -50,21 +50,21 @@ def defined() -> type[NestedLoss]:
     formula, loss = python_of("A loss of pairs, on a function that is there").split("# nhl_fast/losses/pairs.py\n")
     plain = dict(vars(naive))
     exec(formula, plain)
-    module = type("naive", (), {"hashnet": staticmethod(plain["hashnet"])})
+    module = type("naive", (), {"halved": staticmethod(plain["halved"])})
     space = {**vars(pairs), "naive": module}
     exec(loss, space)
-    return space["HashNet"]
+    return space["Halved"]
 
 
 @pytest.fixture
-def hashnet(monkeypatch):
+def halved(monkeypatch):
     """The loss under a name of its own, its line of the registry set."""
-    monkeypatch.setitem(losses.REGISTRY, "hashnet", defined())
-    return Case("hashnet")
+    monkeypatch.setitem(losses.REGISTRY, "halved", defined())
+    return Case("halved")
 
 
-def test_the_reference_serves_it(hashnet):
-    loss, u = make_loss(hashnet, (3, 8, 20)), torch.randn(9, 20)
+def test_the_reference_serves_it(halved):
+    loss, u = make_loss(halved, (3, 8, 20)), torch.randn(9, 20)
     labels = draw_labels(9, 5)
     values = loss(u, labels, backend="reference")
     for k, b in enumerate((3, 8, 20)):
@@ -75,8 +75,8 @@ def test_the_reference_serves_it(hashnet):
 @native
 @pytest.mark.numeric
 @pytest.mark.parametrize("multi", [False, True], ids=["ids", "multi-hot"])
-def test_the_compiled_step_equals_its_formula(hashnet, multi):
-    loss = make_loss(hashnet, (8, 20, 64))
+def test_the_compiled_step_equals_its_formula(halved, multi):
+    loss = make_loss(halved, (8, 20, 64))
     problem = loss, torch.randn(27, 64), draw_labels(27, 5, multi)
     right = Expected(lambda: reference_by_length(*problem), truth=lambda: naive_by_length(*problem))
     right.check(of_backend(*problem, "cpp"))
@@ -84,17 +84,17 @@ def test_the_compiled_step_equals_its_formula(hashnet, multi):
 
 @native
 @pytest.mark.numeric
-def test_a_whole_step(hashnet):
-    check(make("hashnet", 40, 33, (8, 20, 64)))
+def test_a_whole_step(halved):
+    check(make("halved", 40, 33, (8, 20, 64)))
 
 
 @native
-def test_training_it(hashnet):
+def test_training_it(halved):
     """A few steps of gradient descent give the same layer, from the reference and from the C++ step."""
     trained = []
     for backend in ("reference", "cpp"):
         torch.manual_seed(0)
-        layer, loss = NestedHashLayer(12, (4, 16)), make_loss(hashnet, (4, 16))
+        layer, loss = NestedHashLayer(12, (4, 16)), make_loss(halved, (4, 16))
         x, labels = torch.randn(30, 12), torch.arange(30) % 5
         objective = NestedObjective(layer, loss, backend=backend)
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.5)
@@ -112,12 +112,12 @@ def test_training_it(hashnet):
     assert trained[0][0][-1] < trained[0][0][0]
 
 
-def test_by_its_name(hashnet):
-    loss = losses.build("hashnet", num_classes=4, code_lengths=(8, 16), num_train=10)
-    assert type(loss).__name__ == "HashNet"
+def test_by_its_name(halved):
+    loss = losses.build("halved", num_classes=4, code_lengths=(8, 16), num_train=10)
+    assert type(loss).__name__ == "Halved"
     assert loss.code_lengths == (8, 16)
     with pytest.raises(TypeError, match="unknown option alpha"):
-        losses.build("hashnet", num_classes=4, alpha=1)
+        losses.build("halved", num_classes=4, alpha=1)
 
 
 # ------------------------------------------------------------------------------------------------------ the lists

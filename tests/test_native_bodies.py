@@ -238,7 +238,7 @@ WRONG = [
     ("pairs", {"written": torch.ones(3, dtype=torch.bool)}, "bank: expected its outputs and labels"),
     ("triplets", {"function": "hinge"}, "function: expected one of logistic, got hinge"),
     ("triplets", {"penalty": "cauchy"}, "penalty: cauchy takes the constants of the pair function"),
-    ("softmax", {"function": "logistic"}, "function: expected one of likelihood, got logistic"),
+    ("softmax", {"function": "logistic"}, "function: expected one of likelihood, cosine, angle, got logistic"),
     ("softmax", {"constants": [1.0] * 3}, "constants: likelihood takes 2, got 3"),
 ]
 

@@ -7,9 +7,6 @@ import inspect
 import torch
 
 from nhl_fast import losses
-from nhl_fast.losses.center import CenterLoss
-from nhl_fast.losses.softmax import CenterSoftmaxLoss
-from nhl_fast.losses.triplet import DTSH
 
 NAMES = tuple(losses.REGISTRY)
 WITH_BANK = "_pairs"
@@ -48,9 +45,4 @@ def terms(loss) -> list[tuple[str, int]]:
 
     Bodies are "center", "softmax", "triplets" and "pairs" (0 rows: of the batch with itself).
     """
-    rows = 0 if (bank := bank_of(loss)) is None else bank.num_train
-    if isinstance(loss, CenterSoftmaxLoss):
-        return [("softmax", 0), *([("pairs", rows)] if rows else [])]
-    if isinstance(loss, CenterLoss):
-        return [("center", 0)]
-    return [("triplets", 0) if isinstance(loss, DTSH) else ("pairs", rows)]
+    return [(form.body, 0 if form.bank is None else form.bank.num_train) for form in loss.forms()]

@@ -156,7 +156,7 @@ std::vector<float> constants_of(const Doubles& given, size_t wanted, const std::
 }
 
 constexpr const char* kTripletFunctions[] = {"logistic"};
-constexpr const char* kSoftmaxFunctions[] = {"likelihood"};
+constexpr const char* kSoftmaxFunctions[] = {NHL_SOFTMAX_FUNCTIONS(NHL_TEXT)};
 
 // Penalties whose constants are those of the pairs serve there alone.
 PenaltyTerm penalty_of(const std::string& name, double weight, bool pairs) {
@@ -221,7 +221,7 @@ Pair triplets_cpu(const Tensor& u, const Tensor& labels, Ints lengths, StringHan
 Pair softmax_cpu(const Tensor& u, const Tensor& labels, const Tensor& centers, Ints lengths, StringHandle function,
                  Doubles constants, StringHandle penalty, double penalty_weight, double reference_bits) {
   const std::string name = text(function), penalty_name = text(penalty);
-  named<int>(name, kSoftmaxFunctions, "function");
+  const auto which = named<SoftmaxFunction>(name, kSoftmaxFunctions, "function");
   const std::vector<float> given = constants_of(constants, 2, name);
   const PenaltyTerm on_outputs = penalty_of(penalty_name, penalty_weight, false);
   const Batch batch = batch_of(u, lengths, reference_bits);
@@ -230,7 +230,7 @@ Pair softmax_cpu(const Tensor& u, const Tensor& labels, const Tensor& centers, I
   const float* const c = matrix(centers, -1, made.deltas.size(1), "centers");
   STD_TORCH_CHECK(centers.size(0) >= 2 && (own.ids || own.classes == centers.size(0)),
                   "centers: expected one row a class, at least two");
-  softmax(batch, own, {c, centers.size(0), given[0], constants[1]}, on_outputs, made.loss, Call().executor);
+  softmax(batch, own, {which, c, centers.size(0), given[0], constants[1]}, on_outputs, made.loss, Call().executor);
   return made.result();
 }
 

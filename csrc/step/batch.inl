@@ -107,13 +107,14 @@ void softmax(const SoftmaxArgs& a) {
     }
     // slope - p (sum of all slopes), where the largest p's own slope is absent p / (1 - p) - present. For that p the
     // sum would cancel: its part is taken from 1 - p. For the others, p_c / (1 - p) is relative / beside.
+    const V weight = a.weights ? load(a.weights + i) : one;
     const V pull = absent_top * p_top / beside, own = absent_top * p_top - member_top * exp(min(log_rest, V{}));
     for (int64_t c = 0; c < a.classes; ++c) {
       const I other = top != splat(static_cast<int32_t>(c));
       const V p = load(shares + c * a.np), rest = pull * load(relative + c * a.np) + p * (slopes - member_top);
-      store(logits + c * a.np, other ? load(logits + c * a.np) - rest : own - p_top * slopes);
+      store(logits + c * a.np, weight * (other ? load(logits + c * a.np) - rest : own - p_top * slopes));
     }
-    total += sum(only(first_lanes(a.n - i), value));
+    total += sum(only(first_lanes(a.n - i), weight * value));
   }
   *a.value += total;
 }

@@ -129,6 +129,7 @@ struct SoftmaxArgs {
   const int32_t* ids;     // np, or null
   const uint32_t* words;  // (words x np)
   float negative_weight;
+  const float* weights;  // np: how much each row counts, or null for 1
   bool wide;       // logits may be more than 80 apart
   double* value;
   float* scratch;  // 2 x classes x np

@@ -3,6 +3,36 @@
 
 namespace nhl::step {
 
+namespace {
+
+// f(row, class) for the classes of the rows [begin, begin + count), rows counted from 0; an id out of range is of none.
+template <class F>
+void for_members(const Labels& labels, int64_t classes, int64_t begin, int64_t count, const F& f) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (labels.ids) {
+      const int64_t id = labels.ids[begin + i];
+      if (id >= 0 && id < classes) f(i, id);
+      continue;
+    }
+    const uint8_t* const flags = labels.flags + (begin + i) * classes;
+    for (int64_t c = 0; c < classes; ++c)
+      if (flags[c]) f(i, c);
+  }
+}
+
+// The logit of a row's own class, x = sharpness * cosine, with its margin; `slope` is the derivative in x.
+float with_margin(const SoftmaxTerm& term, float x, float sharpness, float& slope) {
+  slope = 1;
+  if (term.function == SoftmaxFunction::cosine) return x - sharpness * term.constant;
+  const float cosine = x / sharpness, square = (1 - cosine) * (1 + cosine), least = 1e-4f;
+  const float sine = std::sqrt(square > least ? square : least);
+  const float c = std::cos(term.constant), s = std::sin(term.constant);
+  slope = square > least ? c + s * cosine / sine : c;
+  return sharpness * (cosine * c - sine * s);
+}
+
+}  // namespace
+
 void softmax(const Batch& batch, const Labels& labels, const SoftmaxTerm& term, const PenaltyTerm& penalty,
              const Loss& out, const Executor& executor) {
   const Kernels& kernels = active_kernels();
@@ -11,7 +41,10 @@ void softmax(const Batch& batch, const Labels& labels, const SoftmaxTerm& term, 
   const int64_t n = batch.n, m = layout.m, bits = layout.bits(), width = layout.width(), classes = term.classes;
   const auto scale = static_cast<float>(term.share / static_cast<double>(n));
   // Logits lie within +-sqrt(b), or +-sqrt(reference): up to here exp(-2 sqrt(b)) is a normal float32.
-  const bool wide = (batch.reference > 0 ? batch.reference : static_cast<float>(bits)) > 1800;
+  const bool margins = term.function != SoftmaxFunction::likelihood;
+  const float reach = std::sqrt(batch.reference > 0 ? batch.reference : static_cast<float>(bits));
+  const float apart = term.function == SoftmaxFunction::cosine ? 2 + std::fabs(term.constant) : 2;
+  const bool wide = apart * reach > 2 * std::sqrt(1800.0f);
   std::vector<double> parts(divide_up(n, kBlock) * m, 0.0);
   const double work = static_cast<double>(n) * classes * (2 * width + 40 * m);
   for_blocks(executor, work, n, kBlock, [&](int64_t block, int64_t begin, int64_t end) {
@@ -34,6 +67,12 @@ void softmax(const Batch& batch, const Labels& labels, const SoftmaxTerm& term, 
       ids = label_ids(labels, nullptr, begin, count, np);
     else
       words = label_words(labels, nullptr, begin, count, np);
+    const Buffer shares(margins ? np : 0), falls(margins ? classes * np : 0);
+    if (margins) {
+      std::fill_n(static_cast<float*>(shares), np, 0.0f);
+      for_members(labels, classes, begin, count, [&](int64_t i, int64_t) { shares[i] += 1; });
+      for (int64_t i = 0; i < np; ++i) shares[i] = shares[i] > 0 ? 1 / shares[i] : 0;
+    }
     for (int64_t k = 0; k < m; ++k) {
       const int64_t b = layout.lengths[k], start = layout.starts[k];
       kernels.product({term.centers + start, width, 1, columns, np, logits, np, classes, np, b, false});
@@ -41,8 +80,17 @@ void softmax(const Batch& batch, const Labels& labels, const SoftmaxTerm& term, 
       for (int64_t i = 0; i < np; ++i) inverse[k * np + i] *= sharpness;
       for (int64_t c = 0; c < classes; ++c)
         for (int64_t i = 0; i < np; ++i) logits[c * np + i] *= inverse[k * np + i];
-      kernels.softmax({logits, classes, count, np, labels.ids ? ids.data() : nullptr, words.data(), term.negative_weight,
-                       wide, parts.data() + block * m + k, scratch});
+      if (margins)
+        for_members(labels, classes, begin, count, [&](int64_t i, int64_t c) {
+          float& x = logits[c * np + i];
+          x = with_margin(term, x, sharpness * std::sqrt(static_cast<float>(b)), falls[c * np + i]);
+        });
+      kernels.softmax({logits, classes, count, np, labels.ids ? ids.data() : nullptr, words.data(),
+                       margins ? 0 : term.constant, margins ? static_cast<const float*>(shares) : nullptr, wide,
+                       parts.data() + block * m + k, scratch});
+      if (margins)
+        for_members(labels, classes, begin, count,
+                    [&](int64_t i, int64_t c) { logits[c * np + i] *= falls[c * np + i]; });
       kernels.product({logits, 1, np, term.centers + start, width, g, b, count, b, classes, false});
       for (int64_t i = 0; i < count; ++i)
         unit_back(kernels, batch.u + (begin + i) * bits, g + i * b, b, norms[i * m + k], sharpness * scale,

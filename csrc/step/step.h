@@ -115,12 +115,21 @@ struct TripletTerm {
 void triplets(const Batch& batch, const Labels& labels, const TripletTerm& term, const PenaltyTerm& penalty,
               const Loss& out, const Executor& executor);
 
-// share times the mean over rows of the sum over classes of -[y log p + w (1 - y) log(1 - p)], p the softmax over
-// centres (classes x expanded width); and the penalty.
+// share times a function of the softmax p over the cosines with the centres (classes x expanded width), times sqrt(b) or
+// sqrt(reference); and the penalty.
+//   likelihood  mean over rows of the sum over classes of -[y log p + constant (1 - y) log(1 - p)]
+//   cosine      mean over rows of the mean over a row's classes of -log p, their cosines less by the constant
+//   angle       likewise, their angles larger by the constant
+#define NHL_SOFTMAX_FUNCTIONS(X) \
+  X(likelihood, Likelihood)      \
+  X(cosine, Cosine)              \
+  X(angle, Angle)
+enum class SoftmaxFunction : int { NHL_SOFTMAX_FUNCTIONS(NHL_ENTRY) kinds };
 struct SoftmaxTerm {
+  SoftmaxFunction function;
   const float* centers;
   int64_t classes;
-  float negative_weight;  // w
+  float constant;
   double share;
 };
 void softmax(const Batch& batch, const Labels& labels, const SoftmaxTerm& term, const PenaltyTerm& penalty,

@@ -53,7 +53,7 @@ class NestedObjective(nn.Module):
             device, it is a device-side assertion; with float16 features or autocast, where a GradScaler skips a
             step that overflows, the total's gradient becomes NaN instead.
         backend: "auto", "reference", "triton" (the fused kernels: float32, float16 and bfloat16 features, the
-            ten published losses; "auto" takes them for CUDA tensors where they serve) or "cpp" (the same on the CPU;
+            published losses; "auto" takes them for CUDA tensors where they serve) or "cpp" (the same on the CPU;
             "auto" takes it for CPU tensors, with any other loss evaluated as it defines itself, and leaves
             torch.compile the reference).
 

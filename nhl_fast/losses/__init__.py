@@ -25,6 +25,10 @@ _PUBLISHED = {
     "DCH": "pairs",
     "MDSH": "softmax",
     "SHCIR": "softmax",
+    "DPSH": "pairs",
+    "HashNet": "continuation",
+    "OrthoCos": "ortho",
+    "OrthoArc": "ortho",
 }
 # Two need no classes: their targets are vectors, or which rows show one thing.
 _UNLABELLED = {"Contrastive": "unlabelled", "Neighbors": "unlabelled"}

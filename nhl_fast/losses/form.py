@@ -13,12 +13,13 @@ from typing import NamedTuple
 import torch
 
 from ..core import check
+from ..core.prefixes import expand
 from .bank import Bank
 
 # Which penalties on the outputs a body can add.
 PENALTIES = {
     "center": (),
-    "pairs": ("absolute", "log_cosh", "balance", "cauchy"),
+    "pairs": ("absolute", "log_cosh", "balance", "cauchy", "sign"),
     "triplets": ("sign",),
     "softmax": ("square",),
     "listwise": (),
@@ -48,6 +49,7 @@ class Form:
         penalty: one of `PENALTIES[body]` on the outputs, or none.
         reference_bits: inner products of b bits count reference_bits / b times; 0: as they are.
         clamp: pairs: outputs and bank are clamped to +-clamp first.
+        squash: pairs: the body sees tanh(squash u) for outputs u; 0: as they are. Not with a bank.
         weigh: pairs: "no"; "rarity": by N / n, n of the N pairs being of the pair's kind (similar or not);
             "halves": by half of that. Where one kind is missing every pair weighs 1.
         over: pairs: the mean is over all "pairs" that count, or over the "similar" ones.
@@ -71,6 +73,7 @@ class Form:
     ties: torch.Tensor | None = None
     scales: torch.Tensor | None = None
     one_hot: bool = False
+    squash: float = 0.0
 
     def __post_init__(self):
         if self.body not in PENALTIES or self.weigh not in WEIGHINGS or self.over not in MEANS:
@@ -80,6 +83,8 @@ class Form:
         if self.penalty is not None and self.penalty.kind not in PENALTIES[self.body]:
             taken = ", ".join(PENALTIES[self.body]) or "none"
             raise ValueError(f"penalty: the body {self.body!r} takes {taken}, got {self.penalty.kind!r}")
+        if self.squash and (self.body != "pairs" or self.bank is not None):
+            raise ValueError("squash: taken by pairs within the batch alone")
         enough = len(self.constants) >= 2 and self.constants[0] > 0
         if self.penalty is not None and self.penalty.kind == "cauchy" and not enough:
             raise ValueError(
@@ -96,3 +101,10 @@ class Form:
             raise ValueError(
                 f"ties: the body {self.body!r} {'takes none' if self.body != 'center' else 'needs them'}"
             )
+
+
+def squashed(body, form: Form, u: torch.Tensor, labels, lengths) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and deltas of `body(form, u, labels, lengths)` at tanh(form.squash u), as functions of u (N, L)."""
+    values, deltas = body(form, (form.squash * u).tanh(), labels, lengths)
+    fall = (-2 * form.squash * u.abs()).exp()  # 1 - tanh^2 = 4 fall / (1 + fall)^2, which keeps its digits
+    return values, deltas * expand(4 * form.squash * fall / (1 + fall).square(), lengths)

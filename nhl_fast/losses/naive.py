@@ -10,6 +10,8 @@ A mean over nothing is 0.
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 
@@ -46,6 +48,13 @@ def dhn(u, others, similar, *, alpha=0.1, reference_bits=None, balance=False):
     return over_pairs(pairs, similar, balance) + alpha * (u.abs() - 1).cosh().log().mean()
 
 
+def dpsh(u, others, similar, *, alpha=0.1, reference_bits=None, balance=False):
+    """Li, Wang and Kang, "Deep pairwise-supervised hashing", IJCAI 2016: pairs as DHN's; outputs to their bits."""
+    theta = scaled(u @ others.T / 2, u, reference_bits)
+    pairs = softplus(theta) - similar * theta
+    return over_pairs(pairs, similar, balance) + alpha * (u - signs(u)).square().mean()
+
+
 def dbdh(u, others, similar, *, alpha=0.1, clamp=True, reference_bits=None, balance=False):
     """Zheng et al., "Deep balanced discrete hashing", Neurocomputing 2020: DHN's pairs; balanced bits in a row."""
     if clamp:
@@ -68,6 +77,16 @@ def dtsh(u, similar, *, margin=5.0, quantization=1.0, clamp=True, reference_bits
             anchors.append(softplus(-t).mean())
     triplets = sum(anchors) / len(anchors) if anchors else u.sum() * 0
     return triplets + quantization * (u - signs(u)).square().mean()
+
+
+def hashnet(u, similar, *, beta=1.0, reference_bits=20.0):
+    """Cao et al., "HashNet", ICCV 2017: the likelihood of tanh outputs, pairs of both kinds by how rare they are."""
+    h = (beta * u).tanh()
+    theta = scaled(h @ h.T / 2, u, reference_bits)
+    pairs = (1 + theta.exp()).log() - similar * theta
+    if similar.any() and not similar.all():
+        return pairs[similar].mean() + pairs[~similar].mean()
+    return pairs.mean()
 
 
 def lcdsh(u, similar, *, eta=3.0, clamp=True, reference_bits=None):
@@ -121,6 +140,18 @@ def shcir(u, y, centers, *, quantization=1e-4, reference_bits=None):
     return -total / len(u) + quantization * (u.abs() - 1).square().mean()
 
 
+def orthocos(u, y, centers, *, margin=0.2, scale=8.0):
+    """Hoe et al., "One Loss for All", NeurIPS 2021: cross-entropy of cosines, a margin off the own classes'."""
+    return cross_entropy(scale * (unit(u) @ unit(centers).T - margin * y), y)
+
+
+def orthoarc(u, y, centers, *, margin=0.2, scale=8.0):
+    """As `orthocos`, the margin added to the own classes' angles, whose sines are at least 0.01."""
+    cosine = unit(u) @ unit(centers).T
+    sine = (1 - cosine.square()).clamp(min=1e-4).sqrt()
+    return cross_entropy(scale * torch.where(y == 1, cosine * math.cos(margin) - sine * math.sin(margin), cosine), y)
+
+
 # ------------------------------------------------------------------------------------------------ what they share
 
 
@@ -156,6 +187,12 @@ def probabilities(u, centers, reference_bits):
     """Softmax over the classes of sqrt(b) cos(u, centre), (N, C)."""
     sharpness = (reference_bits or u.shape[1]) ** 0.5
     return (sharpness * unit(u) @ unit(centers).T).softmax(1)
+
+
+def cross_entropy(logits, y):
+    """Mean over the rows of the mean over a row's classes of -log p; a row without a class gives 0."""
+    log_p = logits - logits.logsumexp(1, keepdim=True)
+    return -((y * log_p).sum(1) / y.sum(1).clamp(min=1)).mean()
 
 
 def straight_signs(u):

@@ -1,4 +1,4 @@
-"""Pairwise losses: DSH, DHN and DBDH against the bank of all training items, LCDSH and DCH within the batch."""
+"""Pairwise losses: DSH, DHN, DPSH and DBDH against the bank of all training items, LCDSH and DCH within the batch."""
 
 from __future__ import annotations
 
@@ -43,6 +43,15 @@ def distance_pairs(pair, u, others, written):
         grad.addmm_(slope, others[tile], alpha=-2)
         grad += 2 * (slope @ written[tile])[:, None] * u
     return value, grad
+
+
+def rarity_weights(similar: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """How rare each pair's kind (similar or not) is, like `similar`: N / n; 1 where one kind is missing."""
+    number, positives = similar.numel(), similar.sum().to(dtype)  # a quotient of integers is float32
+    negatives = number - positives
+    one_sided = (positives == 0) | (negatives == 0)
+    weights = torch.where(similar, number / positives.clamp(min=1), number / negatives.clamp(min=1))
+    return torch.where(one_sided, torch.ones_like(weights), weights)
 
 
 class BankPairLoss(BankMixin, NestedLoss):
@@ -212,6 +221,30 @@ class DHN(BankPairLoss):
         return Form("pairs", "likelihood", (), penalty, bits, clamp, weigh=self.weighing, bank=self.bank)
 
 
+class DPSH(DHN):
+    """Deep pairwise-supervised hashing: DHN's likelihood, and outputs drawn to their own bits.
+
+    With theta = u_i U_j / 2: L_k = mean [softplus(theta) - S theta] + alpha * mean (u - sign u)^2.
+
+    Args:
+        num_train: number of training items (rows of the bank).
+        alpha: weight of the second term (eta of the paper, whose terms are sums).
+        reference_bits, balance: as for `DHN`.
+
+    Source: Li, Wang and Kang, "Feature Learning based Deep Supervised Hashing with Pairwise Labels", IJCAI 2016.
+    """
+
+    def naive(self, u, labels, k):
+        options = {"alpha": self.alpha, "reference_bits": self.reference_bits, "balance": self.balance}
+        return naive.dpsh(u, *self.stored(u, labels), **options)
+
+    def penalty(self, v):
+        return self.alpha * self.segment_means((v - bit_signs(v).detach()).square())
+
+    def forms(self):
+        return (self.form(Penalty("sign", self.alpha)),)
+
+
 class DBDH(DHN):
     """Deep balanced discrete hashing: DHN's likelihood on clamped outputs, with a balance term.
 
@@ -369,11 +402,7 @@ class DCH(NestedLoss):
 
     def expanded(self, v, labels):  # keeps digits: the logarithms of a similar pair that is close cancel
         similar = similarity(labels, labels)
-        number, positives = similar.numel(), similar.sum().to(v.dtype)  # a quotient of integers is float32
-        negatives = number - positives
-        one_sided = (positives == 0) | (negatives == 0)
-        weights = torch.where(similar, number / positives.clamp(min=1), number / negatives.clamp(min=1))
-        weights = torch.where(one_sided, torch.ones_like(weights), weights)
+        weights = rarity_weights(similar, v.dtype)
         unit = self.unit_rows(v)
         distance = self.distance(torch.stack([r @ r.T for r in split(unit, self.code_lengths)]))
         # S log(d / gamma) + log(1 + gamma / d) = log(1 + d / gamma) - (1 - S) log(d / gamma)

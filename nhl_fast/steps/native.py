@@ -21,7 +21,7 @@ from ..head.step import STEP
 from ..losses.bank import Bank
 from ..losses.base import LOSS, NestedLoss
 from ..losses.center import row_centers
-from ..losses.form import NO_PENALTY, Form
+from ..losses.form import NO_PENALTY, Form, squashed
 from ..native.calls import ops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -80,6 +80,10 @@ def center(form: Form, u, labels, lengths):
 
 
 def pairs(form: Form, u, labels, lengths):
+    return squashed(_pairs, form, u, labels, lengths) if form.squash else _pairs(form, u, labels, lengths)
+
+
+def _pairs(form: Form, u, labels, lengths):
     own, *bank = comparable(labels, form.bank)
     return ops.step_pairs(
         u, own, *(bank or (None, None, None)), lengths, form.function, form.constants, *(form.penalty or NO_PENALTY),

@@ -28,6 +28,7 @@ PRESETS: dict[str, dict] = {
 TUNED: dict[str, dict] = {
     "dsh": {"dropout": 0.2, "loss_options": {"balance": True, "alpha": 0.0}},
     "dhn": {"loss_options": {"balance": True, "reference_bits": 16}},
+    "dpsh": {"loss_options": {"balance": True}},
     "dbdh": {"loss_options": {"balance": True, "reference_bits": 16}},
     "dtsh": {"loss_options": {"reference_bits": 32}},
     "lcdsh": {"loss_options": {"reference_bits": 256}},

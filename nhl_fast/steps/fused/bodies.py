@@ -19,7 +19,7 @@ import torch
 from nhl_fast.kernels import pairs as pair_kernels
 from nhl_fast.kernels import softmax as softmax_kernels
 
-from ...losses.form import NO_PENALTY, Form
+from ...losses.form import NO_PENALTY, Form, squashed
 from . import center as centers_alone
 from . import pairs as all_pairs
 from . import softmax as classes
@@ -37,6 +37,10 @@ def center_problem(form: Form, lengths) -> tuple:
 
 
 def pairs(form: Form, u, labels, lengths):
+    return squashed(_pairs, form, u, labels, lengths) if form.squash else _pairs(form, u, labels, lengths)
+
+
+def _pairs(form: Form, u, labels, lengths):
     return direct(all_pairs.pairs)(*pair_problem(form, u, labels, lengths))
 
 
@@ -76,6 +80,8 @@ def refuses(form: Form) -> str | None:
         return f"the bank is {form.bank.u.dtype}, the kernels take float32"
     if form.body == "softmax" and form.reference_bits > softmax_kernels.MAX_REFERENCE:
         return f"reference_bits is {form.reference_bits}, the kernels take at most {softmax_kernels.MAX_REFERENCE}"
+    if form.body == "softmax" and softmax_kernels.too_sharp(form.function, form.constants, form.reference_bits):
+        return f"the margin is {form.constants[0]}, logits more than 64 apart are not served"
     if form.body == "pairs" and form.reference_bits and not pair_kernels.scales(form.function):
         return f"reference_bits is {form.reference_bits}, and {form.function!r} looks at no products"
     return None
@@ -92,7 +98,7 @@ def values_and_deltas(forms, u, labels, lengths: list[int]) -> tuple[torch.Tenso
 def add(values, deltas, forms, u, labels, lengths: list[int]) -> None:
     """Add those of more forms to values and deltas, in place."""
     for form in forms:
-        if form.body == "pairs":
+        if form.body == "pairs" and not form.squash:
             direct(all_pairs.add_pairs)(values, deltas, *pair_problem(form, u, labels, lengths))
         else:
             more, slopes = BODIES[form.body](form, u, labels, lengths)

@@ -9,8 +9,6 @@ from nhl_fast.kernels import softmax as kernels
 from ...core import check
 from .operators import operator, outputs
 
-FUNCTIONS = ("likelihood",)
-
 
 def _outputs(u, code_lengths):
     return outputs(u, code_lengths, kernels.CONFIG.row_tiles(u.shape[0]))
@@ -30,17 +28,17 @@ def softmax(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(partial sums (P, m), deltas (N, T)) of u (N, L), with the weight of the penalty "square".
 
-    The one function is "likelihood", with constants (w, share): share * mean over the rows of the sum over the
-    classes of -[y log p + w (1 - y) log(1 - p)]. centers (C, T), labels ids or multi-hot rows (one class each if
-    `one_hot`).
+    constants are (w, share): share * mean over the rows of, for "likelihood", the sum over the classes of
+    -[y log p + w (1 - y) log(1 - p)]; "cosine" and "angle", whose w is a margin: see `kernels.FUNCTIONS`.
+    centers (C, T), labels ids or multi-hot rows (one class each if `one_hot`).
     """
-    check.one_of(function, "function", FUNCTIONS)
-    (negative_weight, share), n = constants, u.shape[0]
+    check.one_of(function, "function", kernels.FUNCTIONS)
+    (constant, share), n = constants, u.shape[0]
     values, deltas = _outputs(u, code_lengths)
     with torch.cuda.device_of(u):
         kernels.launch(
-            u.contiguous(), centers.contiguous(), labels, code_lengths, negative_weight, share / n, penalty_weight,
-            values, deltas, reference=reference, one_hot=one_hot,
+            u.contiguous(), centers.contiguous(), labels, code_lengths, function, constant, share / n,
+            penalty_weight, values, deltas, reference=reference, one_hot=one_hot,
         )  # fmt: skip
     return values, deltas
 

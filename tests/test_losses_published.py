@@ -1,0 +1,149 @@
+"""Losses against their papers' formulas, written anew in float64 and in plain loops; and their gradients."""
+
+import math
+
+import pytest
+import torch
+from losses_cases import draw_labels, make_loss, named
+
+from nhl_fast.losses import HashNet, build
+
+LENGTHS = (3, 8)
+NEW = named("dpsh", "hashnet", "orthocos", "orthoarc")
+
+
+def shares(a: set, b: set) -> bool:
+    return bool(a & b)
+
+
+def classes_of(labels) -> list[set]:
+    if labels.ndim == 1:
+        return [{int(i)} for i in labels]
+    return [{c for c, hot in enumerate(row) if hot} for row in labels.tolist()]
+
+
+def inner(a, b) -> float:
+    return sum(x * y for x, y in zip(a, b))
+
+
+def likelihood(theta: float, similar: bool) -> float:
+    """-log of sigma(theta), or of 1 - sigma(theta)."""
+    p = 1 / (1 + math.exp(-theta))
+    return -math.log(p if similar else 1 - p)
+
+
+def dpsh(loss, u, labels, k):
+    bank, b = loss.bank, len(u[0])
+    stored = [(row[:b], own) for row, own, ok in zip(bank.u.tolist(), classes_of(bank.labels), bank.written) if ok]
+    scale = 1 if loss.reference_bits is None else loss.reference_bits / b
+    kinds = {True: [], False: []}
+    for row, own in zip(u, classes_of(labels)):
+        for other, theirs in stored:
+            similar = shares(own, theirs)
+            kinds[similar].append(likelihood(scale * inner(row, other) / 2, similar))
+    if loss.balance:
+        pairs = sum(sum(kind) / len(kind) for kind in kinds.values()) / 2
+    else:
+        pairs = sum(map(sum, kinds.values())) / (len(u) * len(stored))
+    quantization = sum((x - (1 if x > 0 else -1)) ** 2 for row in u for x in row) / (len(u) * b)
+    return pairs + loss.alpha * quantization
+
+
+def hashnet(loss, u, labels, k):
+    alpha, total, own = loss.reference_bits / 2 / len(u[0]), 0.0, classes_of(labels)
+    h = [[math.tanh(loss.beta * x) for x in row] for row in u]
+    similar = [[shares(a, b) for b in own] for a in own]
+    positives = sum(map(sum, similar))
+    for i, row in enumerate(h):
+        for j, other in enumerate(h):
+            weight = len(u) ** 2 / (positives if similar[i][j] else len(u) ** 2 - positives)
+            total += weight * likelihood(alpha * inner(row, other), similar[i][j])
+    return total / len(u) ** 2
+
+
+def cosines(loss, u, k):
+    centers = loss.centers[k].tolist()
+    return [[inner(row, c) / math.sqrt(inner(row, row) * inner(c, c)) for c in centers] for row in u]
+
+
+def cross_entropy(loss, logits, labels):
+    total = 0.0
+    for row, own in zip(logits, classes_of(labels)):
+        everything = sum(math.exp(loss.scale * x) for x in row)
+        total -= sum(math.log(math.exp(loss.scale * row[c]) / everything) for c in own) / max(len(own), 1)
+    return total / len(logits)
+
+
+def orthocos(loss, u, labels, k):
+    logits = [
+        [x - loss.margin * (c in own) for c, x in enumerate(row)]
+        for row, own in zip(cosines(loss, u, k), classes_of(labels))
+    ]
+    return cross_entropy(loss, logits, labels)
+
+
+def orthoarc(loss, u, labels, k):
+    logits = [
+        [math.cos(math.acos(x) + loss.margin * (c in own)) for c, x in enumerate(row)]
+        for row, own in zip(cosines(loss, u, k), classes_of(labels))
+    ]
+    return cross_entropy(loss, logits, labels)
+
+
+def problem(case, multi):
+    torch.manual_seed(3)
+    loss = make_loss(case, LENGTHS, classes=4, multi=multi, num_train=9).double().eval()
+    return loss, torch.randn(7, LENGTHS[-1], dtype=torch.float64), draw_labels(7, 4, multi)
+
+
+@pytest.mark.parametrize("multi", [False, True], ids=["ids", "multi-hot"])
+@pytest.mark.parametrize("case", NEW, ids=str)
+def test_a_loss_is_its_papers(case, multi):
+    loss, u, labels = problem(case, multi)
+    values = loss(u, labels, backend="reference")
+    for k, b in enumerate(LENGTHS):
+        right = globals()[case.name](loss, u[:, :b].tolist(), labels, k)
+        assert values[k].item() == pytest.approx(right, rel=1e-9), b
+
+
+@pytest.mark.parametrize("multi", [False, True], ids=["ids", "multi-hot"])
+@pytest.mark.parametrize("case", NEW, ids=str)
+def test_its_gradient_is_that_of_its_value(case, multi):
+    loss, u, labels = problem(case, multi)
+    assert torch.autograd.gradcheck(lambda x: loss(x, labels, backend="reference"), u.requires_grad_())
+
+
+def test_hashnet_sharpens_by_the_epoch():
+    loss = HashNet(4, (8,), continuation=5)
+    sharpness = []
+    for epoch in (0, 4, 5, 15):
+        loss.set_epoch(epoch)
+        sharpness.append(loss.sharpness)
+    assert sharpness == [1, 1, math.sqrt(2), 2]
+    u, labels = torch.randn(6, 8), torch.arange(6) % 4
+    torch.testing.assert_close(loss(u, labels), HashNet(4, (8,), beta=2.0)(u, labels))
+    fixed = HashNet(4, (8,), continuation=None)
+    fixed.set_epoch(100)
+    assert fixed.sharpness == 1
+
+
+@pytest.mark.parametrize("name", ["orthocos", "orthoarc"])
+def test_rows_at_their_centre(name):
+    """The angle is 0 or pi, where its slope has no bound: the gradient stays finite, and backends agree."""
+    loss = build(name, num_classes=2, code_lengths=(4,), centers=[torch.tensor([[1.0, 1, 1, 1], [-1, -1, -1, -1]])])
+    u = torch.tensor([[2.0] * 4, [-3.0] * 4, [1, 1, -1, -1], [0.0] * 4])
+    for backend in ("auto", "reference"):
+        x = u.clone().requires_grad_()
+        value = loss(x, torch.tensor([0, 0, 1, 1]), backend=backend)
+        (grad,) = torch.autograd.grad(value.sum(), x)
+        assert torch.isfinite(grad).all()
+        assert not grad[3].any()  # a row without a direction has no slope
+    margin, s = 0.2, 8.0
+    own = 1 - margin if name == "orthocos" else math.cos(margin) - 0.01 * math.sin(margin)
+    torch.testing.assert_close(loss(u[:1], torch.tensor([0])), torch.tensor([math.log1p(math.exp(-s - s * own))]))
+
+
+@pytest.mark.parametrize("name", ["orthocos", "orthoarc"])
+def test_cross_entropy_needs_two_classes(name):
+    with pytest.raises(ValueError, match=r"num_classes: Ortho.* needs at least 2 classes, got 1"):
+        build(name, num_classes=1)
