@@ -168,6 +168,7 @@ def banks(rank, count):
     if rank == 0:
         with torch.no_grad():
             objective.loss.bank.u[ROWS] = 5.0
+            objective.loss.bank.labels[ROWS] = 2
             objective.loss.bank.written[ROWS] = True
     rows = share(rank, count)[0]
     objective(backbone(inputs[rows]), labels[rows], rows).total.backward()
@@ -228,6 +229,7 @@ def test_banks_start_from_the_first_ranks(two):
     assert set(first) == {"loss.bank.u", "loss.bank.labels", "loss.bank.written"}
     assert all(np.array_equal(first[key], second[key]) for key in first)
     assert (first["loss.bank.u"][ROWS] == 5).all()
+    assert first["loss.bank.labels"][ROWS] == 2
     assert first["loss.bank.written"].sum() == ROWS + 1
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from ..core import check, ranks
 from ..core.precision import scaled_training
 from ..losses.bank import banks, joined_rows
-from ..losses.base import NestedLoss
+from ..losses.base import NestedLoss, beside
 from .distillation import TEACHERS
 from .layer import NestedHashLayer, refuses_layer
 from .request import StepRequest
@@ -76,6 +76,10 @@ class NestedObjective(nn.Module):
     Call it with features (N, d), labels (ids (N,) or multi-hot (N, C)) and, for losses with a bank, the rows'
     positions `index` (N,) in the training set. It gives an `ObjectiveResult`; the weights are constants to
     autograd, and the features' gradient is that of the weighted sum.
+
+    `objective(features, labels, index, outputs=...)` takes outputs (N, L), or the tuple of prefixes, of a layer that
+    sits elsewhere, inside a DistributedDataParallel say: the gradient then goes to the outputs. The features, as
+    constants, are what dominance-aware weights depend on; without these they may be left out.
 
     Source: arXiv 2412.08922; the weights and their Gram shortcut are in `nhl_fast.head.weighting`.
     """
@@ -152,31 +156,57 @@ class NestedObjective(nn.Module):
         return self
 
     @check.memory
-    def forward(self, features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None):
+    def forward(self, features=None, labels=None, index: torch.Tensor | None = None, *, outputs=None):
         group = self.group() if self.training and torch.is_grad_enabled() else None
         if group is None:
-            return self._step(features, labels, index)
-        joined = self._join(features, labels, index, group)
+            return self._step(features, labels, index, outputs)
+        joined = self._join(features, labels, index, outputs, group)
         with joined_rows(self.loss):
             return self._step(*joined)
 
-    def _step(self, features, labels, index) -> ObjectiveResult:
-        request = self.request(features, labels, index)
-        return ObjectiveResult(*STEP(request, backend=self.backend, device=features.device))
+    def _step(self, features, labels, index, outputs) -> ObjectiveResult:
+        if outputs is None:
+            request = self.request(features, labels, index)
+        else:
+            u, labels, index = self.loss.arguments(outputs, labels, index)
+            features = self._features_beside(u, features)
+            request = self.request(features.detach(), labels, index)
+            request = request._replace(outputs=lambda _: u, unusual="the outputs are given")
+        return ObjectiveResult(*STEP(request, backend=self.backend, device=request.features.device))
+
+    def _features_beside(self, u: torch.Tensor, features):
+        """The features of given outputs; where no weights depend on them, they may be left out."""
+        if features is not None:
+            return features
+        if self._fixed_weights is None:
+            raise ValueError(
+                "features: expected the features of the given outputs, on which the weights depend "
+                "(or weighting='uniform', or numbers)"
+            )
+        return u.new_zeros(len(u), self.layer.in_features)
 
     def group(self):
         """The group of several ranks whose rows a training step joins, or None."""
         return ranks.resolve_group(self.process_group)
 
-    def _join(self, features, labels, index, group) -> list[torch.Tensor | None]:
+    def _join(self, features, labels, index, outputs, group) -> list[torch.Tensor | None]:
         error = None
         try:
+            if outputs is not None:
+                outputs, labels, index = self.loss.arguments(outputs, labels, index)
+                features = self._features_beside(outputs, features).detach()
             self.layer.check_features(features, "features")
+            if outputs is not None and outputs.shape != (len(features), self.layer.out_features):
+                raise ValueError(
+                    f"outputs: expected shape ({len(features)}, {self.layer.out_features}), "
+                    f"got {check.describe(outputs)}"
+                )
+            labels = self.loss.usual_labels(labels, features)
             labels = self.loss.check_labels(labels, len(features)).to(features.device)
             index = None if index is None else self._checked_index(index, len(features)).to(features.device)
         except Exception as problem:  # told to the other ranks, which would wait
             error = problem
-        given = [features, labels, index] if error is None else [torch.zeros(0), None, None]
+        given = [features, labels, index, outputs] if error is None else [torch.zeros(0), None, None, None]
         joined = ranks.join_rows(given, group, error)
         if not self._shared:
             self._share(group)
@@ -200,6 +230,7 @@ class NestedObjective(nn.Module):
         layer = self.layer
         layer.check_features(features, "features")
         unusual, linear = refuses_layer(layer), layer.hash_layer
+        labels, index = self.loss.usual_labels(labels, features), beside(index, features)
         return StepRequest(
             features=features,
             labels=labels,

@@ -84,7 +84,7 @@ class Bank(nn.Module):
         ranks.broadcast([multi_hot], group)
         if multi_hot[0] and self.labels.ndim == 1:
             self.labels = to_multi_hot(self.labels, self.num_classes, torch.bool)
-        elif not multi_hot[0]:
+        elif not multi_hot[0] and self.labels.ndim == 2:
             self.labels = torch.zeros_like(self.written, dtype=torch.int64)
         self.u = self.u.double() if multi_hot[1] else self.u.float()
         ranks.broadcast(list(self.tensors().values()), group)
