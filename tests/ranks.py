@@ -3,6 +3,7 @@
 import datetime
 import multiprocessing
 import os
+import pickle
 import queue
 import tempfile
 import time
@@ -23,7 +24,7 @@ def _rank(function, rank, count, file, results, args):
             world_size=count,
             timeout=datetime.timedelta(seconds=SECONDS),
         )
-        results.put((rank, True, function(rank, count, *args)))
+        results.put((rank, True, pickle.dumps(function(rank, count, *args))))
         torch.distributed.destroy_process_group()
     except BaseException:
         results.put((rank, False, traceback.format_exc()))
@@ -49,7 +50,7 @@ def in_ranks(count: int, function, *args) -> list:
                 except queue.Empty:
                     raise AssertionError(f"ranks: only {sorted(found)} came back in {SECONDS} s") from None
                 assert fine, f"rank {rank}: {value}"
-                found[rank] = value
+                found[rank] = pickle.loads(value)
         finally:
             for worker in workers:
                 worker.join(10)

@@ -180,3 +180,23 @@ def launched(device: str):
         yield resolve_group("auto")
     finally:
         dist.destroy_process_group()
+
+
+def agree(error: Exception | None, group) -> None:
+    """Raise this rank's error, and where another rank has one, say so; without a group, the error alone."""
+    if group is not None:
+        flag = torch.tensor([error is not None], dtype=torch.uint8, device=collective_device(group))
+        failed = [number for number, other in enumerate(gather(flag, group)) if other.item()]
+        if failed and error is None:
+            raise RuntimeError(
+                f"process_group: rank {failed[0]} got arguments that it refused (its own error says why)"
+            )
+    if error is not None:
+        raise error
+
+
+def gathered(own: torch.Tensor, group) -> list[torch.Tensor]:
+    """`gather` of a tensor of any device, which the results are on; [own] without a group."""
+    if group is None:
+        return [own]
+    return [other.to(own.device) for other in gather(own.to(collective_device(group, own)).contiguous(), group)]
