@@ -95,3 +95,28 @@ def test_half_precision_keeps_the_bank(dtype):
     assert torch.equal(objective.loss.bank.u, before)
     assert objective.layer.hash_layer.weight.dtype == dtype
     assert torch.isfinite(objective(U.to(dtype), Y, torch.arange(6)).total)
+
+
+def their_top_map(rb, qb, retrieval, query, topk):
+    """The usual loop, with a stable order of ties."""
+    total = 0.0
+    for code, labels in zip(qb, query):
+        relevant = (labels @ retrieval.T) > 0
+        found = relevant[np.argsort(0.5 * (qb.shape[1] - code @ rb.T), kind="stable")][:topk]
+        if found.any():
+            places = np.flatnonzero(found) + 1.0
+            total += np.mean(np.arange(1, len(places) + 1) / places)
+    return total / len(qb)
+
+
+@pytest.mark.parametrize("topk", [1, 7, 40])
+def test_their_metric_by_their_arguments(topk):
+    random = np.random.default_rng(2)
+    rb, qb = (np.where(random.random((n, 12)) < 0.5, -1.0, 1.0) for n in (40, 6))
+    retrieval, query = (np.eye(4)[random.integers(0, 4, n)] for n in (40, 6))
+    expected = their_top_map(rb, qb, retrieval, query, topk)
+    assert nhl.compat.calc_top_map(rb, qb, retrieval, query, topk) == pytest.approx(expected, rel=1e-12)
+    if topk == 40:
+        assert nhl.compat.calc_top_map(rb, qb, retrieval, query) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="qB: expected codes of -1 and \\+1, one width in both"):
+        nhl.compat.calc_top_map(rb, qb[:, :5], retrieval, query, topk)
