@@ -80,11 +80,11 @@ class Form:
         if self.penalty is not None and self.penalty.kind not in PENALTIES[self.body]:
             taken = ", ".join(PENALTIES[self.body]) or "none"
             raise ValueError(f"penalty: the body {self.body!r} takes {taken}, got {self.penalty.kind!r}")
-        if self.penalty is not None and self.penalty.kind == "cauchy":
-            if len(self.constants) < 2 or not self.constants[0] > 0:
-                raise ValueError(
-                    f"constants: the penalty 'cauchy' needs (gamma > 0, largest cosine), got {self.constants}"
-                )
+        enough = len(self.constants) >= 2 and self.constants[0] > 0
+        if self.penalty is not None and self.penalty.kind == "cauchy" and not enough:
+            raise ValueError(
+                f"constants: the penalty 'cauchy' needs (gamma > 0, largest cosine), got {self.constants}"
+            )
         if (self.centers is None) == (self.body in ("center", "softmax")):
             wanted = "takes none" if self.centers is not None else "needs those of every class"
             raise ValueError(f"centers: the body {self.body!r} {wanted}")

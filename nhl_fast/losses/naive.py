@@ -79,16 +79,17 @@ def lcdsh(u, similar, *, eta=3.0, clamp=True, reference_bits=None):
     return softplus(-s * theta).mean() + eta * (theta.sigmoid() - coded.sigmoid()).square().mean()
 
 
-def dch(u, similar, *, gamma=20.0, quantization=0.1, max_cosine=0.99):
+def dch(u, similar, *, gamma=20.0, quantization=0.1, max_cosine=0.99, reference_bits=None):
     """Cao et al., "Deep Cauchy Hashing", CVPR 2018: the Cauchy cross-entropy, and the Cauchy quantization loss.
 
-    max_cosine caps the cosine, so that d > 0; with None d is at least 1e-6.
+    max_cosine caps the cosine, so that d > 0; with None d is at least 1e-6. reference_bits stands for b in d.
     """
     b = u.shape[1]
+    bits = b if reference_bits is None else reference_bits
 
     def distance(cosine):
         cosine = cosine if max_cosine is None else cosine.clamp(max=max_cosine)
-        return (b / 2 * (1 - cosine)).clamp(min=1e-6)
+        return (bits / 2 * (1 - cosine)).clamp(min=1e-6)
 
     positives, negatives = similar.sum().to(u.dtype), (~similar).sum().to(u.dtype)
     w = torch.where(similar, similar.numel() / positives, similar.numel() / negatives)
