@@ -166,12 +166,12 @@ def calls(folder) -> dict[str, tuple]:
         "rescore": (
             nhl.rescore,
             {"queries": OUTPUTS, "candidates": LABELS[:, None], "codes": CODES, "vectors": None, "k": 1,
-             "length": 8, "chunk_bytes": 1000},
+             "length": 8, "chunk_bytes": 1000, "backend": "auto"},
         ),
         "rescore vectors": (
             nhl.rescore,
             {"queries": OUTPUTS, "candidates": LABELS[:, None], "vectors": OUTPUTS, "k": 1, "metric": "cosine",
-             "chunk_bytes": 1000},
+             "chunk_bytes": 1000, "backend": "auto"},
         ),
         "funnel_search": (
             nhl.funnel_search,

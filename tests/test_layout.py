@@ -14,7 +14,7 @@ FLOORS = [
     "core",
     "native kernels",
     "centers retrieval text",
-    "losses data index pictures paper_table",
+    "losses data index pictures paper_table compat",
     "head",
     "steps",
     "training",

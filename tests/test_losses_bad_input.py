@@ -30,7 +30,7 @@ BAD = [
     ("integer outputs", lambda: make("csq", 3, (8, 16))(U.long(), Y), "floating"),
     ("a NumPy array", lambda: make("csq", 3, (8, 16))(U.numpy(), Y), "torch.Tensor"),
     ("labels too long", lambda: make("csq", 3, (8, 16))(U, Y.repeat(2)), "labels"),
-    ("float ids", lambda: make("csq", 3, (8, 16))(U, Y.float()), "labels"),
+    ("float ids", lambda: make("csq", 3, (8, 16))(U, Y + 0.5), "labels: expected class ids"),
     ("id out of range", lambda: make("csq", 3, (8, 16))(U, Y + 1), "from 0 to 2"),
     ("negative id", lambda: make("csq", 3, (8, 16))(U, Y - 1), "from 0 to 2"),
     ("multi-hot of other width", lambda: make("csq", 3, (8, 16))(U, F.one_hot(Y, 4)), "3 columns"),

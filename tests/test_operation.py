@@ -211,12 +211,14 @@ def test_every_operation_of_the_package_is_listed():
         "hamming_distances",
         "pack_codes",
         "radius_search",
+        "rescore",
         "search",
     }
     compiled = {name: [b for b, why in r.items() if why != "has no implementation"] for name, r in table().items()}
     assert compiled["search"] == compiled["pack_codes"] == ["reference", "cpp", "cuda"]
     assert compiled["NestedObjective"] == compiled["NestedLoss"] == ["reference", "triton", "cpp"]
     assert compiled["NestedHashLayer.encode"] == ["reference", "triton"]
+    assert compiled["rescore"] == ["reference", "cpp"]
     assert compiled["dominance_weights"] == ["reference"]
 
 

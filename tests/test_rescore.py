@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 import torch
+from native_cases import AVAILABLE, DETAIL
 
 import nhl_fast as nhl
+from nhl_fast.retrieval.rescore import RESCORE
 
 RNG = np.random.default_rng(0)
 UQ, UD = RNG.standard_normal((9, 20)), RNG.standard_normal((70, 20))
@@ -120,3 +122,120 @@ def test_errors_of_a_funnel_name_the_argument(options, message):
     good = {"queries": nhl.pack_codes(UQ), "database": CODES, "k": 5, "funnel": ((8, 20),)}
     with pytest.raises((ValueError, TypeError), match=f"^{message}"):
         nhl.funnel_search(**{**good, **options})
+
+
+# ------------------------------------------------------------------------------------------------------- in C++
+
+native = pytest.mark.skipif(not AVAILABLE, reason=f"native library: {DETAIL}")
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8}
+
+
+def drawn(n, width, dtype=torch.float32, seed=0):
+    x = torch.randn(n, width, generator=torch.Generator().manual_seed(seed))
+    return (30 * x).to(dtype) if dtype == torch.int8 else x.to(dtype)
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("unit", [False, True])
+@pytest.mark.parametrize("width", [1, 15, 64, 100, 384])
+def test_compiled_scores_of_vectors(dtype, unit, width):
+    """Float64's, to what a float32 sum may lose; strided rows, and rows of zeros and of the smallest numbers."""
+    wide = drawn(90, width + 3, DTYPES[dtype], 1)
+    vectors, queries = wide[:, :width], drawn(7, width)
+    vectors[5] = 0
+    if dtype == "float16":
+        vectors[6] = vectors[6] * 2.0**-20  # subnormal
+    ids = torch.randint(0, 90, (7, 33), generator=torch.Generator().manual_seed(2))
+    ids[:, :2] = torch.tensor([5, 6])
+    found = RESCORE.pick("cpp", torch.device("cpu"), (queries, ids, vectors, None, torch.float32, unit)).function(
+        queries, ids, vectors, None, torch.float32, unit
+    )
+    rows = vectors.double()[ids]
+    norms = rows.norm(dim=2).clamp(min=1e-300) if unit else torch.ones(7, 33).double()
+    right = (rows * queries.double()[:, None]).sum(2) / norms
+    room = (rows * queries.double()[:, None]).abs().sum(2) / norms
+    assert found.dtype == torch.float32
+    assert ((found - right).abs() <= 2e-6 * room).all()
+    assert found[:, 0].eq(0).all()
+
+
+@native
+@pytest.mark.parametrize("length", [1, 7, 8, 13, 200, 256])
+def test_compiled_scores_of_codes(length):
+    outputs = drawn(6, 256)
+    codes = nhl.pack_codes(drawn(50, 256, seed=3))
+    ids = torch.randint(0, 50, (6, 20), generator=torch.Generator().manual_seed(2))
+    found = nhl.native.score_codes(outputs, codes, ids, length)
+    signs = (drawn(50, 256, seed=3) > 0).double()[:, :length] * 2 - 1
+    right = (signs[ids] * outputs.double()[:, None, :length]).sum(2)
+    torch.testing.assert_close(found.double(), right, rtol=0, atol=2e-6 * length)
+
+
+@native
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("kind", ["codes", "float16", "mapped"])
+def test_the_backends_rank_alike(tmp_path, kind, threads):
+    queries, vectors = drawn(9, 64), drawn(300, 64, torch.float16, 1)
+    if kind == "mapped":
+        np.save(tmp_path / "v.npy", vectors.numpy())
+        vectors = np.load(tmp_path / "v.npy", mmap_mode="r")
+    options = {"codes": nhl.pack_codes(drawn(300, 64, seed=1))} if kind == "codes" else {"vectors": vectors}
+    candidates = torch.stack([torch.randperm(300)[:50] for _ in range(9)])
+    candidates[:, 4] = -1
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        ours, theirs = (nhl.rescore(queries, candidates, k=10, backend=b, **options) for b in ("cpp", "reference"))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(ours[1], theirs[1])
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
+
+
+@native
+def test_what_cpp_does_not_serve_it_says():
+    for options, why in (
+        ({"queries": UQ, "codes": CODES}, "scores are torch.float64"),
+        ({"queries": UQ.astype(np.float32), "codes": CODES, "candidates": None, "k": 3}, "candidates: None"),
+        ({"queries": UQ.astype(np.float32), "vectors": torch.ones(20, 70).T}, "side by side"),
+    ):
+        good = {"candidates": CANDIDATES, **options}
+        with pytest.raises(RuntimeError, match=f"^backend: 'cpp' cannot serve rescore here: .*{why}"):
+            nhl.rescore(**good, backend="cpp")
+        nhl.rescore(**good)
+    with pytest.raises(ValueError, match=r"^backend: "):
+        nhl.rescore(UQ, CANDIDATES, codes=CODES, backend="fast")
+
+
+@native
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_vectors_that_are_not_finite(dtype, value):
+    vectors = drawn(70, 20, dtype)
+    vectors[int(CANDIDATES[3, 7]), 19] = value
+    with pytest.raises(ValueError, match=r"^vectors: expected finite"):
+        nhl.rescore(UQ.astype(np.float32), CANDIDATES, vectors=vectors, backend="cpp")
+
+
+@native
+def test_the_operators_of_rescoring():
+    q, v, ids = drawn(3, 20), drawn(9, 20), torch.randint(0, 9, (3, 4))
+    codes = nhl.pack_codes(v)
+    ops = torch.ops.nhl_fast
+    torch.library.opcheck(ops.score_codes.default, (q, codes, ids, 13), test_utils=["test_schema", "test_faketensor"])
+    torch.library.opcheck(ops.score_vectors.default, (q, v, ids, True), test_utils=["test_schema"])
+    for call in (
+        lambda: ops.score_vectors(q, v, ids + 9, True),
+        lambda: ops.score_vectors(q, v, ids - 9, True),
+        lambda: ops.score_vectors(q[:2], v, ids, True),
+        lambda: ops.score_vectors(q, v[:, :5], ids, True),
+        lambda: ops.score_vectors(q, v.double(), ids, True),
+        lambda: ops.score_vectors(q.double(), v, ids, True),
+        lambda: ops.score_vectors(q, v, ids.int(), True),
+        lambda: ops.score_codes(q, codes, ids + 9, 8),
+        lambda: ops.score_codes(q, codes, ids, 21),
+        lambda: ops.score_codes(q, codes, ids, 0),
+    ):
+        with pytest.raises(RuntimeError):
+            call()

@@ -104,4 +104,28 @@ class RadiusSearch {
   Executor executor_;
 };
 
+// Ids of `each` items for each query, all of them rows that there are.
+struct Chosen {
+  const int64_t* ids;
+  int64_t queries, each;
+};
+
+enum class Number : int { f16, bf16, f32, i8 };
+
+// Rows of `width` numbers, `stride` numbers apart.
+struct Vectors {
+  const void* data;
+  Number type;
+  int64_t width, stride;
+};
+
+// out[q][c]: inner product of a query and its candidate's vector, over the vector's norm if `unit` (0 for a zero row).
+// Whether all vectors that were read are finite.
+bool score_vectors(const Chosen& candidates, const float* queries, const Vectors& vectors, bool unit, float* out,
+                   const Executor& executor);
+
+// out[q][c]: inner product of a query's raw outputs (rows `stride` apart) and its candidate's first `length` bits as +-1.
+void score_codes(const Chosen& candidates, const float* outputs, int64_t stride, const Rows& codes, int64_t length,
+                 float* out, const Executor& executor);
+
 }  // namespace nhl::hamming

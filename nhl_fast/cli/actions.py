@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core import check
+from ..core import check, ranks
 from ..core.backend import backends as list_backends
 from ..core.environment import environment
 from ..core.files import as_path, read_json, write_json
@@ -53,12 +53,27 @@ def open_run(args) -> Run:
 def train(args) -> None:
     if args.topk is not None:
         check.positive_int(args.topk, "--topk")
-    resume = args.resume is not None
     split = RunFolder(args.out).split
-    data = load_dataset(split_file=split if resume and split.exists() else None, **args.data_spec)
+    split = split if args.resume is not None and split.exists() else None
+    with ranks.launched(args.config.device) as group:
+        train_here(args, split) if group is None else train_ranks(args, group, split)
+
+
+def train_here(args, split=None) -> None:
+    data = load_dataset(split_file=split, **args.data_spec)
     trainer = Trainer(data, args.config, args.out, data_spec=args.data_spec, progress=not args.json)
-    with claim(args.out, resume) as folder:
-        train_and_evaluate(args, trainer, resume, folder)
+    with claim(args.out, args.resume is not None) as folder:
+        train_and_evaluate(args, trainer, args.resume is not None, folder)
+
+
+def train_ranks(args, group, split) -> None:
+    """One of `torchrun`'s ranks; the first does what a lone process does, and the others help it to train."""
+    split = ranks.from_first(lambda: split, group)  # and no rank writes before all have looked at the folder
+    if group.rank() == 0:
+        train_here(args, split)
+        return
+    data = load_dataset(split_file=split, **args.data_spec)
+    Trainer(data, args.config, args.out, data_spec=args.data_spec, progress=False).fit(args.resume is not None)
 
 
 def train_and_evaluate(args, trainer: Trainer, resume: bool, folder: Path) -> None:

@@ -2,12 +2,36 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 from . import check
 
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
+
+def as_labels(labels, like: torch.Tensor, num_classes: int | None = None, name: str = "labels"):
+    """Labels as loops give them, as a tensor: lists and NumPy arrays; a column (N, 1) and whole floats as ids.
+
+    A column of a loss with one class is multi-hot rows, and stays; so is what is none of these.
+    """
+    if isinstance(labels, (list, tuple, np.ndarray, np.generic)):
+        try:
+            with torch.device("cpu"):
+                labels = torch.as_tensor(np.asarray(labels))
+        except (TypeError, ValueError, RuntimeError, OverflowError):
+            raise TypeError(f"{name}: expected class ids or multi-hot rows, got {check.describe(labels)}") from None
+        labels = labels.to(like.device)
+    if not isinstance(labels, torch.Tensor):
+        return labels
+    if labels.ndim == 2 and labels.shape[1] == 1 and num_classes not in (None, 1) and labels.dtype != torch.bool:
+        labels = labels[:, 0]
+    if labels.ndim == 1 and labels.is_floating_point():
+        whole = labels.long()
+        check.values((whole == labels).all(), f"{name}: expected class ids, got floats that are no whole numbers")
+        return whole
+    return labels
 
 
 def check_labels(labels, num_rows: int, num_classes: int | None = None, name: str = "labels") -> torch.Tensor:

@@ -10,6 +10,7 @@ from ..core import check
 from ..core.known_gradient import once
 from ..core.labels import to_multi_hot
 from ..core.precision import scaled_training
+from ..losses.bank import Bank
 from .objective import NestedObjective, ObjectiveResult
 from .step import STEP
 
@@ -42,6 +43,8 @@ def make_graphed(
     check.positive_int(num_warmup_iters, "num_warmup_iters")
     graphed = GraphedObjective(objective)
     if features.device.type == "cuda":
+        if objective.group() is not None:
+            raise ValueError("objective: its step with several ranks is no CUDA graph; call it as it is")
         graphed.capture(features, labels, index, num_warmup_iters)
     return graphed
 
@@ -52,7 +55,7 @@ def replayable(objective: NestedObjective, features: torch.Tensor, labels: torch
     A loss that is told the epoch changes there; one that has parameters to learn gets its gradients from the
     objective alone.
     """
-    if features.device.type != "cuda" or hasattr(objective.loss, "set_epoch"):
+    if features.device.type != "cuda" or hasattr(objective.loss, "set_epoch") or objective.group() is not None:
         return False
     learns = any(p.requires_grad for p in objective.loss.parameters())
     return not learns and served_by(objective, features, labels) == "triton"
@@ -144,7 +147,7 @@ class GraphedObjective:
         return not wants and self._form_of(features, labels, index) == self._form
 
     def _addresses(self) -> list[int]:
-        return [t.data_ptr() for t in (*self.objective.parameters(), *self.objective.buffers())]
+        return [t.data_ptr() for t in (*self.objective.parameters(), *_state(self.objective).values())]
 
     def _unpacked(self, packed, total) -> ObjectiveResult:
         sizes = [0 if shape is None else shape.numel() for shape in self._shapes]
@@ -230,19 +233,26 @@ class _Capture:
         return outputs, graph.replay
 
 
+def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers, and what banks hold, by name."""
+    held = ((name, part) for name, part in module.named_modules() if isinstance(part, Bank))
+    stored = {f"{name}.{key}": t for name, bank in held for key, t in bank.tensors().items()}
+    return {**dict(module.named_buffers()), **stored}
+
+
 class _kept:
     """Context that leaves a module's buffers as they were (multi-hot, where ids met multi-hot labels in it)."""
 
     def __init__(self, module: torch.nn.Module):
         self.module = module
-        self.before = {name: tensor.clone() for name, tensor in module.named_buffers()}
+        self.before = {name: tensor.clone() for name, tensor in _state(module).items()}
 
     def __enter__(self):
         return self
 
     def __exit__(self, *error):
         with torch.no_grad():
-            for name, tensor in self.module.named_buffers():
+            for name, tensor in _state(self.module).items():
                 before = self.before[name]
                 if before.ndim == 1 and tensor.ndim == 2:
                     before = to_multi_hot(before, tensor.shape[1], tensor.dtype)

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
-from ..core import check
+from ..core import check, ranks
 from ..core.precision import scaled_training
-from ..losses.base import NestedLoss
+from ..losses.bank import banks, joined_rows
+from ..losses.base import NestedLoss, beside
 from .distillation import TEACHERS
 from .layer import NestedHashLayer, refuses_layer
 from .request import StepRequest
 from .step import STEP
+
+
+@functools.cache
+def _say(count: int) -> None:
+    """Once a process."""
+    logging.getLogger("nhl_fast").warning(
+        "NestedObjective: a training step joins the rows of the process group's %d ranks", count
+    )
 
 
 class ObjectiveResult(NamedTuple):
@@ -56,10 +67,19 @@ class NestedObjective(nn.Module):
             published losses; "auto" takes them for CUDA tensors where they serve) or "cpp" (the same on the CPU;
             "auto" takes it for CPU tensors, with any other loss evaluated as it defines itself, and leaves
             torch.compile the reference).
+        process_group: whose ranks' rows a training step (training mode, gradients recorded) is of: "auto" (the
+            default group of torch.distributed where one of several ranks is up, said once in the log), a group, or
+            None (this rank's rows alone). Every rank of the group then takes every step, with as many rows as it
+            has, evaluates the joined batch, and gets the joined batch's gradients of layer and loss, and of its own
+            features times the number of ranks: DistributedDataParallel and FSDP take the mean over the ranks.
 
     Call it with features (N, d), labels (ids (N,) or multi-hot (N, C)) and, for losses with a bank, the rows'
     positions `index` (N,) in the training set. It gives an `ObjectiveResult`; the weights are constants to
     autograd, and the features' gradient is that of the weighted sum.
+
+    `objective(features, labels, index, outputs=...)` takes outputs (N, L), or the tuple of prefixes, of a layer that
+    sits elsewhere, inside a DistributedDataParallel say: the gradient then goes to the outputs. The features, as
+    constants, are what dominance-aware weights depend on; without these they may be left out.
 
     Source: arXiv 2412.08922; the weights and their Gram shortcut are in `nhl_fast.head.weighting`.
     """
@@ -74,6 +94,7 @@ class NestedObjective(nn.Module):
         teacher: str = "next",
         check_finite: bool = True,
         backend: str = "auto",
+        process_group: str | torch.distributed.ProcessGroup | None = "auto",
     ):
         super().__init__()
         if not isinstance(layer, NestedHashLayer):
@@ -91,6 +112,8 @@ class NestedObjective(nn.Module):
         self.teacher = check.one_of(teacher, "teacher", TEACHERS)
         self.check_finite = check.flag(check_finite, "check_finite")
         self.backend = check.one_of(backend, "backend", ("auto", "reference", "triton", "cpp"))
+        self.process_group = ranks.check_group(process_group)
+        self._shared = False
         fixed, self.rule = None, None
         if callable(weighting):
             self.weighting, self.rule = "custom", weighting
@@ -133,15 +156,81 @@ class NestedObjective(nn.Module):
         return self
 
     @check.memory
-    def forward(self, features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None):
-        request = self.request(features, labels, index)
-        return ObjectiveResult(*STEP(request, backend=self.backend, device=features.device))
+    def forward(self, features=None, labels=None, index: torch.Tensor | None = None, *, outputs=None):
+        group = self.group() if self.training and torch.is_grad_enabled() else None
+        if group is None:
+            return self._step(features, labels, index, outputs)
+        joined = self._join(features, labels, index, outputs, group)
+        with joined_rows(self.loss):
+            return self._step(*joined)
+
+    def _step(self, features, labels, index, outputs) -> ObjectiveResult:
+        if outputs is None:
+            request = self.request(features, labels, index)
+        else:
+            u, labels, index = self.loss.arguments(outputs, labels, index)
+            features = self._features_beside(u, features)
+            request = self.request(features.detach(), labels, index)
+            request = request._replace(outputs=lambda _: u, unusual="the outputs are given")
+        return ObjectiveResult(*STEP(request, backend=self.backend, device=request.features.device))
+
+    def _features_beside(self, u: torch.Tensor, features):
+        """The features of given outputs; where no weights depend on them, they may be left out."""
+        if features is not None:
+            return features
+        if self._fixed_weights is None:
+            raise ValueError(
+                "features: expected the features of the given outputs, on which the weights depend "
+                "(or weighting='uniform', or numbers)"
+            )
+        return u.new_zeros(len(u), self.layer.in_features)
+
+    def group(self):
+        """The group of several ranks whose rows a training step joins, or None."""
+        return ranks.resolve_group(self.process_group)
+
+    def _join(self, features, labels, index, outputs, group) -> list[torch.Tensor | None]:
+        error = None
+        try:
+            if outputs is not None:
+                outputs, labels, index = self.loss.arguments(outputs, labels, index)
+                features = self._features_beside(outputs, features).detach()
+            self.layer.check_features(features, "features")
+            if outputs is not None and outputs.shape != (len(features), self.layer.out_features):
+                raise ValueError(
+                    f"outputs: expected shape ({len(features)}, {self.layer.out_features}), "
+                    f"got {check.describe(outputs)}"
+                )
+            labels = self.loss.usual_labels(labels, features)
+            labels = self.loss.check_labels(labels, len(features)).to(features.device)
+            index = None if index is None else self._checked_index(index, len(features)).to(features.device)
+        except Exception as problem:  # told to the other ranks, which would wait
+            error = problem
+        given = [features, labels, index, outputs] if error is None else [torch.zeros(0), None, None, None]
+        joined = ranks.join_rows(given, group, error)
+        if not self._shared:
+            self._share(group)
+        return joined
+
+    def _checked_index(self, index, rows: int) -> torch.Tensor:
+        for bank in banks(self.loss):
+            bank.check_index(index, rows)
+        return check.tensor(index, "index")
+
+    def _share(self, group) -> None:
+        """At the first step: say so, and start from the first rank's banks."""
+        self._shared = True
+        if isinstance(self.process_group, str) and torch.distributed.get_rank(group) == 0:
+            _say(torch.distributed.get_world_size(group))
+        for bank in banks(self.loss):
+            bank.share(group)
 
     def request(self, features: torch.Tensor, labels: torch.Tensor, index: torch.Tensor | None = None) -> StepRequest:
         """The step that a call with these arguments takes; the features are checked here, and only here."""
         layer = self.layer
         layer.check_features(features, "features")
         unusual, linear = refuses_layer(layer), layer.hash_layer
+        labels, index = self.loss.usual_labels(labels, features), beside(index, features)
         return StepRequest(
             features=features,
             labels=labels,

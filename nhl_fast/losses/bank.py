@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 from torch import nn
 
-from ..core import check
+from ..core import check, ranks
 from ..core.labels import check_labels, similarity, to_multi_hot
 
 
 class Bank(nn.Module):
     """Last outputs (num_train, L) and labels of every training item, with a mark for rows never written.
 
-    DistributedDataParallel copies the buffers of rank 0 to all ranks before every step, and banks are buffers: with
-    more than one rank `update` refuses.
+    Its tensors are in the state dict, but are no buffers: DistributedDataParallel would copy rank 0's to all ranks
+    before every step. With more than one rank `update` refuses, but where the rows are those of all ranks, as
+    `NestedObjective` joins them. They stay float32 (or float64) where a module around them becomes half precision.
 
     Labels take the form of the first update, ids or multi-hot rows; when the two are mixed, ids become one-hot
     rows. Duplicate rows in one update: which of them stays is not defined on a GPU.
@@ -25,9 +28,10 @@ class Bank(nn.Module):
         self.num_train = check.positive_int(num_train, "num_train")
         self.num_classes = check.positive_int(num_classes, "num_classes")
         code_lengths = check.code_lengths(code_lengths)
-        self.register_buffer("u", torch.zeros(num_train, code_lengths[-1]))
-        self.register_buffer("labels", torch.zeros(num_train, dtype=torch.int64))
-        self.register_buffer("written", torch.zeros(num_train, dtype=torch.bool))
+        self.u = torch.zeros(num_train, code_lengths[-1])
+        self.labels = torch.zeros(num_train, dtype=torch.int64)
+        self.written = torch.zeros(num_train, dtype=torch.bool)
+        self.joined = False  # whether rows come from all ranks at once
 
     @torch.no_grad()
     def update(self, index: torch.Tensor, u: torch.Tensor, labels: torch.Tensor) -> None:
@@ -44,7 +48,7 @@ class Bank(nn.Module):
             self.labels = to_multi_hot(self.labels, self.num_classes, torch.bool)
         if self.labels.ndim == 2:
             labels = to_multi_hot(labels, self.num_classes, torch.bool)
-        refuse_ranks()
+        refuse_ranks(self)
         self.u[index] = u.detach().to(self.u.dtype)
         self.labels[index] = labels
         self.written.index_fill_(0, index.long(), True)  # an indexed assignment would copy True to the device
@@ -66,31 +70,90 @@ class Bank(nn.Module):
 
     def reset_parameters(self) -> None:
         """An empty bank, as at the beginning (after `to_empty`, say)."""
-        for buffer in (self.u, self.labels, self.written):
-            buffer.zero_()
+        for tensor in self.tensors().values():
+            tensor.zero_()
 
-    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
-        stored = state_dict.get(prefix + "labels")
-        if stored is not None and stored.ndim != self.labels.ndim:
-            self.labels = torch.zeros_like(stored, device=self.labels.device)
-        outputs = state_dict.get(prefix + "u")
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """What the bank holds: u, labels, written."""
+        return {"u": self.u, "labels": self.labels, "written": self.written}
+
+    @torch.no_grad()
+    def share(self, group) -> None:
+        """The bank of the group's first rank, on all of its ranks."""
+        multi_hot = torch.tensor([self.labels.ndim == 2, self.u.dtype == torch.float64], dtype=torch.uint8)
+        ranks.broadcast([multi_hot], group)
+        if multi_hot[0] and self.labels.ndim == 1:
+            self.labels = to_multi_hot(self.labels, self.num_classes, torch.bool)
+        elif not multi_hot[0] and self.labels.ndim == 2:
+            self.labels = torch.zeros_like(self.written, dtype=torch.int64)
+        self.u = self.u.double() if multi_hot[1] else self.u.float()
+        ranks.broadcast(list(self.tensors().values()), group)
+
+    def _apply(self, fn, recurse=True):
+        for name, old in self.tensors().items():
+            new = fn(old)
+            half = new.is_floating_point() and new.itemsize < 4
+            setattr(self, name, old.to(new.device) if half else new)
+        return super()._apply(fn, recurse)
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update({prefix + name: tensor.detach() for name, tensor in self.tensors().items()})
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, strict, missing, unexpected, errors):
+        given = {name: state_dict[prefix + name] for name in self.tensors() if prefix + name in state_dict}
+        rest = {k: v for k, v in state_dict.items() if k not in {prefix + name for name in given}}
+        super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing, unexpected, errors)
+        missing += [prefix + name for name in self.tensors() if name not in given and strict]
+        labels, outputs = given.get("labels"), given.get("u")
+        if labels is not None and labels.ndim != self.labels.ndim:
+            self.labels = torch.zeros_like(labels, device=self.labels.device)
         if outputs is not None and outputs.dtype == torch.float64:
             self.u = self.u.double()
-        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        for name, value in given.items():
+            own = getattr(self, name)
+            if value.shape != own.shape:
+                errors.append(
+                    f"size mismatch for {prefix}{name}: copying a param with shape {value.shape} from checkpoint, "
+                    f"the shape in current model is {own.shape}."
+                )
+            elif local_metadata.get("assign_to_params_buffers", False):
+                setattr(self, name, value)
+            else:
+                with torch.no_grad():
+                    own.copy_(value)
 
     def extra_repr(self) -> str:
         return f"num_train={self.num_train}, longest={self.u.shape[1]}"
 
 
-def refuse_ranks() -> None:
-    """Raise where a process group of more than one rank is up."""
-    distributed = torch.distributed
-    ranks = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-    if ranks > 1:
+def refuse_ranks(bank: Bank) -> None:
+    """Raise where a process group of more than one rank is up, and the bank's rows come from this rank alone."""
+    group = None if bank.joined else ranks.resolve_group("auto")
+    if group is not None:
         raise RuntimeError(
-            f"bank: a process group of {ranks} ranks is up: each rank would write its own rows, and rank 0's bank "
-            "would replace the others' at every step; train losses with a bank in one process"
+            f"bank: a process group of {torch.distributed.get_world_size(group)} ranks is up: each rank would write "
+            "its own rows; train losses with a bank in one process, or through NestedObjective with "
+            'process_group="auto", which joins the ranks\' rows'
         )
+
+
+def banks(module: nn.Module) -> list[Bank]:
+    """The banks in a module."""
+    return [part for part in module.modules() if isinstance(part, Bank)]
+
+
+@contextlib.contextmanager
+def joined_rows(module: nn.Module):
+    """Context in which the rows that the module's banks take in are those of all ranks."""
+    inside = banks(module)
+    for bank in inside:
+        bank.joined = True
+    try:
+        yield
+    finally:
+        for bank in inside:
+            bank.joined = False
 
 
 class BankMixin:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ..core import check
-from ..core.labels import check_labels, to_multi_hot
+from ..core.labels import as_labels, check_labels, to_multi_hot
 from ..core.operation import Operation
 from ..core.precision import no_autocast
 from ..core.prefixes import expand, segment_matrix, split
@@ -79,8 +79,9 @@ class NestedLoss(nn.Module):
         """Loss of every code length.
 
         Args:
-            u: raw outputs (N, L), floating point; half precision is computed in float32.
-            labels: class ids (N,) or multi-hot rows (N, C).
+            u: raw outputs (N, L), floating point, or the tuple of prefixes that the layer gives; half precision is
+                computed in float32.
+            labels: class ids (N,) or multi-hot rows (N, C); lists, arrays, a column and whole floats pass for ids.
             index: (N,) positions of the rows in the training set; losses with a bank need it in training steps (in
                 training mode, while gradients are recorded), which alone change the bank.
             backend: "auto", "reference", "triton" (the fused kernels; "auto" takes them for CUDA tensors) or "cpp"
@@ -89,8 +90,30 @@ class NestedLoss(nn.Module):
         Returns:
             (m,) values, one a length.
         """
-        check.tensor(u, "u")
+        u, labels, index = self.arguments(u, labels, index)
         return LOSS(self, u, labels, index, backend=backend, device=u.device)
+
+    def arguments(self, u, labels, index):
+        """What a loop hands over, as tensors: u whole, labels in their usual form, the index beside u."""
+        if isinstance(u, (tuple, list)) and u and isinstance(u[-1], torch.Tensor):
+            widths = tuple(p.shape[-1] if isinstance(p, torch.Tensor) and p.ndim else None for p in u)
+            if widths != self.code_lengths:
+                raise ValueError(
+                    f"u: expected (N, L) outputs, or the layer's prefixes of {self.code_lengths} columns, "
+                    f"got {widths}"
+                )
+            u = u[-1]
+        check.tensor(u, "u")
+        if isinstance(index, dict) or hasattr(index, "__dataclass_fields__"):
+            raise TypeError(
+                "index: expected each row's position in the training set, got "
+                f"{check.describe(index)}: call loss(u, labels, index); settings are given when the loss is made"
+            )
+        return u, self.usual_labels(labels, u), beside(index, u)
+
+    def usual_labels(self, labels, like: torch.Tensor):
+        """Labels as loops give them, in the form that `check_labels` takes."""
+        return as_labels(labels, like, self.num_classes)
 
     def prepare(self, u, labels, index) -> tuple[torch.Tensor, torch.Tensor]:
         """Checked outputs (float32 or float64) and labels; the bank, if there is one, takes them in."""
@@ -165,6 +188,11 @@ class NestedLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, code_lengths={self.code_lengths}"
+
+
+def beside(index, like: torch.Tensor):
+    """A tensor `index` on the device of `like`: loaders leave it on the CPU."""
+    return index.to(like.device) if isinstance(index, torch.Tensor) and index.device != like.device else index
 
 
 def _values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:

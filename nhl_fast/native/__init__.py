@@ -5,7 +5,7 @@ says what is there. The operators are `torch.ops.nhl_fast.*`.
 """
 
 from .builder import BuildError
-from .hamming import distances, evaluate, histograms, label_words, pack, radius, topk
+from .hamming import distances, evaluate, histograms, label_words, pack, radius, score_codes, score_vectors, topk
 from .library import MAX_BITS, build, cpu_status, cuda_status, is_built, library_path, load
 
 __all__ = [
@@ -23,5 +23,7 @@ __all__ = [
     "load",
     "pack",
     "radius",
+    "score_codes",
+    "score_vectors",
     "topk",
 ]

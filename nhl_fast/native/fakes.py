@@ -49,6 +49,10 @@ def _register_hamming() -> None:
         shape = (queries.shape[0], k)
         return queries.new_empty(shape, dtype=torch.int32), queries.new_empty(shape, dtype=torch.int64)
 
+    @fake("nhl_fast::score_codes")
+    def _(outputs, codes, candidates, length):
+        return outputs.new_empty(candidates.shape)
+
     @fake("nhl_fast::radius")
     def _(queries, database, radius, length, allow=None, base=0):
         found = torch.library.get_ctx().new_dynamic_size()

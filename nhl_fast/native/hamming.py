@@ -41,6 +41,23 @@ def topk(
     return ops.topk(_rows(queries), _rows(database), k, length, allow, base)
 
 
+def score_vectors(queries, vectors, candidates, unit: bool) -> tuple[torch.Tensor, bool]:
+    """((Q, c) float32 inner products of queries with their candidates' vectors, whether these are all finite).
+
+    Args:
+        queries: (Q, d) float32.
+        vectors: (n, d) float16, bfloat16, float32 or int8 rows, read in place; a memory map's too.
+        candidates: (Q, c) int64 rows of `vectors`.
+        unit: divide by the vectors' norms (a zero row gives 0).
+    """
+    return ops.score_vectors(queries.contiguous(), vectors, candidates.contiguous(), unit)
+
+
+def score_codes(outputs, codes, candidates, length: int) -> torch.Tensor:
+    """(Q, c) inner products of float32 raw outputs (Q, L) with their candidates' first `length` bits as +-1."""
+    return ops.score_codes(outputs.contiguous(), _rows(codes), candidates.contiguous(), length)
+
+
 def radius(
     queries: torch.Tensor,
     database: torch.Tensor,

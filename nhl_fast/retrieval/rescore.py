@@ -6,8 +6,10 @@ from collections.abc import Sequence
 
 import torch
 
+from .. import native
 from ..core import check
 from ..core.arrays import as_tensor
+from ..core.operation import Operation
 from . import codes
 from .hamming import DEFAULT_CHUNK_BYTES, search, spans
 from .outputs import check_outputs, nearest_by_outputs, scores_of
@@ -26,6 +28,7 @@ def rescore(
     length: int | None = None,
     metric: str = "cosine",
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Rank each query's candidates again, by numbers that say more than their codes' distance.
 
@@ -40,6 +43,7 @@ def rescore(
         length: with `codes`, the bits to use; None for all.
         metric: with `vectors`, "cosine" or "product".
         chunk_bytes: bound on the memory taken beyond the result.
+        backend: "auto", "reference" or "cpp" (float32 scores on the CPU, of given candidates).
 
     Returns:
         (scores, ids): float (Q, k) and int64 (Q, k), by descending score, then ascending id; where there are fewer
@@ -52,7 +56,7 @@ def rescore(
         raise ValueError(f"vectors: expected either codes or vectors, got {'neither' if codes is None else 'both'}")
     chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
     if codes is not None:
-        return _by_outputs(queries, candidates, codes, k, length, chunk_bytes)
+        return _by_outputs(queries, candidates, codes, k, length, chunk_bytes, backend)
     if length is not None:
         raise ValueError(f"length: expected None with vectors, got {check.shown(length)}")
     check.one_of(metric, "metric", METRICS)
@@ -60,30 +64,68 @@ def rescore(
     queries = check_vectors(queries, "queries", vectors.shape[1])
     candidates = check_candidates(candidates, "candidates", len(queries), len(vectors), queries.device)
     dtype, unit = working_dtype(queries, vectors), metric == "cosine"
+    scores = RESCORE.pick(backend, queries.device, (queries, candidates, vectors, None, dtype, unit)).function
 
     def score(span, ids):
-        rows = vectors[ids.flatten().to(vectors.device)]
-        rows = as_numbers(rows, "vectors", dtype, queries.device, unit).view(*ids.shape, -1)
-        return torch.bmm(rows, as_numbers(queries[span], "queries", dtype, None, unit)[:, :, None]).squeeze(2)
+        part = as_numbers(queries[span], "queries", dtype, None, unit)
+        return scores(part, ids, vectors, None, dtype, unit)
 
     return _ranked(score, candidates, k, 3 * vectors.shape[1] * dtype.itemsize, dtype, chunk_bytes)
 
 
-def _by_outputs(queries, candidates, packed, k, length, chunk_bytes):
+def _scores(queries, ids, rows, length, dtype, unit) -> torch.Tensor:
+    """(Q, c) inner products of queries with their candidates' rows: vectors, or the first `length` bits as +-1.
+
+    `ids` None: the candidates are all items, which are scanned and not looked up.
+    """
+    if length is not None:
+        return scores_of(queries, rows[ids], length)
+    rows = as_numbers(rows[ids.flatten().to(rows.device)], "vectors", dtype, queries.device, unit)
+    return torch.bmm(rows.view(*ids.shape, -1), queries[:, :, None]).squeeze(2)
+
+
+RESCORE = Operation("rescore", _scores)
+
+
+def _refuses(queries, ids, rows, length, dtype, unit) -> str | None:
+    if ids is None:
+        return "candidates: None, all items"
+    if dtype != torch.float32:
+        return f"scores are {dtype}, C++ computes float32"
+    if not isinstance(rows, torch.Tensor):
+        return "vectors: rows chosen by their ids"
+    if rows.device.type != "cpu" or queries.device.type != "cpu":
+        return f"queries are on {queries.device}, the others on {rows.device}, C++ runs on the CPU"
+    return None if rows.stride(1) == 1 or rows.shape[1] == 1 else "rows of numbers that do not lie side by side"
+
+
+@RESCORE.serves("cpp", on="cpu", refuses=_refuses, traced=False)
+def _scores_native(queries, ids, rows, length, dtype, unit) -> torch.Tensor:
+    if length is not None:
+        return native.score_codes(queries, rows, ids, length)
+    scores, finite = native.score_vectors(queries, rows, ids, unit)
+    if not finite:
+        raise ValueError("vectors: expected finite numbers, got NaN or infinity")
+    return scores
+
+
+def _by_outputs(queries, candidates, packed, k, length, chunk_bytes, backend):
     packed = codes.check_packed(packed, "codes")
     queries = check_outputs(queries, "queries", packed)
     length = queries.shape[1] if length is None else check.positive_int(length, "length")
     if length > queries.shape[1]:
         raise ValueError(f"length: expected at most {queries.shape[1]}, the outputs of queries, got {length}")
+    if candidates is not None:
+        candidates = check_candidates(candidates, "candidates", len(queries), len(packed), queries.device)
+    found = RESCORE.pick(backend, queries.device, (queries, candidates, packed, length, queries.dtype, False))
     if candidates is None:
         k = check.positive_int(k, "k")
         if k > len(packed):
             raise ValueError(f"k: expected at most {len(packed)}, the database's items, got {k}")
         return nearest_by_outputs(queries, packed, k, length, chunk_bytes)
-    candidates = check_candidates(candidates, "candidates", len(queries), len(packed), queries.device)
 
     def score(span, ids):
-        return scores_of(queries[span], packed[ids], length)
+        return found.function(queries[span], ids, packed, length, queries.dtype, False)
 
     return _ranked(score, candidates, k, (9 + queries.element_size()) * length, queries.dtype, chunk_bytes)
 

@@ -51,13 +51,14 @@ class HashModel(nn.Module):
             ) from error
 
 
-def batches(split, batch_size: int, order: torch.Tensor | None = None, workers: int = 0):
-    """(inputs, labels, positions) over a split, in `order` (default: as they stand).
+def batches(split, batch_size: int, order: torch.Tensor | None = None, workers: int = 0, rank=0, ranks=1):
+    """(inputs, labels, positions) over a split, in `order` (default: as they stand); of each batch a rank's share.
 
     Rows in memory are indexed batch by batch; pictures opened one by one go through a DataLoader.
     """
     order = torch.arange(len(split)) if order is None else order
     parts = order.split(batch_size) if len(order) else ()
+    parts = [part.tensor_split(ranks)[rank] for part in parts]
     if split.in_memory:
         for index in parts:
             yield (*split.batch(index), index)

@@ -68,7 +68,7 @@ class TrainState:
             self.data.save_split(folder.split)
             write_lines(folder.log, [])
             return 1
-        self._load(load_state(folder.checkpoint))
+        self.load(load_state(folder.checkpoint))
         epoch = len(self.history) + 1
         machines = continued(stored.get("environments", []), now, epoch)
         write_json(folder.config, {**described, "environments": machines})
@@ -82,7 +82,7 @@ class TrainState:
         self.history.append(record)
         self._judge(record)
         if self.folder is not None:
-            save_state(self.folder.checkpoint, self._dict())
+            save_state(self.folder.checkpoint, self.contents())
         for length in self._best_now():
             self._keep_weights(length)
         if self.folder is not None:
@@ -126,11 +126,13 @@ class TrainState:
         else:
             save_weights(self.folder.weights(length), self.model)
 
-    def _dict(self) -> dict:
+    def contents(self) -> dict:
+        """All that a checkpoint holds."""
         parts = {name: None if part is None else part.state_dict() for name, part in self._parts.items()}
         return {"epoch": len(self.history), **parts, "history": self.history, "best": self.best}
 
-    def _load(self, state: dict) -> None:
+    def load(self, state: dict) -> None:
+        """Take up what `contents` gave."""
         for name, part in self._parts.items():
             if part is not None:
                 part.load_state_dict(state[name])

@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import tqdm
 
+from ..core import ranks
 from ..data import RetrievalData
 from ..head.graphs import make_graphed, replayable
 from ..head.objective import NestedObjective
+from ..losses.bank import joined_rows
 from ..retrieval.metrics import evaluate_retrieval
 from .backbones import build_backbone
 from .config import TrainConfig
@@ -48,8 +51,25 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch * 7_919 + 1) % 2**63
 
 
+class _Step(nn.Module):
+    """What DistributedDataParallel wraps: the backbone and the objective, called as one."""
+
+    def __init__(self, backbone: nn.Module, objective: NestedObjective):
+        super().__init__()
+        self.backbone, self.objective = backbone, objective
+
+    def forward(self, inputs, labels, index, autocast):
+        with autocast:
+            features = self.backbone(inputs)
+        return self.objective(features, labels, index)
+
+
 class Trainer:
     """Trains a nested hash model; the same seed, device and number of threads give the same weights.
+
+    Where a process group of several ranks is up (`torchrun`), every rank makes the same trainer: each takes its share
+    of every batch, the first one alone validates and writes, and the result is that of one rank, up to rounding
+    (what looks at a rank's share alone, as batch norm and dropout in a backbone, differs).
 
     Args:
         data: the data set with its splits.
@@ -93,7 +113,10 @@ class Trainer:
         if config.best_per_length and run_dir is None:
             raise ValueError("best_per_length: needs a run_dir to keep each length's weights")
         self.data, self.config, self.progress, self.on_epoch = data, config, progress, on_epoch
-        self.folder = None if run_dir is None else RunFolder(run_dir, "run_dir")
+        self.group = ranks.resolve_group("auto")
+        self.rank, self.ranks = (0, 1) if self.group is None else (self.group.rank(), self.group.size())
+        self.has_folder = run_dir is not None
+        self.folder = RunFolder(run_dir, "run_dir") if self.has_folder and self.rank == 0 else None
         self.data_spec = data_spec
         self.device = resolve_device(config.device)
         with torch.random.fork_rng(self._rng_devices()):
@@ -118,6 +141,7 @@ class Trainer:
             check_finite=config.amp != "fp16",
         ).to(self.device)
         self.backbone = torch.compile(self.model.backbone) if config.compile else self.model.backbone
+        self.together = self._together()
         self.optimizer = self._optimizer()
         self.scheduler = None
         if config.schedule == "cosine":
@@ -143,6 +167,15 @@ class Trainer:
 
     def _rng_devices(self) -> list[int]:
         return [torch.cuda.current_device()] if self.device.type == "cuda" else []
+
+    def _together(self) -> nn.Module | None:
+        """Backbone and objective as all ranks train them, or None with one rank."""
+        if self.group is None:
+            return None
+        cuda = [torch.cuda.current_device()] if self.device.type == "cuda" else None
+        return DistributedDataParallel(
+            _Step(self.backbone, self.objective), device_ids=cuda, process_group=self.group
+        )
 
     def _optimizer(self) -> torch.optim.Optimizer:
         config, seen, parameters = self.config, set(), []
@@ -172,34 +205,51 @@ class Trainer:
         """
         if self._fitted:
             raise RuntimeError("fit: this trainer was used; make another (with resume=True to go on)")
-        if resume and self.folder is None:
+        if resume and not self.has_folder:
             raise ValueError("resume: expected a trainer with a run_dir, but this one has none to go on with")
         self._fitted = True
         with contextlib.nullcontext() if self.folder is None else claim(self.folder.path, resume):
             return self._fit(resume)
 
     def _fit(self, resume: bool) -> TrainResult:
-        start = self.state.open(resume, self.data_spec, self.device)
+        start = self._open(resume)
         epochs = range(start, self.config.epochs + 1)
-        bar = tqdm(epochs, desc="training", unit="epoch", disable=None if self.progress else True, leave=False)
+        hidden = None if self.progress and self.rank == 0 else True
+        bar = tqdm(epochs, desc="training", unit="epoch", disable=hidden, leave=False)
         with torch.random.fork_rng(self._rng_devices()), _deterministic(self.device):
             for epoch in bar:
                 if self.state.out_of_patience():
                     break
                 record = self._epoch(epoch)
-                record["validation"] = self._validate(epoch)
+                record = self._on_first(lambda: {**record, "validation": self._validate(epoch)})  # noqa: B023
                 self.state.close_epoch(record)
-                if self.on_epoch is not None:
+                if self.rank == 0 and self.on_epoch is not None:
                     self.on_epoch(record)
                 if record["validation"]:
                     scores = record["validation"].values()
                     bar.set_postfix(loss=f"{record['total']:.3f}", mAP=f"{sum(scores) / len(scores):.3f}")
         return self._finish()
 
+    def _on_first(self, function: Callable):
+        """What the function gives on the first rank, on every rank."""
+        return function() if self.group is None else ranks.from_first(function, self.group)
+
+    def _open(self, resume: bool) -> int:
+        """Open the run on the first rank, and take up its state on all; the number of the next epoch."""
+
+        def first():
+            start = self.state.open(resume, self.data_spec, self.device)
+            return start, self.state.contents() if self.group is not None and start > 1 else None
+
+        start, contents = self._on_first(first)
+        if self.rank and contents is not None:
+            self.state.load(contents)
+        return start
+
     def _epoch(self, epoch: int) -> dict:
         """One pass over the training rows; its record. Reads nothing back from the device before its end."""
         config, objective = self.config, self.objective
-        torch.manual_seed(epoch_seed(config.seed, epoch))
+        torch.manual_seed(epoch_seed(config.seed, epoch) + self.rank)  # of dropout
         generator = torch.Generator().manual_seed(epoch_seed(config.seed, epoch))
         order = torch.randperm(len(self.data.train), generator=generator)
         self.data.train.set_epoch(epoch)
@@ -210,7 +260,8 @@ class Trainer:
         sums, conflicts, steps = None, None, 0
         started = time.perf_counter()
         number = -(-len(order) // config.batch_size)
-        for inputs, labels, index in batches(self.data.train, config.batch_size, order, config.workers):
+        share = self.rank, self.ranks
+        for inputs, labels, index in batches(self.data.train, config.batch_size, order, config.workers, *share):
             result = self._step(inputs, labels, index, last=steps + 1 == number)
             row = torch.stack([result.losses, result.distill, result.weights])
             total = result.total.detach()
@@ -236,13 +287,14 @@ class Trainer:
     def _step(self, inputs, labels, index, last: bool):
         config = self.config
         inputs, labels, index = (self._to_device(t) for t in (inputs, labels, index))
-        with self._autocast():
-            features = self.backbone(inputs)
-            if self.momentum_model is not None:
-                with torch.no_grad():
-                    momentum = self.momentum_model(inputs)
-                self.objective.loss.bank.update(index, momentum.float(), labels)
-        result = self._evaluate(features, labels, index)
+        if self.momentum_model is not None:
+            self._store_momentum(inputs, labels, index)
+        if self.together is not None:
+            result = self.together(inputs, labels, index, self._autocast())
+        else:
+            with self._autocast():
+                features = self.backbone(inputs)
+            result = self._evaluate(features, labels, index)
         self.scaler.scale(result.total / config.accumulate).backward()
         self._pending = getattr(self, "_pending", 0) + 1
         if last or self._pending == config.accumulate:
@@ -253,6 +305,18 @@ class Trainer:
             if self.momentum_model is not None:
                 self.momentum_model.update_parameters(self.model)
         return result
+
+    def _store_momentum(self, inputs, labels, index) -> None:
+        """The momentum encoder's outputs, of all ranks' rows, into the bank."""
+        loss = self.objective.loss
+        with torch.no_grad(), self._autocast():
+            outputs = self.momentum_model(inputs)
+        rows = [outputs.float(), labels, index]
+        if self.group is not None:
+            rows = ranks.join_rows(rows, self.group)
+        outputs, labels, index = rows
+        with joined_rows(loss):
+            loss.bank.update(index, outputs, labels)
 
     def _evaluate(self, features, labels, index):
         """The objective's result; on a CUDA device replayed as graphs, captured at the first batch."""
@@ -291,7 +355,9 @@ class Trainer:
 
     def _finish(self) -> TrainResult:
         state = self.state
-        state.load_best()
+        self._on_first(state.load_best)
+        if self.group is not None:
+            ranks.broadcast([*self.model.parameters(), *self.model.buffers()], self.group)
         self.model.eval()
         lengths = {int(b): epoch for b, (_, epoch) in state.best["lengths"].items()}
         return TrainResult(self.model, state.history, state.best["epoch"], lengths)

@@ -74,6 +74,8 @@ BODIES: dict[str, Callable] = {"center": center, "pairs": pairs, "triplets": tri
 
 def refuses(form: Form) -> str | None:
     """Why a form cannot be served, or None."""
+    if form.body not in BODIES:
+        return f"there is no kernel for the body {form.body!r}"
     if form.bank is not None and form.bank.u.dtype != torch.float32:
         return f"the bank is {form.bank.u.dtype}, the kernels take float32"
     if form.body == "softmax" and form.reference_bits > softmax_kernels.MAX_REFERENCE:

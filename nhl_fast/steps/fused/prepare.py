@@ -62,8 +62,8 @@ def store(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
     labels = check_form(loss, u, labels)
     if not loss.takes_rows():
         return labels
-    refuse_ranks()
     bank = loss.bank
+    refuse_ranks(bank)
     if index is None:
         loss.prepare(u, labels, index)  # raises, and says why
     # No assertion stops the interpreter, the only way to run the kernels on a CPU.

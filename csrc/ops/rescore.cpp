@@ -1,0 +1,70 @@
+// The operators of a second look at candidates: schemas, checks, and tensors to raw pointers. Stable ABI only.
+#include <torch/csrc/stable/library.h>
+
+#include <tuple>
+
+#include "../hamming/hamming.h"
+#include "call.h"
+#include "tensors.h"
+
+namespace nhl::hamming {
+namespace {
+
+Chosen candidates_of(const Tensor& ids, int64_t queries, int64_t items) {
+  STD_TORCH_CHECK(ids.dim() == 2 && ids.size(0) == queries && ids.scalar_type() == ScalarType::Long &&
+                      ids.is_contiguous(),
+                  "candidates: expected contiguous int64 ids, one row a query");
+  const auto* const data = const_data<int64_t>(ids);
+  for (int64_t i = 0; i < ids.numel(); ++i)
+    STD_TORCH_CHECK(data[i] >= 0 && data[i] < items, "candidates: expected ids from 0 to ", items - 1, ", got ",
+                    data[i]);
+  return {data, queries, ids.size(1)};
+}
+
+const float* queries_of(const Tensor& queries) {
+  STD_TORCH_CHECK(queries.dim() == 2 && queries.scalar_type() == ScalarType::Float && queries.is_contiguous(),
+                  "queries: expected contiguous float32 rows");
+  return const_data<float>(queries);
+}
+
+std::tuple<Tensor, bool> score_vectors_cpu(const Tensor& queries, const Tensor& vectors, const Tensor& ids, bool unit) {
+  const float* const q = queries_of(queries);
+  Vectors rows{nullptr, Number::f32, queries.size(1), 0};
+  switch (vectors.scalar_type()) {
+    case ScalarType::Half: rows.type = Number::f16; break;
+    case ScalarType::BFloat16: rows.type = Number::bf16; break;
+    case ScalarType::Float: rows.type = Number::f32; break;
+    case ScalarType::Char: rows.type = Number::i8; break;
+    default: STD_TORCH_CHECK(false, "vectors: expected float16, bfloat16, float32 or int8");
+  }
+  STD_TORCH_CHECK(vectors.dim() == 2 && vectors.size(1) == rows.width && vectors.stride(1) == 1,
+                  "vectors: expected rows of ", rows.width, " contiguous numbers");
+  rows.data = vectors.const_data_ptr();
+  rows.stride = vectors.stride(0);
+  const Chosen candidates = candidates_of(ids, queries.size(0), vectors.size(0));
+  Tensor out = empty({candidates.queries, candidates.each}, ScalarType::Float);
+  const bool finite = score_vectors(candidates, q, rows, unit, data<float>(out), Call().executor);
+  return {out, finite};
+}
+
+Tensor score_codes_cpu(const Tensor& outputs, const Tensor& codes, const Tensor& ids, int64_t length) {
+  const float* const u = queries_of(outputs);
+  const Rows rows = code_rows<Rows>(codes, length, outputs.size(1), "bits, those of the outputs", "codes");
+  const Chosen candidates = candidates_of(ids, outputs.size(0), rows.count);
+  Tensor out = empty({candidates.queries, candidates.each}, ScalarType::Float);
+  score_codes(candidates, u, outputs.size(1), rows, length, data<float>(out), Call().executor);
+  return out;
+}
+
+}  // namespace
+}  // namespace nhl::hamming
+
+STABLE_TORCH_LIBRARY_FRAGMENT(nhl_fast, m) {
+  m.def("score_vectors(Tensor queries, Tensor vectors, Tensor candidates, bool unit) -> (Tensor, bool)");
+  m.def("score_codes(Tensor outputs, Tensor codes, Tensor candidates, int length) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CPU, m) {
+  m.impl("score_vectors", TORCH_BOX(&nhl::hamming::score_vectors_cpu));
+  m.impl("score_codes", TORCH_BOX(&nhl::hamming::score_codes_cpu));
+}

@@ -1,0 +1,122 @@
+"""What loops of other code bases hand over: tuples of outputs, labels and indices as their loaders leave them."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import nhl_fast as nhl
+from nhl_fast.losses import PerLength
+
+LENGTHS, CLASSES = (4, 8), 3
+U, Y = torch.linspace(-1, 1, 48).view(6, 8), torch.tensor([0, 1, 2, 0, 1, 2])
+
+
+def loss_of(name="csq", **options):
+    return nhl.losses.build(name, num_classes=CLASSES, code_lengths=LENGTHS, num_train=9, **options)
+
+
+@pytest.mark.parametrize(
+    "labels", [Y[:, None], Y.float(), Y.float()[:, None], Y.tolist(), Y.numpy(), np.eye(CLASSES)[Y.numpy()]], ids=repr
+)
+def test_labels_as_loaders_leave_them(labels):
+    loss = loss_of()
+    torch.testing.assert_close(loss(U, labels), loss(U, Y))
+    layer = nhl.NestedHashLayer(8, LENGTHS)
+    objective = nhl.NestedObjective(layer, loss)
+    torch.testing.assert_close(objective(U, labels).losses, objective(U, Y).losses)
+
+
+def test_floats_that_are_no_ids_are_refused():
+    with pytest.raises(ValueError, match="labels: expected class ids, got floats that are no whole numbers"):
+        loss_of()(U, Y + 0.5)
+
+
+def test_a_loss_takes_the_layers_tuple():
+    layer, loss = nhl.NestedHashLayer(5, LENGTHS), loss_of("dch")
+    x = torch.randn(6, 5)
+    torch.testing.assert_close(loss(layer(x), Y), loss(layer.project(x), Y))
+    with pytest.raises(ValueError, match=r"u: expected \(N, L\) outputs, or the layer's prefixes of \(4, 8\)"):
+        loss(layer(x)[1:], Y)
+
+
+def test_settings_in_place_of_the_index_are_named():
+    with pytest.raises(TypeError, match="settings are given when the loss is made"):
+        loss_of()(U, Y, {"bit": 8})
+
+
+@pytest.mark.parametrize("name", ["dsh", "csq", "dtsh"])
+@pytest.mark.parametrize("weighting", ["dominance", "uniform"])
+def test_outputs_of_a_layer_elsewhere(name, weighting):
+    layer = nhl.NestedHashLayer(5, LENGTHS).double()
+    model = nn.Sequential(nn.Linear(5, 5), nn.Tanh(), layer).double()
+    x, index = torch.randn(6, 5, dtype=torch.float64), torch.arange(6)
+    first, second = (
+        nhl.NestedObjective(layer, loss_of(name).double(), weighting=weighting, backend="reference") for _ in range(2)
+    )
+    features = model[:2](x)
+    expected = first(features, Y, index)
+    wanted = torch.autograd.grad(expected.total, list(model.parameters()))
+    features = model[:2](x)
+    found = second(features if weighting == "dominance" else None, Y, index, outputs=layer(features))
+    for a, b in zip(found, expected):
+        torch.testing.assert_close(a, b)
+    for a, b in zip(torch.autograd.grad(found.total, list(model.parameters())), wanted):
+        torch.testing.assert_close(a, b)
+
+
+def test_outputs_alone_have_no_dominance_aware_weights():
+    objective = nhl.NestedObjective(nhl.NestedHashLayer(5, LENGTHS), loss_of())
+    with pytest.raises(ValueError, match="features: expected the features of the given outputs"):
+        objective(labels=Y, outputs=U)
+
+
+def test_per_length_losses_get_the_index_where_they_want_it():
+    seen = []
+
+    def wants(u, labels, index):
+        seen.append(index)
+        return u.mean() + index.sum()
+
+    loss = PerLength([wants, lambda u, labels: u.mean()], LENGTHS)
+    values = loss(U, Y, torch.arange(6))
+    torch.testing.assert_close(values, torch.stack([U[:, :4].mean() + 15, U.mean()]))
+    assert seen
+    assert all(torch.equal(index, torch.arange(6)) for index in seen)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_the_bank(dtype):
+    objective = nhl.NestedObjective(nhl.NestedHashLayer(8, LENGTHS), loss_of("dsh"))
+    objective(U, Y, torch.arange(6))
+    before = objective.loss.bank.u.clone()
+    objective.to(dtype)
+    assert objective.loss.bank.u.dtype == torch.float32
+    assert torch.equal(objective.loss.bank.u, before)
+    assert objective.layer.hash_layer.weight.dtype == dtype
+    assert torch.isfinite(objective(U.to(dtype), Y, torch.arange(6)).total)
+
+
+def their_top_map(rb, qb, retrieval, query, topk):
+    """The usual loop, with a stable order of ties."""
+    total = 0.0
+    for code, labels in zip(qb, query):
+        relevant = (labels @ retrieval.T) > 0
+        found = relevant[np.argsort(0.5 * (qb.shape[1] - code @ rb.T), kind="stable")][:topk]
+        if found.any():
+            places = np.flatnonzero(found) + 1.0
+            total += np.mean(np.arange(1, len(places) + 1) / places)
+    return total / len(qb)
+
+
+@pytest.mark.parametrize("topk", [1, 7, 40])
+def test_their_metric_by_their_arguments(topk):
+    random = np.random.default_rng(2)
+    rb, qb = (np.where(random.random((n, 12)) < 0.5, -1.0, 1.0) for n in (40, 6))
+    retrieval, query = (np.eye(4)[random.integers(0, 4, n)] for n in (40, 6))
+    expected = their_top_map(rb, qb, retrieval, query, topk)
+    assert nhl.compat.calc_top_map(rb, qb, retrieval, query, topk) == pytest.approx(expected, rel=1e-12)
+    if topk == 40:
+        assert nhl.compat.calc_top_map(rb, qb, retrieval, query) == pytest.approx(expected, rel=1e-12)
+    with pytest.raises(ValueError, match="qB: expected codes of -1 and \\+1, one width in both"):
+        nhl.compat.calc_top_map(rb, qb[:, :5], retrieval, query, topk)
