@@ -114,6 +114,6 @@ def test_names_known_without_torch_are_those_of_the_modules():
     assert backbones.NAMES == names.BACKBONES
     assert distillation.TEACHERS == names.TEACHERS
     assert tuple(_LOADERS) == names.DATASETS
-    assert tuple(PROTOCOLS) == names.PROTOCOLS
+    assert (*PROTOCOLS, "holdout") == names.PROTOCOLS
     assert set(names.CENTERS) == {*importlib.import_module("nhl_fast.centers.make").KINDS, "aligned"}
     assert set(arguments.DATA_OPTIONS) | set(arguments.DATA_FLAGS) >= {"root", "path", "protocol", "augment"}
