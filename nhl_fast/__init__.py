@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .retrieval.quality import code_quality
     from .retrieval.recall import NeighborRecall, neighbor_recall
     from .retrieval.rescore import funnel_search, rescore
+    from .training.trained import load
 
 __all__ = [
     "IndexFileError",
@@ -49,6 +50,7 @@ __all__ = [
     "fit_layer",
     "funnel_search",
     "hamming_distances",
+    "load",
     "losses",
     "make_centers",
     "make_graphed",
@@ -81,6 +83,7 @@ _HOMES = {
     "fit_layer": "fit.layer",
     "funnel_search": "retrieval.rescore",
     "hamming_distances": "retrieval.hamming",
+    "load": "training.trained",
     "make_centers": "centers.make",
     "make_graphed": "head.graphs",
     "min_distances": "centers.make",
