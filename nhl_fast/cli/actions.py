@@ -52,18 +52,21 @@ def open_run(args) -> Run:
     return Run.open(args.run, args.places, args.device)
 
 
-def set_threads(threads: int | None, warn: bool) -> None:
-    """Take `threads` CPU threads; say where the machine has none left for them."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+def warn_of_threads(record: dict) -> None:
+    """After the first epoch: say where the machine has no cores left for this process's threads."""
     cores, taken = os.cpu_count() or 1, torch.get_num_threads()
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
-    if warn and taken > 1 and load > cores:
+    if record["epoch"] == 1 and taken > 1 and load > cores:
         print(
             f"nhl-fast: {taken} threads on {cores} cores whose load is {load:.1f} wait for one another; "
             "--threads 1 may be many times faster",
             file=sys.stderr,
         )
+
+
+def set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
 
 
 def train(args) -> None:
@@ -73,8 +76,15 @@ def train(args) -> None:
     split = RunFolder(args.out).split
     data = load_dataset(split_file=split if resume and split.exists() else None, **args.data_spec)
     progress = not (args.json or args.quiet)
-    set_threads(args.threads, progress)
-    trainer = Trainer(data, args.config, args.out, data_spec=args.data_spec, progress=progress)
+    set_threads(args.threads)
+    trainer = Trainer(
+        data,
+        args.config,
+        args.out,
+        data_spec=args.data_spec,
+        progress=progress,
+        on_epoch=warn_of_threads if progress else None,
+    )
     with claim(args.out, resume) as folder:
         train_and_evaluate(args, trainer, resume, folder)
 
@@ -258,7 +268,7 @@ def compare(args) -> None:
 def run_comparison(args, folder: RunFolder | None) -> None:
     data = load_dataset(**args.data_spec)
     first, progress = args.config.seed, not (args.json or args.quiet)
-    set_threads(args.threads, progress)
+    set_threads(args.threads)
     result = comparing.compare(data, args.config, range(first, first + args.seeds), progress=progress)
     result |= {"split": data.summary(), "data_spec": args.data_spec, "data_fingerprint": data.run_fingerprint}
     result["environment"] = environment(args.config.device)

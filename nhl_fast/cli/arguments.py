@@ -19,7 +19,7 @@ from ..training.run_folder import RunFolder, check_target
 from . import data_options, fit_arguments
 from . import resume as resume
 from .errors import one_line, silence
-from .parser import Help, Parser, losses_text, show_defaults
+from .parser import Help, Parser, losses_text
 
 DATA_OPTIONS = {
     "root": str,
@@ -128,7 +128,7 @@ def given_data(args) -> dict:
     return given
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
+def add_training(parser: Parser) -> None:
     group = parser.add_argument_group("training", "settings not given come from the preset")
     group.add_argument(
         "--preset",
@@ -165,7 +165,7 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, help="of initial weights, batches and centres")
     group.add_argument("--threads", type=int, help="CPU threads (default: what PyTorch takes)")
     group.add_argument("--quiet", action="store_true", help="no progress")
-    show_defaults(parser, TrainConfig)
+    parser.show_defaults(TrainConfig)
     parser.epilog = losses_text()
 
 

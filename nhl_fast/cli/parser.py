@@ -50,6 +50,24 @@ class Parser(argparse.ArgumentParser):
             self.error(f"no such option: {word}{_suggest(word.partition('=')[0], known)}")
         self.error(f"not expected: {' '.join(words)}")
 
+    def show_defaults(self, config: type) -> None:
+        """Add the defaults of a dataclass's fields to the help of the options that set them."""
+        defaults = {field.name: field.default for field in dataclasses.fields(config)}
+        for action in self._actions:
+            default = defaults.get(action.dest)
+            if (
+                default is None
+                or default is False
+                or default is dataclasses.MISSING
+                or "(default" in (action.help or "")
+            ):
+                continue
+            if action.choices is not None:
+                action.metavar = "NAME"
+                action.help = f"{action.help}: {', '.join(action.choices)}"
+            text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+            action.help = f"{action.help or ''} (default {text})".strip()
+
     def _near(self, message: str) -> str:
         found = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message, re.DOTALL)
         return _suggest(found[1], re.findall(r"[\w-]+", found[2])) if found else ""
@@ -66,17 +84,3 @@ def losses_text() -> str:
     for name, (what, options) in LOSSES.items():
         lines += [f"  {name:6} {what}", f"         options: {', '.join(options.split())}"]
     return "\n".join(lines)
-
-
-def show_defaults(parser: argparse.ArgumentParser, config: type) -> None:
-    """Add the defaults of a dataclass's fields to the help of the options that set them."""
-    defaults = {field.name: field.default for field in dataclasses.fields(config)}
-    for action in parser._actions:
-        default = defaults.get(action.dest)
-        if default is None or default is False or default is dataclasses.MISSING or "(default" in (action.help or ""):
-            continue
-        if action.choices is not None:
-            action.metavar = "NAME"
-            action.help = f"{action.help}: {', '.join(action.choices)}"
-        text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
-        action.help = f"{action.help or ''} (default {text})".strip()
