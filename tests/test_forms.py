@@ -154,6 +154,8 @@ def test_a_function_that_there_is_not(form, known, backend):
         ({"body": "softmax"}, "centers: the body 'softmax' needs"),
         ({"centers": torch.ones(4, 65)}, "centers: the body 'pairs' takes none"),
         ({"body": "center", "centers": torch.ones(4, 65)}, "ties: the body 'center' needs"),
+        ({"body": "listwise"}, "scales: the body 'listwise' needs"),
+        ({"scales": torch.ones(3)}, "scales: the body 'pairs' takes none"),
         ({"ties": torch.ones(65)}, "ties: the body 'pairs' takes none"),
     ],
     ids=str,
