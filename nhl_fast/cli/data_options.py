@@ -39,4 +39,4 @@ def refuse_impossible(spec: dict) -> None:
 def in_flags(text: str, options) -> str:
     """A message that begins with an argument's name, with the option in its place."""
     found = re.match(r"([a-z_]+)(?=[:=])", text)
-    return flag(found[1]) + text[found.end() :] if found and found[1] in options else text
+    return flag(found[1]) + text[found.end() :] if found and found[1] in options and found[1] != "seed" else text

@@ -20,7 +20,10 @@ LOSSES = {
     "dbdh": ("deep balanced discrete hashing: dhn on clamped outputs", "alpha clamp reference_bits balance"),
     "dtsh": ("deep triplet-supervised hashing", "margin quantization clamp reference_bits"),
     "lcdsh": ("locality-constrained deep supervised hashing", "eta clamp reference_bits"),
-    "dch": ("deep Cauchy hashing: Cauchy likelihood of a relaxed distance", "gamma quantization max_cosine"),
+    "dch": (
+        "deep Cauchy hashing: Cauchy likelihood of a relaxed distance",
+        "gamma quantization max_cosine reference_bits",
+    ),
     "mdsh": (
         "momentum deep supervised hashing with hash centres",
         "centers external_bank pair_from_epoch quantization reference_bits seed",
