@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .retrieval.quality import code_quality
     from .retrieval.recall import NeighborRecall, neighbor_recall
     from .retrieval.rescore import funnel_search, rescore
+    from .training.trained import load
 
 __all__ = [
     "Filter",
@@ -54,6 +55,7 @@ __all__ = [
     "fit_layer",
     "funnel_search",
     "hamming_distances",
+    "load",
     "losses",
     "make_centers",
     "make_graphed",
@@ -90,6 +92,7 @@ _HOMES = {
     "fit_layer": "fit.layer",
     "funnel_search": "retrieval.rescore",
     "hamming_distances": "retrieval.hamming",
+    "load": "training.trained",
     "make_centers": "centers.make",
     "make_graphed": "head.graphs",
     "min_distances": "centers.make",

@@ -367,7 +367,7 @@ BAD = [
     (["search", "--queries", "{tmp}/wide.npy"], "--codes"),
     (["search", "--queries", "{tmp}/wide.npy", "--codes", "{tmp}/wide.npy"], "uint8"),
     (["advise", "{tmp}", "--items", "10"], "evaluate"),
-    (["advise", "{run}", "--items", "10", "--min-map", "2"], "min_map"),
+    (["advise", "{run}", "--items", "10", "--min-map", "2"], "min-map"),
     (["compare", "--seeds", "0", *TINY], "--seeds"),
     (["compare", "--out", "{tmp}/file", *TINY], "file"),
     (["train", "--out", "{tmp}/r", "--topk", "0", *TINY], "--topk"),

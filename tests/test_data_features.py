@@ -1,9 +1,11 @@
+import pathlib
+
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from nhl_fast.data import load_dataset
+from nhl_fast.data import load_dataset, splits
 
 N, D = 60, 5
 RNG = np.random.default_rng(0)
@@ -173,7 +175,7 @@ BAD_ARRAYS = [
     ({"features": changed(FEATURES, (7, 1), np.nan)}, ValueError, "features: row 7 holds NaN"),
     ({"features": changed(FEATURES, (59, 0), -np.inf)}, ValueError, "features: row 59 holds NaN"),
     ({"features": changed(FEATURES.astype(float), (8, 0), 1e300)}, ValueError, "row 8 .*beyond float32"),
-    ({"features": IDS.copy()}, TypeError, "features: expected floating point"),
+    ({"features": IDS.copy()}, ValueError, r"features: expected shape \(n, d\)"),
     ({"features": FEATURES[:, 0].copy()}, ValueError, r"features: expected shape \(n, d\)"),
     ({"features": FEATURES[None].copy()}, ValueError, r"features: expected shape \(n, d\)"),
     ({"features": FEATURES[:0]}, ValueError, "features: .*not empty"),
@@ -182,8 +184,9 @@ BAD_ARRAYS = [
     ({"labels": None}, ValueError, r"expected an array 'labels', found \['features'\]"),
     ({"labels": IDS[:-1]}, ValueError, r"labels: expected ids \(60,\)"),
     ({"labels": IDS[None].copy()}, ValueError, r"labels: expected ids \(60,\)"),
-    ({"labels": IDS.reshape(-1, 1)}, ValueError, "labels: expected rows of zeros and ones"),
-    ({"labels": (IDS > 0).reshape(-1, 1)}, ValueError, "labels: expected at least 2 columns"),
+    ({"labels": IDS[:, None][:, :0]}, ValueError, "labels: expected at least 1 column"),
+    ({"labels": None, "extra": IDS}, ValueError, r"expected an array 'labels', found \['extra', 'features'\]"),
+    ({"labels": None, "y": IDS, "target": IDS.copy()}, ValueError, "labels: 'y' and 'target' could both be meant"),
     ({"labels": IDS.astype(np.float32)}, TypeError, "labels: expected integer class ids"),
     ({"labels": IDS - 1}, ValueError, "labels: row 0 is -1"),
     ({"labels": changed(IDS, 5, 2**40)}, ValueError, "labels: row 5 is 1099511627776"),
@@ -208,7 +211,8 @@ def test_bad_arrays(path, arrays, error, match):
 BAD_NUMPY = [
     ({"features": np.array([[None] * D] * N)}, ValueError, "cannot be read .*allow_pickle"),
     ({"labels": np.array([None] * N)}, ValueError, "cannot be read .*allow_pickle"),
-    ({"labels": np.array(["a"] * N)}, TypeError, "labels: expected integer"),
+    ({"labels": np.array([["a", "b"]] * N)}, ValueError, "labels: expected one string a row"),
+    ({"labels": np.array(["a"] * N), "class_names": np.array(["b"])}, ValueError, "labels: 'a' is none of class_n"),
     ({"features": FEATURES.astype(complex)}, TypeError, "features: expected floating"),
     ({"features": FEATURES.astype(np.longdouble)}, TypeError, "features: expected floating"),
     ({"split": np.array(["train"] * 5)}, ValueError, "split: expected 60 strings"),
@@ -228,7 +232,8 @@ def test_bad_numpy_arrays(tmp_path, arrays, error, match):
 
 
 OPTIONS = [
-    ({}, "queries_per_class=100 and train_per_class=500: .*has 20"),
+    ({"protocol": "paper"}, "queries_per_class=100 and train_per_class=500: .*has 20"),
+    ({"protocol": "holdout", "num_train": 9}, "num_train: protocol 'holdout' of single-label data takes no numbers"),
     ({"protocol": "test"}, "protocol: .*'full'"),
     ({"protocol": "full"}, "num_train: protocol 'full' of single-label data needs it"),
     ({"protocol": "full", "num_train": 60}, "num_train: .*1 to 59, got 60"),
@@ -250,7 +255,7 @@ def test_bad_options(path, options, match):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({}, "num_queries: protocol 'paper' of multi-label data needs it"),
+        ({"protocol": "paper"}, "num_queries: protocol 'paper' of multi-label data needs it"),
         ({"num_queries": 5}, "num_train: .*needs it"),
         ({"num_queries": 50, "num_train": 20}, "num_queries=50 and num_train=20: .*data set has 60"),
         ({"queries_per_class": 5}, "queries_per_class: .*multi-label data takes num_queries and num_train"),
@@ -319,3 +324,62 @@ def test_missing_labels_file(tmp_path):
     np.save(tmp_path / "x.npy", FEATURES)
     with pytest.raises(FileNotFoundError, match=r"labels: no such file.*y\.npy"):
         load_dataset("features", path=tmp_path / "x.npy", labels=tmp_path / "y.npy")
+
+
+@pytest.mark.parametrize("labels", [IDS, MULTI], ids=["ids", "multi-hot"])
+def test_any_data_have_a_split(path, labels):
+    data = load_dataset("features", path=save(path, labels=labels), validation=0)
+    assert (data.protocol, len(data.query), len(data.database), len(data.train)) == ("holdout", 6, 54, 54)
+    assert not set(data.query.indices.tolist()) & set(data.database.indices.tolist())
+
+
+def test_holdout_caps_and_rare_classes():
+    labels = np.array([0] * 100 + [1] * 2 + [2])
+    chosen = splits.holdout(labels, 0)
+    assert np.bincount(labels[chosen.query], minlength=3).tolist() == [10, 1, 0]
+    capped = splits.holdout(labels, 0, most_queries=4, most_train=20)
+    assert [len(part) for part in (capped.query, capped.train, capped.database)] == [4, 20, 99]
+    assert set(capped.train) <= set(capped.database)
+    with pytest.raises(ValueError, match="labels: expected a class of at least 2 rows"):
+        splits.holdout(np.arange(5), 0)
+
+
+@pytest.mark.parametrize(("x", "y"), [("X", "y"), ("embeddings", "targets"), ("data", "target")])
+def test_usual_names_columns_and_integers(path, x, y):
+    save(path, features=None, labels=None, **{x: IDS[:, None] * np.array([1, 2]), y: IDS[:, None].copy()})
+    data = load_dataset("features", path=path)
+    assert data.query.inputs.dtype == torch.float32
+    assert torch.equal(data.database.inputs[:, 1], 2.0 * data.database.labels)
+
+
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_string_labels(tmp_path, kind):
+    words = np.array(["dog", "cat", "ape"])[IDS].astype(kind)
+    data = load_dataset("features", path=save(tmp_path / "f.npz", labels=words))
+    assert (data.class_names, data.num_classes) == (["ape", "cat", "dog"], 3)
+    assert torch.equal(data.query.labels, 2 - torch.from_numpy(IDS)[data.query.indices])
+    names = np.array(["dog", "cat", "ape", "emu"])
+    data = load_dataset("features", path=save(tmp_path / "f.npz", labels=words, class_names=names))
+    assert (data.class_names, data.num_classes) == (names.tolist(), 4)
+    assert torch.equal(data.query.labels, torch.from_numpy(IDS)[data.query.indices])
+
+
+def test_pt_files_of_tensors_alone(tmp_path):
+    file = tmp_path / "f.pt"
+    torch.save({"X": torch.from_numpy(FEATURES), "y": torch.from_numpy(IDS), "note": "mine"}, file)
+    data = load_dataset("features", path=file)
+    assert np.array_equal(data.query.inputs.numpy(), FEATURES[data.query.indices.numpy()])
+    torch.save(torch.from_numpy(FEATURES), file)
+    torch.save(torch.from_numpy(IDS), tmp_path / "y.pt")
+    assert len(load_dataset("features", path=file, labels=tmp_path / "y.pt").query) == 6
+    with pytest.raises(ValueError, match=r"labels: expected the \.npy file"):
+        load_dataset("features", path=file)
+    torch.save({"X": pathlib.PurePath("x")}, file)
+    with pytest.raises(ValueError, match="cannot be read as tensors alone"):
+        load_dataset("features", path=file)
+
+
+def test_home_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save(tmp_path / "f.npz")
+    assert len(load_dataset("features", path="~/f.npz").query) == 6

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..core import check, ranks
 from ..core.backend import backends as list_backends
 from ..core.environment import environment
-from ..core.files import as_path, read_json, write_json
+from ..core.files import as_path, atomic_write, read_json, write_json
 from ..core.labels import similarity
 from ..core.operation import ABSENT, SERVES, table
 from ..data import load_dataset
@@ -30,6 +31,8 @@ from ..training.model import encode_split
 from ..training.run import Run
 from ..training.run_folder import RunFolder, check_output
 from ..training.run_pictures import label_text, write_pictures
+from ..training.trained import SUFFIXES, TrainedModel, find_pictures
+from ..training.trained import load as load_trained
 from ..training.trainer import Trainer
 from . import duplicates as duplicating
 from . import fit as fitted
@@ -50,6 +53,23 @@ def open_run(args) -> Run:
     return Run.open(args.run, args.places, args.device)
 
 
+def warn_of_threads(record: dict) -> None:
+    """After the first epoch: say where the machine has no cores left for this process's threads."""
+    cores, taken = os.cpu_count() or 1, torch.get_num_threads()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+    if record["epoch"] == 1 and taken > 1 and load > cores:
+        print(
+            f"nhl-fast: {taken} threads on {cores} cores whose load is {load:.1f} wait for one another; "
+            "--threads 1 may be many times faster",
+            file=sys.stderr,
+        )
+
+
+def set_threads(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
 def train(args) -> None:
     if args.topk is not None:
         check.positive_int(args.topk, "--topk")
@@ -61,7 +81,16 @@ def train(args) -> None:
 
 def train_here(args, split=None) -> None:
     data = load_dataset(split_file=split, **args.data_spec)
-    trainer = Trainer(data, args.config, args.out, data_spec=args.data_spec, progress=not args.json)
+    progress = not (args.json or args.quiet)
+    set_threads(args.threads)
+    trainer = Trainer(
+        data,
+        args.config,
+        args.out,
+        data_spec=args.data_spec,
+        progress=progress,
+        on_epoch=warn_of_threads if progress else None,
+    )
     with claim(args.out, args.resume is not None) as folder:
         train_and_evaluate(args, trainer, args.resume is not None, folder)
 
@@ -73,6 +102,7 @@ def train_ranks(args, group, split) -> None:
         train_here(args, split)
         return
     data = load_dataset(split_file=split, **args.data_spec)
+    set_threads(args.threads)
     Trainer(data, args.config, args.out, data_spec=args.data_spec, progress=False).fit(args.resume is not None)
 
 
@@ -81,7 +111,7 @@ def train_and_evaluate(args, trainer: Trainer, resume: bool, folder: Path) -> No
     if not args.json:
         print(
             f"{data.name}: {len(data.train)} training, {len(data.validation)} validation, {len(data.query)} query, "
-            f"{len(data.database)} database rows, {data.num_classes} classes"
+            f"{len(data.database)} database rows, {data.num_classes} classes (protocol: {data.protocol})"
         )
     result = trainer.fit(resume)
     seconds = sum(r["seconds"] for r in result.history)
@@ -150,33 +180,47 @@ def encode(args) -> None:
     stored = RunFolder(args.run).read_config()["data"]
     read = [None if args.input is None else as_path(args.input, "--input"), args.places.get("path")]
     output = check_output(args.output, "--output", [*read, stored.get("path"), stored.get("labels")])
-    run = open_run(args)
+    run = (
+        load_trained(args.run, device=args.device or "cpu", data_options=args.places)
+        if args.input
+        else open_run(args)
+    )
     longest = run.code_lengths[-1]
     length = longest if args.length is None else args.length
     if not 1 <= length <= longest:
         raise ValueError(f"--length: expected 1 to {longest} bits, got {args.length}")
+    listed = None
     if args.input is not None:
-        inputs = load_array(args.input, "--input")
-        if inputs.dtype.kind not in "biuf":
-            raise TypeError(f"--input: expected an array of numbers, got {check.describe(inputs)}")
-        inputs = torch.from_numpy(inputs.astype(np.float32))
-        shape = tuple(run.data.input_shape)
-        if tuple(inputs.shape[1:]) != shape:
-            raise ValueError(f"--input: expected rows of shape {shape}, got an array of shape {tuple(inputs.shape)}")
-        if run.data.standardization is not None:
-            mean, deviation = run.data.standardization
-            inputs = (inputs - mean) / deviation
-        if not torch.isfinite(inputs).all():
-            raise ValueError("--input: expected finite numbers, got NaN or infinity")
-        device = next(run.model.parameters()).device
-        codes = [run.model.encode_batch(part.to(device)).cpu() for part in inputs.split(256)] if len(inputs) else []
-        codes = torch.cat(codes) if codes else torch.empty(0, num_bytes(longest), dtype=torch.uint8)
+        codes, listed = encode_input(run, args.input)
     else:
         codes = encode_split(run.model, getattr(run.data, args.split), workers=args.workers)
     codes = mask_tail(codes[:, : num_bytes(length)], length)
     save_array(output, codes)
     said = {"output": args.output, "codes": len(codes), "bits": length, "bytes_per_code": codes.shape[1]}
-    emit(args, said, f"{len(codes)} codes of {length} bits ({codes.shape[1]} bytes each) in {args.output}")
+    text = f"{len(codes)} codes of {length} bits ({codes.shape[1]} bytes each) in {args.output}"
+    if listed is not None:
+        beside = check_output(output.with_suffix(".names.txt"), "--output")
+        with atomic_write(beside, "w") as handle:
+            handle.writelines(f"{name}\n" for name in listed)
+        said["names"] = str(beside)
+        text += f", the pictures' names in {beside}"
+    emit(args, said, text)
+
+
+def encode_input(trained: TrainedModel, given: str) -> tuple[torch.Tensor, list[str] | None]:
+    """Codes of an .npy file, of a picture or of a folder of pictures, and the names of the pictures."""
+    path = as_path(given, "--input")
+    if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
+        inputs, listed = load_array(given, "--input"), None
+    else:
+        inputs = find_pictures(path) if path.is_dir() else [path]
+        listed = [str(p.relative_to(path)) for p in inputs] if path.is_dir() else [path.name]
+    try:
+        return trained.encode(inputs), listed
+    except (TypeError, ValueError) as error:
+        if str(error).startswith("inputs: "):
+            raise type(error)(f"--input: {str(error)[8:]}") from None
+        raise
 
 
 def search(args) -> None:
@@ -244,8 +288,9 @@ def compare(args) -> None:
 
 def run_comparison(args, folder: RunFolder | None) -> None:
     data = load_dataset(**args.data_spec)
-    first = args.config.seed
-    result = comparing.compare(data, args.config, range(first, first + args.seeds), progress=not args.json)
+    first, progress = args.config.seed, not (args.json or args.quiet)
+    set_threads(args.threads)
+    result = comparing.compare(data, args.config, range(first, first + args.seeds), progress=progress)
     result |= {"split": data.summary(), "data_spec": args.data_spec, "data_fingerprint": data.run_fingerprint}
     result["environment"] = environment(args.config.device)
     if folder is not None:

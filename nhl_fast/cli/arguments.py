@@ -5,19 +5,21 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import sys
 
 from .. import losses
-from ..core import names
+from ..core import check, names
 from ..core.files import as_path
 from ..core.version import __version__
 from ..retrieval.ties import RULES
 from ..training.config import TrainConfig
 from ..training.presets import PRESETS
 from ..training.run_folder import RunFolder, check_target
-from . import fit_arguments
+from . import data_options, fit_arguments
 from . import resume as resume
 from .errors import one_line, silence
+from .parser import Help, Parser, losses_text
 
 DATA_OPTIONS = {
     "root": str,
@@ -30,6 +32,11 @@ DATA_OPTIONS = {
     "num_train": int,
     "image_size": int,
 }
+PROTOCOLS_HELP = (
+    "how rows are split. holdout: a tenth of every class as queries, the rest is searched and trains (the default of "
+    "features without numbers); paper: 100 queries and 500 training rows a class, the others are searched; "
+    "keep-train: the same with the training rows in the database; full: the leading rows train and are searched"
+)
 DATA_FLAGS = ("as_images", "standardize", "augment")
 
 
@@ -83,14 +90,14 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument("--data", choices=names.DATASETS, help="which data set (default: digits)")
     group.add_argument("--root", help="folder of cifar10's or list's files")
-    group.add_argument("--path", help="file of features (.npz, .npy or .safetensors)")
+    group.add_argument("--path", help="file of features and labels: .npz, .safetensors, .pt or .npy")
     group.add_argument("--labels", help="labels for features in an .npy file")
-    group.add_argument("--protocol", choices=names.PROTOCOLS, help="how rows are split")
-    group.add_argument("--queries-per-class", type=int)
-    group.add_argument("--train-per-class", type=int)
+    group.add_argument("--protocol", choices=names.PROTOCOLS, help=PROTOCOLS_HELP)
+    group.add_argument("--queries-per-class", type=int, help="of paper and keep-train (default 100; digits 20)")
+    group.add_argument("--train-per-class", type=int, help="of paper and keep-train (default 500)")
     group.add_argument("--num-queries", type=int, help="multi-label data: number of queries")
-    group.add_argument("--num-train", type=int)
-    group.add_argument("--image-size", type=int)
+    group.add_argument("--num-train", type=int, help="full: leading rows that train; multi-label data: training rows")
+    group.add_argument("--image-size", type=int, help="side of the pictures (default: cifar10 32, list 224)")
     group.add_argument(
         "--as-images", action="store_true", default=None, help="digits as 1 x 8 x 8 images, for --backbone conv"
     )
@@ -121,7 +128,7 @@ def given_data(args) -> dict:
     return given
 
 
-def add_training(parser: argparse.ArgumentParser) -> None:
+def add_training(parser: Parser) -> None:
     group = parser.add_argument_group("training", "settings not given come from the preset")
     group.add_argument(
         "--preset",
@@ -129,32 +136,38 @@ def add_training(parser: argparse.ArgumentParser) -> None:
         help="'paper': those of arXiv 2412.08922; 'tuned': the best found for each loss, 'wide': for many classes, "
         "see docs/experiments.md",
     )
-    group.add_argument("--loss", choices=losses.NAMES)
-    group.add_argument("--loss-option", dest="loss_options", type=option, action="append", metavar="NAME=VALUE")
+    group.add_argument("--loss", choices=losses.NAMES, help="see below")
+    group.add_argument(
+        "--loss-option", dest="loss_options", type=option, action="append", metavar="NAME=VALUE", help="see below"
+    )
     group.add_argument("--centers", choices=names.CENTERS, help="hash centres")
     group.add_argument(
         "--lengths", dest="code_lengths", type=lengths, metavar="8,16,...", help="code lengths in bits"
     )
     group.add_argument("--distill-weight", type=float, help="weight of the long-short self-distillation")
     group.add_argument("--weighting", type=weighting, help="dominance, uniform, or numbers with commas")
-    group.add_argument("--backbone", choices=names.BACKBONES)
+    group.add_argument("--backbone", choices=names.BACKBONES, help="what the layer sits on")
     group.add_argument("--hidden", type=lengths, metavar="512,...", help="widths of the mlp's hidden layers")
-    group.add_argument("--dropout", type=float)
+    group.add_argument("--dropout", type=float, help="after each hidden layer of the mlp")
     group.add_argument("--weights", help="torchvision's name of pretrained weights")
-    group.add_argument("--epochs", type=int)
-    group.add_argument("--batch-size", type=int)
+    group.add_argument("--epochs", type=int, help="passes over the training rows")
+    group.add_argument("--batch-size", type=int, help="rows a step")
     group.add_argument("--accumulate", type=int, help="steps whose gradients are added up")
-    group.add_argument("--optimizer", choices=names.OPTIMIZERS)
-    group.add_argument("--lr", type=float)
-    group.add_argument("--weight-decay", type=float)
-    group.add_argument("--schedule", choices=names.SCHEDULES)
+    group.add_argument("--optimizer", choices=names.OPTIMIZERS, help="what moves the weights")
+    group.add_argument("--lr", type=float, help="learning rate")
+    group.add_argument("--weight-decay", type=float, help="of the optimizer")
+    group.add_argument("--schedule", choices=names.SCHEDULES, help="of the learning rate")
     group.add_argument("--validate-every", type=int, help="epochs between validations")
     group.add_argument("--patience", type=int, help="validations without progress before training stops")
-    group.add_argument("--amp", choices=names.AMP)
-    group.add_argument("--compile", action="store_true", default=None)
-    group.add_argument("--device")
-    group.add_argument("--workers", type=int)
-    group.add_argument("--seed", type=int)
+    group.add_argument("--amp", choices=names.AMP, help="mixed precision of the backbone (default: none)")
+    group.add_argument("--compile", action="store_true", default=None, help="torch.compile the backbone")
+    group.add_argument("--device", help="where to train")
+    group.add_argument("--workers", type=int, help="processes that open pictures")
+    group.add_argument("--seed", type=int, help="of initial weights, batches and centres")
+    group.add_argument("--threads", type=int, help="CPU threads (default: what PyTorch takes)")
+    group.add_argument("--quiet", action="store_true", help="no progress")
+    parser.show_defaults(TrainConfig)
+    parser.epilog = losses_text()
 
 
 def given_settings(args) -> dict:
@@ -168,7 +181,7 @@ def given_settings(args) -> dict:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="nhl-fast",
         description="Nested binary codes: train one model for every code length, evaluate, search.",
     )
@@ -180,7 +193,7 @@ def build_parser() -> argparse.ArgumentParser:
             name,
             help=summary,
             description=description or summary,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=Help,
         )
         sub.add_argument("--json", action="store_true", help="print JSON in place of text")
         sub.set_defaults(action=name, parser=sub)
@@ -199,6 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
         "  nhl-fast train --resume runs/cifar              # after a kill\n"
         "  nhl-fast train --resume runs/cifar --epochs 60  # longer",
     )
+    sub.usage = "nhl-fast train --out RUN [options]"
     sub.add_argument("--out", metavar="RUN", help="run folder to write: absent or empty")
     sub.add_argument(
         "--resume",
@@ -245,12 +259,15 @@ def build_parser() -> argparse.ArgumentParser:
         "packed codes of a split or of features",
         "Write packed codes, uint8 rows as numpy.packbits gives them.\n\n"
         "  nhl-fast encode runs/digits --split database -o codes.npy\n"
-        "  nhl-fast encode runs/digits --input features.npy -o codes.npy --length 64",
+        "  nhl-fast encode runs/digits --input features.npy -o codes.npy --length 64\n"
+        "  nhl-fast encode runs/mine --input pictures/ -o codes.npy     # names in codes.names.txt",
     )
     sub.add_argument("run", metavar="RUN", help="run folder")
     source = sub.add_mutually_exclusive_group()
     source.add_argument("--split", choices=names.SPLITS, default="database")
-    source.add_argument("--input", metavar="NPY", help="inputs (N, ...) in an .npy file, as the model takes them")
+    source.add_argument(
+        "--input", metavar="PATH", help="inputs (N, ...) in an .npy file, a picture or a folder of them"
+    )
     sub.add_argument("--length", type=int, help="keep the first LENGTH bits only")
     sub.add_argument("-o", "--output", required=True, metavar="NPY")
     sub.add_argument("--root", help="where the run's data set lies now")
@@ -297,6 +314,7 @@ def build_parser() -> argparse.ArgumentParser:
         "one nested model against one model a length",
         "Train one nested model and one model for every code length at equal settings; compare mAP and time.",
     )
+    sub.usage = "nhl-fast compare [options]"
     sub.add_argument("--seeds", type=int, default=1, metavar="N", help="number of seeds (default 1; 3 for a claim)")
     sub.add_argument("--out", metavar="DIR", help="write compare.json and compare.csv there")
     add_training(sub)
@@ -342,11 +360,16 @@ def prepare(args) -> None:
         args.parser.error("give either --out RUN, or --resume RUN to go on with a fit")
     if not hasattr(args, "preset"):
         return
+    if args.threads is not None:
+        cores = os.cpu_count() or 1
+        if check.positive_int(args.threads, "--threads") > cores:
+            raise ValueError(f"--threads: expected at most {cores}, this machine's cores, got {args.threads}")
     if args.command == "train" and args.resume is not None:
         resume.prepare(args, given_settings(args), given_data(args))
         return
     args.config = TrainConfig.preset(args.preset or "default", **given_settings(args))
     args.data_spec = {"name": "digits", "seed": 0, "validation": 0.1, **given_data(args)}
+    data_options.refuse_impossible(args.data_spec)
     if args.command == "train":
         check_target(args.out, resume=False, name="--out")
 
@@ -354,7 +377,13 @@ def prepare(args) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; the exit status (2 for wrong usage, 1 for an error that is said in one line)."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    if not words:
+        parser.print_help()
+        raise SystemExit(2)
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        args.parser.refuse_unknown(unknown)
     for name, value in vars(args).items():
         if value == []:  # what argparse makes of --root=--
             args.parser.error(f"argument --{name.replace('_', '-')}: expected one argument")
@@ -380,6 +409,6 @@ def main(argv: list[str] | None = None) -> int:
         print(f"nhl-fast: interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:
-        print(f"nhl-fast {args.command}: {one_line(error)}", file=sys.stderr)
+        print(f"nhl-fast {args.command}: {data_options.in_flags(one_line(error), vars(args))}", file=sys.stderr)
         silence(sys.stdout)
         return 1

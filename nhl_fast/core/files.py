@@ -17,13 +17,17 @@ from . import check
 
 
 def as_path(value, name: str = "path") -> Path:
-    """`value` as a Path; TypeError where it is neither a string nor a path, ValueError where it is empty."""
+    """`value` as a Path, a leading `~` as the home; TypeError where it is no string or path, ValueError if empty."""
     if not isinstance(value, (str, os.PathLike)) or isinstance(os.fspath(value), bytes):
         raise TypeError(f"{name}: expected a path (str or os.PathLike), got {check.describe(value)}")
     if not os.fspath(value) or "\0" in os.fspath(value):
         what = "a null character" if os.fspath(value) else "an empty string"
         raise ValueError(f"{name}: expected a path, got {what}")
-    return Path(value)
+    path = Path(value)
+    try:
+        return path.expanduser() if os.fspath(value).startswith("~") else path
+    except RuntimeError:  # no such user: a file may bear that name
+        return path
 
 
 def existing_file(value, name: str = "path") -> Path:

@@ -40,8 +40,10 @@ def load_dataset(name: str, *, seed: int = 0, validation: float = 0.1, split_fil
               are opened when they are needed: `resize=256`, `image_size=224`; `augment=True` crops and flips those
               of `train` at random. They are turned as their EXIF orientation says (`upright=False` leaves them),
               and those of more than 8 bits a pixel keep their range.
-            - "features": `path` of an .npz or .safetensors file with `features` (n, d) and `labels`, or of an
-              .npy file with `labels=` another one. `protocol` "paper", "keep-train" or "full" as above, with
+            - "features": `path` of an .npz, .safetensors or .pt file with `features` (n, d) and `labels` (or X and
+              y, ...; ids, strings or multi-hot rows), or of an .npy file with `labels=` another one. `protocol`
+              "holdout" (the default without numbers): a tenth of every class are queries, at most 10,000, the rest
+              is the database, of which up to 50,000 rows train. "paper", "keep-train" or "full" as above, with
               `queries_per_class`, `train_per_class` (multi-label: `num_queries`, `num_train`); "full" needs
               `num_train`, the number of leading rows that train. A file may hold its own split: arrays of row
               ids `train`, `query`, `database`, or an array `split` of these words (without `database`, every

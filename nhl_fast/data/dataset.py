@@ -300,6 +300,17 @@ class RetrievalData:
             "fingerprint": self.fingerprint,
         }
 
+    def describe_inputs(self) -> dict:
+        """What a run keeps, to use its model without the data: plain values."""
+        scale = self.standardization
+        return {
+            "shape": list(self.input_shape),
+            "kind": self.input_kind,
+            "standardization": None if scale is None else [part.tolist() for part in scale],
+            "num_classes": self.num_classes,
+            "class_names": self.class_names,
+        }
+
     def save_split(self, path) -> None:
         """Write the row ids, the name, the sizes and the fingerprint as JSON, atomically.
 

@@ -1,4 +1,4 @@
-"""Feature vectors from .npz, .npy and .safetensors files. Pickles are never loaded."""
+"""Feature vectors with labels, from files of arrays."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import torch
 
 from ..core import check
 from ..core.files import existing_file
+from ..core.names import PROTOCOLS
 from . import splits
-from .cifar10 import PROTOCOLS
 from .dataset import Table, check_class_names, single_or_multi
+from .feature_files import SPLIT_NAMES, read_arrays
 from .rows import TensorRows
 
-_SPLIT_NAMES = ("train", "query", "database")
-_KNOWN = ("features", "labels", "split", "class_names", *_SPLIT_NAMES)
 _MAX_CLASSES = 1 << 20
 _CHUNK = 8192
 
@@ -49,61 +48,18 @@ class FeatureRows(TensorRows):
         return (x - mean) / deviation
 
 
-def _read_numpy(path: Path) -> dict[str, np.ndarray]:
-    """The known arrays of an .npz file, or {"features": the array} of an .npy file."""
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {"features": loaded}
-        with loaded:
-            return {name: loaded[name] for name in _KNOWN if name in loaded.files}
-    except Exception as error:
-        # zipfile, zlib, the header parser and the allocator each raise their own.
-        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
-
-
-def _read_safetensors(path: Path) -> dict:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in _KNOWN if name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
-    # NumPy has no bfloat16: features stay a tensor; labels, zeros and ones then, lose nothing in float32.
-    return {
-        name: value if name == "features" else (value.float() if value.dtype == torch.bfloat16 else value).numpy()
-        for name, value in tensors.items()
-    }
-
-
-def _read(path: Path, labels) -> dict:
-    suffix = path.suffix.lower()
-    if suffix not in (".npz", ".npy", ".safetensors"):
-        raise ValueError(f"path: expected an .npz, .npy or .safetensors file, got {str(path)!r}")
-    if (labels is not None) != (suffix == ".npy"):
-        raise ValueError(
-            f"labels: expected the .npy file of the labels, got None: {path} holds features alone"
-            if labels is None
-            else f"labels: expected None, got {labels!r}: {path} holds its own"
-        )
-    arrays = _read_safetensors(path) if suffix == ".safetensors" else _read_numpy(path)
-    if labels is not None:
-        arrays = {**arrays, "labels": _read_numpy(existing_file(labels, "labels")).get("features")}
-    for name in ("features", "labels"):
-        if arrays.get(name) is None:
-            raise ValueError(f"{path}: expected an array {name!r}, found {sorted(arrays) or 'none known'}")
-    return arrays
-
-
 def _features(value, path: Path) -> torch.Tensor:
-    """`value` as a finite tensor (n, d) of float16, bfloat16 or float32."""
+    """`value` as a finite tensor (n, d) of float16, bfloat16 or float32; integers and bools become float32."""
     if isinstance(value, np.ndarray):
-        if value.dtype.kind != "f" or value.dtype.itemsize > 8:
-            raise TypeError(f"{path}: features: expected floating point, got {check.describe(value)}")
+        if value.dtype.kind not in "fiub" or value.dtype.itemsize > 8:
+            raise TypeError(f"{path}: features: expected floating point or integers, got {check.describe(value)}")
+        if value.dtype.kind != "f":
+            value = value.astype(np.float32)
         value = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C", copy=False))
+    if not (value.is_floating_point() or value.is_complex()):
+        value = value.float()
     if value.dtype not in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
-        raise TypeError(f"{path}: features: expected floating point, got {check.describe(value)}")
+        raise TypeError(f"{path}: features: expected floating point or integers, got {check.describe(value)}")
     if value.ndim != 2 or 0 in value.shape:
         raise ValueError(f"{path}: features: expected shape (n, d), not empty, got {check.describe(value)}")
     if value.dtype == torch.float64:
@@ -117,7 +73,9 @@ def _features(value, path: Path) -> torch.Tensor:
 
 
 def _labels(value: np.ndarray, num_rows: int, multi_label: bool | None, path: Path) -> tuple[torch.Tensor, int]:
-    """Ids or multi-hot rows, and the number of classes."""
+    """Ids or multi-hot rows, and the number of classes. A column (n, 1) is ids."""
+    if value.ndim == 2 and value.shape[1] == 1:
+        value = value[:, 0]
     if value.ndim not in (1, 2) or len(value) != num_rows:
         raise ValueError(
             f"{path}: labels: expected ids ({num_rows},) or multi-hot rows ({num_rows}, C), "
@@ -126,11 +84,13 @@ def _labels(value: np.ndarray, num_rows: int, multi_label: bool | None, path: Pa
     if value.ndim == 2:
         if value.dtype.kind not in "buif" or not ((value == 0) | (value == 1)).all():
             raise ValueError(f"{path}: labels: expected rows of zeros and ones, got {check.describe(value)}")
-        if value.shape[1] < 2:
-            raise ValueError(f"{path}: labels: expected at least 2 columns, got {check.describe(value)}")
+        if value.shape[1] == 0:
+            raise ValueError(f"{path}: labels: expected at least 1 column, got {check.describe(value)}")
         return single_or_multi(value, multi_label), value.shape[1]
+    if value.dtype.kind == "b":
+        value = value.astype(np.int64)
     if value.dtype.kind not in "ui":
-        raise TypeError(f"{path}: labels: expected integer class ids, got {check.describe(value)}")
+        raise TypeError(f"{path}: labels: expected integer class ids or strings, got {check.describe(value)}")
     if multi_label:
         raise ValueError(f"multi_label: True needs multi-hot rows, but {path} holds ids")
     outside = (value < 0) | (value >= _MAX_CLASSES)
@@ -140,9 +100,24 @@ def _labels(value: np.ndarray, num_rows: int, multi_label: bool | None, path: Pa
     return torch.from_numpy(value.astype(np.int64)), int(value.max()) + 1
 
 
+def _named_labels(value: np.ndarray, names, path: Path) -> tuple[np.ndarray, list[str]]:
+    """Strings (n,) or (n, 1) as ids, and the classes: those of `names`, or all that occur, sorted."""
+    words = np.char.decode(value, "utf-8", "replace") if value.dtype.kind == "S" else value
+    words = words[:, 0] if words.ndim == 2 and words.shape[1] == 1 else words
+    if words.ndim != 1:
+        raise ValueError(f"{path}: labels: expected one string a row, got {check.describe(value)}")
+    if names is None:
+        classes, ids = np.unique(words, return_inverse=True)
+        return ids.astype(np.int64), classes.tolist()
+    number = {name: i for i, name in enumerate(names)}
+    if unknown := sorted(set(words.tolist()) - set(number)):
+        raise ValueError(f"{path}: labels: {unknown[0]!r} is none of class_names")
+    return np.array([number[word] for word in words.tolist()], np.int64), list(names)
+
+
 def _split_of_file(arrays: dict, num_rows: int, path: Path) -> splits.Indices | None:
     """The split that the file itself holds, as row ids or as words."""
-    present = [name for name in _SPLIT_NAMES if name in arrays]
+    present = [name for name in SPLIT_NAMES if name in arrays]
     if not present and "split" not in arrays:
         return None
     if present and "split" in arrays:
@@ -152,11 +127,11 @@ def _split_of_file(arrays: dict, num_rows: int, path: Path) -> splits.Indices | 
         if words.shape != (num_rows,) or words.dtype.kind not in "US":
             raise ValueError(f"{path}: split: expected {num_rows} strings, got {check.describe(words)}")
         words = np.char.decode(words, "ascii", "replace") if words.dtype.kind == "S" else words
-        unknown = ~np.isin(words, _SPLIT_NAMES)
+        unknown = ~np.isin(words, SPLIT_NAMES)
         if unknown.any():
             row = int(np.argmax(unknown))
-            raise ValueError(f"{path}: split: row {row} is {str(words[row])!r}, expected one of {_SPLIT_NAMES}")
-        ids = {name: np.flatnonzero(words == name) for name in _SPLIT_NAMES}
+            raise ValueError(f"{path}: split: row {row} is {str(words[row])!r}, expected one of {SPLIT_NAMES}")
+        ids = {name: np.flatnonzero(words == name) for name in SPLIT_NAMES}
         if not len(ids["database"]):
             del ids["database"]
     else:
@@ -172,7 +147,9 @@ def _split_of_file(arrays: dict, num_rows: int, path: Path) -> splits.Indices | 
 
 def _sizes(protocol: str, multi_label: bool, given: dict) -> dict:
     """The options of `protocol`, checked, with defaults; ValueError for one that it does not use."""
-    if protocol == "full":
+    if protocol == "holdout":
+        used, defaults = (), {}
+    elif protocol == "full":
         used, defaults = ("num_train",), {}
     elif multi_label:
         used, defaults = ("num_queries", "num_train"), {}
@@ -182,9 +159,8 @@ def _sizes(protocol: str, multi_label: bool, given: dict) -> dict:
     kind = "multi-label" if multi_label else "single-label"
     for name, value in given.items():
         if value is not None and name not in used:
-            raise ValueError(
-                f"{name}: protocol {protocol!r} of {kind} data takes {' and '.join(used)}, got {value!r}"
-            )
+            takes = " and ".join(used) or "no numbers"
+            raise ValueError(f"{name}: protocol {protocol!r} of {kind} data takes {takes}, got {value!r}")
     sizes = {}
     for name in used:
         value = defaults.get(name) if given[name] is None else given[name]
@@ -212,10 +188,14 @@ def load(
     if not isinstance(standardize, bool):
         raise TypeError(f"standardize: expected True or False, got {check.describe(standardize)}")
     path = existing_file(path, "path")
-    arrays = _read(path, labels)
+    arrays = read_arrays(path, labels)
     features = _features(arrays["features"], path)
-    targets, num_classes = _labels(arrays["labels"], len(features), multi_label, path)
     names = arrays["class_names"].tolist() if class_names is None and "class_names" in arrays else class_names
+    values = arrays["labels"]
+    if values.dtype.kind in "US":
+        values, names = _named_labels(values, names, path)
+    targets, num_classes = _labels(values, len(features), multi_label, path)
+    num_classes = len(names) if arrays["labels"].dtype.kind in "US" else num_classes
     table = Table(
         name="features",
         rows=FeatureRows(features, standardize),
@@ -239,9 +219,13 @@ def load(
                     raise ValueError(f"{name}: {path} has its own split; a protocol makes another, got None")
             return own, "split of the file"
         chosen = protocol
+        if chosen is None and all(value is None for value in given.values()):
+            chosen = "holdout"
         if chosen is None:
             chosen = "full" if num_train is not None and num_queries is None else "paper"
         sizes = _sizes(chosen, targets.ndim == 2, given)
+        if chosen == "holdout":
+            return splits.holdout(targets.numpy(), seed), chosen
         if chosen == "full":
             return splits.leading(len(features), sizes["num_train"]), chosen
         keep = chosen == "keep-train"

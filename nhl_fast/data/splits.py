@@ -83,6 +83,24 @@ def pooled(
     return Indices(train, train[:0], query, database)
 
 
+def holdout(
+    labels: np.ndarray, seed: int, share: float = 0.1, most_queries: int = 10_000, most_train: int = 50_000
+) -> Indices:
+    """A split for any data: a `share` of every class as queries (at least one of two rows), the rest is searched.
+
+    All of the database trains, up to `most_train` random rows; at most `most_queries` rows are queries.
+    """
+    everything = np.arange(len(labels), dtype=np.int64)
+    stream = _stream(seed, _QUERY)
+    query = stratified(labels, everything, lambda size: min(max(round(share * size), 1), size - 1), stream)
+    if len(query) == 0:
+        raise ValueError("labels: expected a class of at least 2 rows, to hold one out as a query, got none")
+    query = np.sort(stream.permutation(query)[:most_queries])
+    rest = np.setdiff1d(everything, query, assume_unique=True)
+    train = np.sort(_stream(seed, _TRAIN).permutation(rest)[:most_train])
+    return Indices(train, train[:0], query, rest)
+
+
 def leading(num_rows: int, num_train: int) -> Indices:
     """The first `num_train` rows train and are the database; the others are the queries."""
     if not 0 < num_train < num_rows:

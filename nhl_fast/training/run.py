@@ -51,22 +51,23 @@ class Run:
 
 
 def load_model(
-    run_dir, data: RetrievalData, *, length: int | None = None, backbone: nn.Module | None = None
+    run_dir, data: RetrievalData | tuple[int, ...], *, length: int | None = None, backbone: nn.Module | None = None
 ) -> HashModel:
     """The trained model of a run folder, in evaluation mode.
 
     Args:
         run_dir: the folder.
-        data: the run's data (for the shape of the inputs).
+        data: the run's data, or the shape of one input.
         length: with best-per-length runs, the length whose best weights to load; None for the shared ones.
         backbone: the module, for runs with a custom backbone.
     """
     folder = RunFolder(run_dir, "run_dir")
+    shape = data if isinstance(data, tuple) else data.input_shape
     config = TrainConfig.from_dict(folder.read_config()["config"])
     if backbone is None:
         if config.backbone == "custom":
             raise ValueError("backbone: this run has a custom backbone; give the module")
-        backbone = build_backbone(config.backbone, data.input_shape, hidden=config.hidden, dropout=config.dropout)
+        backbone = build_backbone(config.backbone, shape, hidden=config.hidden, dropout=config.dropout)
     model = HashModel(backbone, config.code_lengths)
     load_weights(folder.weights(length), model)
     return model.eval()

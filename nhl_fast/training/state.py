@@ -64,6 +64,7 @@ class TrainState:
             self._check_same_run(stored, described)
         if not folder.checkpoint.exists():  # new, or killed in its first epoch
             # The settings come first: they make the folder a run that can be resumed.
+            described["inputs"] = self.data.describe_inputs()
             write_json(folder.config, {**described, "environments": continued([], now, 1)})
             self.data.save_split(folder.split)
             write_lines(folder.log, [])
@@ -71,6 +72,7 @@ class TrainState:
         self.load(load_state(folder.checkpoint))
         epoch = len(self.history) + 1
         machines = continued(stored.get("environments", []), now, epoch)
+        described["inputs"] = self.data.describe_inputs()
         write_json(folder.config, {**described, "environments": machines})
         write_lines(folder.log, self.history)
         for length in self._best_now():  # a kill may have come between the checkpoint and the weights

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from tqdm.auto import tqdm
 
 from ..core import ranks
 from ..data import RetrievalData
@@ -23,6 +22,7 @@ from .backbones import build_backbone
 from .config import TrainConfig
 from .lock import claim
 from .model import HashModel, batches, encode_split, resolve_device
+from .progress import Progress
 from .run_folder import RunFolder
 from .state import TrainState
 
@@ -78,7 +78,7 @@ class Trainer:
         backbone: a module to use in place of the one that `config.backbone` names (set that to "custom").
         weighting: a callable as `NestedObjective` takes it, with `config.weighting` set to "custom". Its state is
             not in the checkpoints: such a run cannot be resumed.
-        progress: show a progress bar (only on a terminal).
+        progress: show bars on a terminal, elsewhere one line an epoch (on stderr).
         data_spec: how to load `data` again (name and options), written to the run's config.
         on_epoch: called with each epoch's record.
     """
@@ -162,6 +162,7 @@ class Trainer:
             scaler=self.scaler,
             momentum_model=self.momentum_model,
         )
+        self._progress = Progress(progress and self.rank == 0)
         self._fitted = False
         self._step_of_head = None
 
@@ -214,10 +215,8 @@ class Trainer:
     def _fit(self, resume: bool) -> TrainResult:
         start = self._open(resume)
         epochs = range(start, self.config.epochs + 1)
-        hidden = None if self.progress and self.rank == 0 else True
-        bar = tqdm(epochs, desc="training", unit="epoch", disable=hidden, leave=False)
         with torch.random.fork_rng(self._rng_devices()), _deterministic(self.device):
-            for epoch in bar:
+            for epoch in self._progress.epochs(epochs):
                 if self.state.out_of_patience():
                     break
                 record = self._epoch(epoch)
@@ -225,9 +224,7 @@ class Trainer:
                 self.state.close_epoch(record)
                 if self.rank == 0 and self.on_epoch is not None:
                     self.on_epoch(record)
-                if record["validation"]:
-                    scores = record["validation"].values()
-                    bar.set_postfix(loss=f"{record['total']:.3f}", mAP=f"{sum(scores) / len(scores):.3f}")
+                self._progress.close_epoch(record)
         return self._finish()
 
     def _on_first(self, function: Callable):
@@ -260,8 +257,8 @@ class Trainer:
         sums, conflicts, steps = None, None, 0
         started = time.perf_counter()
         number = -(-len(order) // config.batch_size)
-        share = self.rank, self.ranks
-        for inputs, labels, index in batches(self.data.train, config.batch_size, order, config.workers, *share):
+        parts = batches(self.data.train, config.batch_size, order, config.workers, self.rank, self.ranks)
+        for inputs, labels, index in self._progress.steps(parts, number):
             result = self._step(inputs, labels, index, last=steps + 1 == number)
             row = torch.stack([result.losses, result.distill, result.weights])
             total = result.total.detach()

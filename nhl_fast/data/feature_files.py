@@ -1,0 +1,136 @@
+"""Arrays of features, labels and splits from .npz, .npy, .safetensors and .pt files. No pickle is ever run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..core import check
+from ..core.files import existing_file
+
+SPLIT_NAMES = ("train", "query", "database")
+# The first name is ours; the others are what scikit-learn, feature extractors and notebooks write.
+NAMES = {
+    "features": ("features", "X", "x", "data", "embeddings", "feats", "vectors"),
+    "labels": ("labels", "y", "Y", "label", "targets", "target"),
+}
+_SUFFIXES = (".npz", ".npy", ".safetensors", ".pt", ".pth")
+
+
+def read_arrays(path: Path, labels) -> dict:
+    """The known arrays by our names; `features` may be a tensor, everything else is a NumPy array.
+
+    Args:
+        path: of the file.
+        labels: the file of the labels, for an .npy file or a .pt file of one tensor.
+
+    Raises:
+        ValueError: no such kind of file, one that cannot be read, or one that lacks features or labels (the
+            message says what it holds).
+    """
+    suffix = path.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise ValueError(f"path: expected an .npz, .npy or .safetensors file, or .pt of tensors, got {str(path)!r}")
+    missing = f"labels: expected the .npy file of the labels, got None: {path} holds features alone"
+    if labels is None and suffix == ".npy":
+        raise ValueError(missing)
+    arrays, present = _read(path)
+    alone = suffix == ".npy" or (suffix in (".pt", ".pth") and present == ["features"])
+    if labels is None and alone:
+        raise ValueError(missing)
+    if labels is not None:
+        if not alone:
+            raise ValueError(f"labels: expected None, got {labels!r}: {path} holds its own")
+        arrays = {**arrays, "labels": _array(_read(existing_file(labels, "labels"))[0].get("features"))}
+    for name, known in NAMES.items():
+        if arrays.get(name) is None:
+            others = f" (or {', '.join(known[1:])})" if present else ""
+            raise ValueError(f"{path}: expected an array {name!r}, found {sorted(present) or 'none'}{others}")
+    return arrays
+
+
+def _read(path: Path) -> tuple[dict, list[str]]:
+    """The known arrays of a file, and the names of all of them; an array alone is `features`."""
+    suffix = path.suffix.lower()
+    if suffix == ".safetensors":
+        return _read_safetensors(path)
+    return _read_torch(path) if suffix in (".pt", ".pth") else _read_numpy(path)
+
+
+def _ours(present: Iterable[str], path: Path) -> dict[str, str]:
+    """{our name: the file's name} of the known arrays; ValueError where two could be meant."""
+    present = set(present)
+    chosen = {name: name for name in ("split", "class_names", *SPLIT_NAMES) if name in present}
+    for name, known in NAMES.items():
+        found = [other for other in known if other in present]
+        if len(found) > 1 and found[0] != name:
+            raise ValueError(
+                f"{path}: {name}: {' and '.join(map(repr, found))} could both be meant; call one {name!r}"
+            )
+        if found:
+            chosen[name] = found[0]
+    return chosen
+
+
+def _read_numpy(path: Path) -> tuple[dict, list[str]]:
+    try:
+        loaded = np.load(path, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return {"features": loaded}, ["features"]
+        with loaded:
+            present = list(loaded.files)
+            chosen = _ours(present, path)
+            return {ours: loaded[name] for ours, name in chosen.items()}, present
+    except Exception as error:
+        if str(error).startswith(f"{path}: "):
+            raise
+        hint = "; save strings with dtype=str" if "allow_pickle" in str(error) else ""
+        # zipfile, zlib, the header parser and the allocator each raise their own.
+        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error}{hint})") from None
+
+
+def _read_safetensors(path: Path) -> tuple[dict, list[str]]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            present = list(file.keys())
+            tensors = {ours: file.get_tensor(name) for ours, name in _ours(present, path).items()}
+    except (SafetensorError, OSError, ValueError) as error:
+        if str(error).startswith(f"{path}: "):
+            raise
+        raise ValueError(f"{path}: cannot be read ({type(error).__name__}: {error})") from None
+    return {name: value if name == "features" else _array(value) for name, value in tensors.items()}, present
+
+
+def _read_torch(path: Path) -> tuple[dict, list[str]]:
+    """A .pt file of a tensor, or of a dict of tensors and lists of strings, read with weights_only."""
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        first = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{path}: cannot be read as tensors alone ({type(error).__name__}: {first})") from None
+    if isinstance(loaded, torch.Tensor):
+        return {"features": loaded.detach()}, ["features"]
+    if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
+        raise ValueError(f"{path}: expected a tensor or a dict of tensors, got {check.describe(loaded)}")
+    arrays = {}
+    for ours, name in _ours(loaded, path).items():
+        value = loaded[name]
+        if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
+            value = np.array(value)
+        elif not isinstance(value, torch.Tensor):
+            raise TypeError(f"{path}: {name}: expected a tensor, got {check.describe(value)}")
+        arrays[ours] = value if ours == "features" else _array(value)
+    return arrays, list(loaded)
+
+
+def _array(value) -> np.ndarray:
+    """A tensor as an array. NumPy has no bfloat16: labels, zeros and ones then, lose nothing in float32."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    value = value.detach()
+    return (value.float() if value.dtype == torch.bfloat16 else value).numpy()
