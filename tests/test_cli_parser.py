@@ -54,7 +54,7 @@ def test_help_says_defaults_and_losses(capsys):
     assert f"(default {TrainConfig.lr})" in words
     assert f"of initial weights, batches and centres (default {TrainConfig.seed})" in words
     for name in losses.NAMES:
-        assert f"  {name:6} {LOSSES[name][0]}" in out
+        assert f"  {name:8} {LOSSES[name][0]}" in out
         assert f"options: {', '.join(LOSSES[name][1].split())}" in out
 
 

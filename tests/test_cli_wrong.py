@@ -117,6 +117,7 @@ def base(command, folder, run):
             "--queries",
             "5",
         ],
+        "duplicates": ["duplicates", "codes.npy", "--radius", "1"],
         "advise": ["advise", str(run), "--items", "1000"],
         "backends": ["backends"],
     }[command]

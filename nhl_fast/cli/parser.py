@@ -29,6 +29,16 @@ LOSSES = {
         "centers external_bank pair_from_epoch quantization reference_bits seed",
     ),
     "shcir": ("softmax over centres, single-label data only", "centers quantization reference_bits seed"),
+    "dpsh": (
+        "deep pairwise-supervised hashing: dhn's likelihood, outputs pulled to their signs",
+        "alpha reference_bits balance",
+    ),
+    "hashnet": (
+        "hashing by continuation: pairs weighed by rarity, a tanh that sharpens",
+        "beta continuation reference_bits",
+    ),
+    "orthocos": ("OrthoHash: cosines with the class's centre, less a margin", "centers margin scale seed"),
+    "orthoarc": ("OrthoHash: angles with the class's centre, and a margin", "centers margin scale seed"),
 }
 
 
@@ -85,5 +95,5 @@ def losses_text() -> str:
     """One line a loss and one of its options."""
     lines = ["losses (their options are set with --loss-option NAME=VALUE):"]
     for name, (what, options) in LOSSES.items():
-        lines += [f"  {name:6} {what}", f"         options: {', '.join(options.split())}"]
+        lines += [f"  {name:8} {what}", f"         options: {', '.join(options.split())}"]
     return "\n".join(lines)

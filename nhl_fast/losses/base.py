@@ -192,7 +192,9 @@ class NestedLoss(nn.Module):
 
 def beside(index, like: torch.Tensor):
     """A tensor `index` on the device of `like`: loaders leave it on the CPU."""
-    return index.to(like.device) if isinstance(index, torch.Tensor) and index.device != like.device else index
+    if not isinstance(index, torch.Tensor) or index.device == like.device:
+        return index
+    return (index if like.is_meta else check.present(index, "index")).to(like.device)
 
 
 def _values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
