@@ -14,6 +14,9 @@ import torch
 from torch import nn
 
 import nhl_fast as nhl
+from nhl_fast.data import load_dataset
+from nhl_fast.training.config import TrainConfig
+from nhl_fast.training.trainer import train
 
 LENGTHS = (8, 16)
 RNG = np.random.default_rng(0)
@@ -115,6 +118,10 @@ def calls(folder) -> dict[str, tuple]:
     search = {"queries": CODES, "k": 3, "length": 8, "allow": None, "beyond": "cut", "output": "numpy"}
     search.update(backend="reference")
     path = pathlib.Path(folder) / "index.nhl"
+    run = pathlib.Path(folder) / "run"
+    np.savez(run.with_suffix(".npz"), features=np.eye(30, 4), labels=np.arange(30) % 3)
+    data = load_dataset("features", path=run.with_suffix(".npz"))
+    train(data, TrainConfig(code_lengths=LENGTHS, hidden=(4,), epochs=1), run, progress=False)
     filled().save(path)
     similarity = np.eye(3)
     out = {
@@ -256,6 +263,7 @@ def calls(folder) -> dict[str, tuple]:
             {"queries": CODES, "radius": 3, "length": 8, "allow": None, "backend": "auto"},
         ),
         "NestedIndex.load": (nhl.NestedIndex.load, {"path": path, "mmap": True, "verify": True}),
+        "load": (nhl.load, {"run": run, "length": None, "device": "cpu", "data_options": None}),
         "NestedIndex.from_faiss": (nhl.NestedIndex.from_faiss, {"index": None}),
         "NestedIndex.__contains__": (lambda id_: id_ in filled(), {"id_": 3}),
         "Bank": (nhl.losses.Bank, {"num_train": 12, "num_classes": 3, "code_lengths": LENGTHS}),
