@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from typing import Any
 
 import numpy as np
 import torch
@@ -308,7 +309,7 @@ class NestedIndex:
         index._state = State(segments, contents.next_id)
         return index
 
-    def to_faiss(self):
+    def to_faiss(self) -> Any:
         """The same codes and ids as a `faiss.IndexBinaryIDMap` over an `IndexBinaryFlat`.
 
         A radius counts here and does not in faiss: `range_search(x, r)` here is `range_search(x, r + 1)` there.
