@@ -276,7 +276,7 @@ def test_a_wheel_without_a_library_is_pure(machine):
 
 
 def new_environment(folder):
-    """(its python, its site-packages, its variables): what this environment holds, PyTorch above all, is seen there."""
+    """(its python, its site-packages, run): what this environment holds, PyTorch above all, is seen there."""
     venv = folder / "venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     python = venv / "bin" / "python"

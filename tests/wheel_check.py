@@ -58,7 +58,8 @@ def main():
     done = subprocess.run([sys.executable, "-m", "nhl_fast", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == f"nhl-fast {nhl.__version__}", done.stdout
     print(
-        f"nhl_fast {nhl.__version__} in {package}: Python {sys.version.split()[0]}, torch {torch.__version__}, {backend}"
+        f"nhl_fast {nhl.__version__} in {package}: Python {sys.version.split()[0]}, torch {torch.__version__}, "
+        f"{backend.detail}"
     )
 
 
