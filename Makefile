@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 LOG := .setup.log
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test wheel test-wheel test-machines test-slow test-triton test-install sanitize lint bench experiments clean
+.PHONY: setup demo test wheel test-wheel test-examples docs test-machines test-slow test-triton test-install sanitize lint bench experiments clean
 
 setup: $(VENV)/.ready
 
@@ -59,6 +59,17 @@ test-wheel: wheel
 		env -u CXX PATH=/nonexistent dist/python$$python/bin/python tests/wheel_check.py || exit 1; \
 	done
 
+# The examples with all that they use.
+test-examples: setup
+	@$(BIN)/python -m pip install -q -e ".[examples]" --no-build-isolation >>$(LOG) 2>&1 || (tail -n 20 $(LOG); exit 1)
+	@$(BIN)/python -m pytest tests/test_examples.py $(PYTEST)
+
+# The documentation as a site, in site/; a warning is an error.
+docs: setup
+	@$(BIN)/python -m pip install -q -e ".[docs]" --no-build-isolation >>$(LOG) 2>&1 || (tail -n 20 $(LOG); exit 1)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict
+	@echo "docs: site/index.html"
+
 test-install: setup
 	@$(BIN)/python -m pytest -m slow tests/test_install.py $(PYTEST)
 
@@ -80,4 +91,4 @@ experiments: setup
 	@$(BIN)/python -m bench.experiments $(EXPERIMENTS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs $(LOG)
+	rm -rf $(VENV) build dist *.egg-info runs site $(LOG)

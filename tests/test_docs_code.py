@@ -1,6 +1,9 @@
 """Every python block of README.md and docs/ runs, in order, a page's blocks in one namespace."""
 
+import functools
 import re
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +34,7 @@ def prelude() -> dict:
     held_out, database = vectors[:40], vectors[40:]
     coder = nhl.NestedCoder(method="itq", code_lengths=(8, 16, 32, 64, 128, 256)).fit(database)
     return {
-        "torch": torch, "np": np, "nhl": nhl,
+        "torch": torch, "np": np, "numpy": np, "nhl": nhl,
         "backbone": torch.nn.Linear(12, 2048), "images": torch.randn(40, 12),
         "features": rows, "labels": labels, "one_hot": torch.nn.functional.one_hot(labels, 4),
         "codes": codes, "db_codes": codes[40:], "q_codes": codes[:40],
@@ -40,6 +43,22 @@ def prelude() -> dict:
         "vectors": database, "coder": coder,
         "csq_loss": lambda u, y: (u.mean(1) - y).square().mean(),
     }  # fmt: skip
+
+
+def sentence_transformers():
+    """A stand-in: the page's model is not on every machine."""
+
+    class SentenceTransformer:
+        def __init__(self, name):
+            self.name = name
+
+        def encode(self, texts, normalize_embeddings):
+            rows = np.random.default_rng(len(texts)).standard_normal((len(texts), 384)).astype(np.float32)
+            return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    module = types.ModuleType("sentence_transformers")
+    module.SentenceTransformer = SentenceTransformer
+    return module
 
 
 # What differs on a page.
@@ -54,6 +73,11 @@ EXTRA = {
 @pytest.mark.parametrize("page", pages())
 def test_blocks_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # Learned codes of few steps: what is tested is that the pages' calls are right.
+    monkeypatch.setattr(nhl, "fit_layer", functools.partial(nhl.fit_layer, steps=5))
+    monkeypatch.setattr(nhl, "NestedCoder", functools.partial(nhl.NestedCoder, steps=5))
+    monkeypatch.setitem(sys.modules, "sentence_transformers", sentence_transformers())
+    (tmp_path / "lines.txt").write_text("\n".join(f"text {i}" for i in range(400)))
     text = (ROOT / page).read_text(encoding="utf-8")
     space = {**prelude(), **EXTRA.get(page, dict)()}
     for match in BLOCK.finditer(text):
