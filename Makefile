@@ -4,7 +4,7 @@ VENV ?= .venv
 # On Linux the newest torch on the registry may be a CUDA build of several GB; a fixed version lets a local
 # CPU wheel serve where there is one. Any torch >= 2.10 will do: make TORCH="torch>=2.10".
 TORCH ?= torch==2.13.0
-EXTRAS ?= data,plot,bench,test,clang
+EXTRAS ?= data,plot,arrow,bench,test,clang
 BIN := $(VENV)/bin
 LOG := .setup.log
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

@@ -1,6 +1,6 @@
 """Hook of mkdocs: links of the pages to files outside docs/ (`../bench/...`), which the site has no place for.
 
-Pictures and Markdown pages there are taken into the site; of other links the text stays. A link to nothing is an error.
+Pictures there are taken into the site; of other links the text stays. A link to nothing is an error.
 """
 
 import posixpath

@@ -113,7 +113,7 @@ def backward_kernel(
             tl.store(db + rows, (bias * factor).to(db.dtype.element_ty), mask=rows < L)
 
 
-def config(num_rows: int, longest: int, form: bool, mode: str) -> tiles.Tiles:
+def config(num_rows: int, longest: int, form: bool, mode: str, generation: int = 9) -> tiles.Tiles:
     """Small batches: many small tiles, two or three a multiprocessor.
 
     Five lengths' deltas in three stages would take more shared memory than some devices have.
@@ -122,7 +122,9 @@ def config(num_rows: int, longest: int, form: bool, mode: str) -> tiles.Tiles:
     if mode == "ieee":
         rows = 64 if max(num_rows, longest) > 32 else 32
         return tiles.Tiles(rows=rows, width=64, depth=16, warps=8, stages=stages)
-    return tiles.Tiles(rows=128 if num_rows > 1024 else 32, width=64, depth=32, stages=stages)
+    large = num_rows > 1024
+    warps = 8 if large and generation < 9 else 4
+    return tiles.Tiles(rows=128 if large else 32, width=64, depth=32, warps=warps, stages=stages)
 
 
 def launch(
@@ -135,7 +137,7 @@ def launch(
     dU NaN where they are not finite.
     """
     (n, d), longest, mode = features.shape, w.shape[0], tiles.feature_precision(features)
-    tile = config(n, longest, form is not None, mode)
+    tile = config(n, longest, form is not None, mode, tiles.generation(features.device))
     wide_tiles = triton.cdiv(d, tile.width)
     first_weight = tile.row_tiles(n) * wide_tiles if df is not None else 0
     programs = first_weight + (tile.row_tiles(longest) * wide_tiles if dw is not None else 0)
@@ -151,7 +153,7 @@ def launch(
     )  # fmt: skip
 
 
-def variants(lengths=(8, 16, 32, 64, 128)):
+def variants(lengths=(8, 16, 32, 64, 128), generation: int = 9):
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     found = []
     for dtype, mode in tiles.MODES:
@@ -160,7 +162,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
         types |= dict.fromkeys(("splits", "num_rows", "first_weight"), "i32")
         types |= dict.fromkeys(("x_strides", "w_strides"), ("i32:16", "1"))
         for form, ready, rows in ((True, False, 64), (False, False, 64), (False, True, 256), (False, True, 32768)):
-            tile = config(rows, 128, form, mode)
+            tile = config(rows, 128, form, mode, generation)
             fixed = shape(lengths if form else (128,), tile, form, form, True, ready, True, mode)
             name = f"{dtype}_{mode}{'_form' if form else '_ready' if ready else ''}_n{rows}"
             found.append((name, backward_kernel, types, {"SHAPE": fixed}, tile.options()))

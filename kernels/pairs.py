@@ -61,13 +61,17 @@ def shape(function, lengths, tile, penalty, clamp, weigh, over, both, multi, mas
     )  # fmt: skip
 
 
-def config(function: PairFunction, weighed: bool, num_columns: int, precision: str) -> tiles.Tiles:
+def config(
+    function: PairFunction, weighed: bool, num_columns: int, precision: str, generation: int = 9
+) -> tiles.Tiles:
     """A bank's pairs give many programs, so that each may be large; a small batch's own are spread over more.
 
-    On the FMA units ("ieee") a large tile needs more registers than there are.
+    On the FMA units ("ieee") a large tile needs more registers than there are; so it does in three products
+    ("tf32x3") before Hopper.
     """
     fits = precision != "ieee" and (function.large == "always" or (function.large == "unweighed" and not weighed))
-    return LARGE if fits and num_columns >= 1024 else SMALL
+    large = LARGE._replace(rows=32) if generation < 9 and precision == "tf32x3" else LARGE
+    return large if fits and num_columns >= 1024 else SMALL
 
 
 @triton.jit
@@ -273,7 +277,7 @@ def launch(
     others, other_labels, written = bank or (u, labels, None)
     n, m = u.shape[0], others.shape[0]
     product, weighed = tiles.dot_precision(), weigh != "no"
-    tile = config(known, weighed, m, product)
+    tile = config(known, weighed, m, product, tiles.generation(u.device))
     row_tiles, column_tiles = tile.row_tiles(n), triton.cdiv(m, tile.columns)
     labels, other_labels, words = comparable(labels, other_labels)
     number = count_pairs(labels, other_labels, written, words) if weighed else u
@@ -318,7 +322,7 @@ def check(function: str, lengths, constants, penalty, reference: float, clamp: f
     return found, tiles.check_lengths(lengths), reference
 
 
-def variants(lengths=(8, 16, 32, 64, 128)):
+def variants(lengths=(8, 16, 32, 64, 128), generation: int = 9):
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     made = []
     floats = ("u", "others", "gradients", "values", "statistics")
@@ -330,7 +334,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     for function, known in PAIR_FUNCTIONS.items():
         cases = itertools.product(known.ships, tiles.PRECISIONS, (64, 13_000))
         for (penalty, clamp, bank, weigh, over), precision, columns in cases:
-            tile = config(known, weigh != "no", columns, precision)
+            tile = config(known, weigh != "no", columns, precision, generation)
             if columns > 64 and tile is SMALL:
                 continue
             form = "-".join([function] + [penalty] * (penalty != "none") + ["clamped"] * (clamp < math.inf))

@@ -58,23 +58,26 @@ def small_tile(num_rows: int, mode: str) -> tiles.Tiles:
     return tiles.Tiles(rows=side, columns=side, depth=16 if mode == "ieee" else 32, warps=8, stages=3)
 
 
-def large_tile(num_rows: int, longest: int, mode: str) -> tiles.Tiles:
+def large_tile(num_rows: int, longest: int, mode: str, generation: int = 9) -> tiles.Tiles:
     """As wide as the codes, to read the features once; fewer rows where there would be too few tiles."""
     wide = 128 if longest > 64 and mode != "ieee" else 64
     rows = next(rows for rows in (128, 64, 32) if rows * PROGRAMS <= num_rows or rows == 32)
-    rows = 64 if mode == "ieee" else rows
+    if mode == "ieee":
+        rows = 64
+    elif mode == "tf32x3" and generation < 9:
+        rows = min(64, rows)
     return tiles.Tiles(rows=rows, columns=wide, depth=32, warps=8, stages=3)
 
 
-def plan(num_rows: int, num_features: int, longest: int, gram: bool, mode: str) -> Plan:
-    """A plain function of the shape and the precision."""
+def plan(num_rows: int, num_features: int, longest: int, gram: bool, mode: str, generation: int = 9) -> Plan:
+    """A plain function of the shape, the precision and the card's `tiles.generation`."""
     splits = 1
     if num_rows <= 1024:
         tile = small_tile(num_rows, mode)
         columns = -(-longest // tile.columns) + (-(-num_rows // tile.columns) if gram else 0)
         splits = max(1, min(-(-num_features // MIN_SPLIT), PROGRAMS // (tile.row_tiles(num_rows) * columns)))
     else:
-        tile = large_tile(num_rows, longest, mode)
+        tile = large_tile(num_rows, longest, mode, generation)
     per_split = -(-num_features // splits)
     per_split = -(-per_split // tile.depth) * tile.depth
     splits = -(-num_features // per_split)
@@ -91,9 +94,9 @@ def piece(tile: tiles.Tiles, split: bool) -> tiles.Tiles:
     return tiles.Tiles(rows=min(tile.rows, rows), columns=wide, depth=32, warps=tile.warps)
 
 
-def loss_programs(num_rows: int, num_features: int, longest: int, gram: bool, mode: str) -> int:
+def loss_programs(num_rows: int, num_features: int, longest: int, gram: bool, mode: str, generation: int = 9) -> int:
     """Rows of the partial sums where a launch takes a loss on the way."""
-    tile = plan(num_rows, num_features, longest, gram, mode).tiles
+    tile = plan(num_rows, num_features, longest, gram, mode, generation).tiles
     return tile.row_tiles(num_rows) * -(-longest // tile.columns)
 
 
@@ -273,7 +276,7 @@ def launch(
     `loss_programs`. finite: assert that u is. partial: workspace for the slices, made here unless given.
     """
     (n, d), longest, mode = x.shape, w.shape[0], tiles.feature_precision(x)
-    tile, some, splits, per_split = plan(n, d, longest, gram is not None, mode)
+    tile, some, splits, per_split = plan(n, d, longest, gram is not None, mode, tiles.generation(x.device))
     row, target = gram_row(n), u if u is not None else bits
     if gram is not None and (gram.shape != (n, n) or gram.stride() != (row, 1)):
         raise ValueError(f"gram: expected shape ({n}, {n}), strides ({row}, 1), got {gram.shape}, {gram.stride()}")
@@ -299,7 +302,7 @@ def launch(
     )  # fmt: skip
 
 
-def variants(lengths=(8, 16, 32, 64, 128)):
+def variants(lengths=(8, 16, 32, 64, 128), generation: int = 9):
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     tensors = dict.fromkeys(("w", "bias", "gram", "partial", "centers", "ties", "values", "deltas"), "*fp32")
     numbers = dict.fromkeys(("num_features", "gram_row", "per_split"), "i32:16")
@@ -316,7 +319,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
         for rows, gram, pack, function, multi in plain + (with_loss if mode == tiles.PRECISIONS[0] else []):
             if pack and mode == "ieee":
                 continue
-            tile, some, splits, _ = plan(rows, 2048, lengths[-1], gram, mode)
+            tile, some, splits, _ = plan(rows, 2048, lengths[-1], gram, mode, generation)
             fixed = center.shape(lengths, some, multi) if function else None
             constants = {
                 "FUNCTION": center.CENTER_FUNCTIONS.get(function),

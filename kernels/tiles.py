@@ -91,6 +91,15 @@ def jobs(lengths: tuple[int, ...], width: int) -> tuple[Job, ...]:
 
 
 @cache
+def generation(device: torch.device) -> int:
+    """Major compute capability of a CUDA device; that of Hopper on a CPU (the interpreter).
+
+    Before it, the operands of a tensor core's products take registers, and some tiles are smaller.
+    """
+    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
+
+
+@cache
 def multiprocessors(device: torch.device) -> int:
     """Multiprocessors of a CUDA device; on a CPU (the interpreter) a small number, so that work is still split."""
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 2

@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from .head.layer import NestedHashLayer
     from .head.objective import NestedObjective, ObjectiveResult
     from .head.weighting import dominance_weights
+    from .index.filter import Filter
     from .index.nested_index import IndexFileError, NestedIndex
     from .retrieval.codes import pack_codes, unpack_codes
+    from .retrieval.convert import as_codes
+    from .retrieval.duplicates import near_duplicate_blocks, near_duplicates
     from .retrieval.hamming import hamming_distances, radius_search, search
     from .retrieval.metrics import RetrievalResult, evaluate_retrieval
     from .retrieval.quality import code_quality
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
     from .retrieval.rescore import funnel_search, rescore
 
 __all__ = [
+    "Filter",
     "IndexFileError",
     "NeighborRecall",
     "NestedCoder",
@@ -40,6 +44,7 @@ __all__ = [
     "NestedObjective",
     "ObjectiveResult",
     "RetrievalResult",
+    "as_codes",
     "backends",
     "class_similarity",
     "code_quality",
@@ -53,6 +58,8 @@ __all__ = [
     "make_centers",
     "make_graphed",
     "min_distances",
+    "near_duplicate_blocks",
+    "near_duplicates",
     "neighbor_recall",
     "pack_codes",
     "radius_search",
@@ -64,6 +71,7 @@ __all__ = [
 # Modules are loaded when their names are first used, so that the command line answers without PyTorch. No module
 # may bear the name of a public function: its import would hide the function.
 _HOMES = {
+    "Filter": "index.filter",
     "IndexFileError": "index.nested_index",
     "NeighborRecall": "retrieval.recall",
     "NestedCoder": "fit.coder",
@@ -72,6 +80,7 @@ _HOMES = {
     "NestedObjective": "head.objective",
     "ObjectiveResult": "head.objective",
     "RetrievalResult": "retrieval.metrics",
+    "as_codes": "retrieval.convert",
     "backends": "core.backend",
     "class_similarity": "centers.aligned",
     "code_quality": "retrieval.quality",
@@ -84,6 +93,8 @@ _HOMES = {
     "make_centers": "centers.make",
     "make_graphed": "head.graphs",
     "min_distances": "centers.make",
+    "near_duplicate_blocks": "retrieval.duplicates",
+    "near_duplicates": "retrieval.duplicates",
     "neighbor_recall": "retrieval.recall",
     "pack_codes": "retrieval.codes",
     "radius_search": "retrieval.hamming",

@@ -112,27 +112,37 @@ ROWS = torch.arange(12)
 
 def calls(folder) -> dict[str, tuple]:
     """(function, good keyword arguments) of every public call."""
-    search = {"queries": CODES, "k": 3, "length": 8, "allow": None, "backend": "auto"}
+    search = {"queries": CODES, "k": 3, "length": 8, "allow": None, "beyond": "cut", "output": "numpy"}
     search.update(backend="reference")
     path = pathlib.Path(folder) / "index.nhl"
     filled().save(path)
     similarity = np.eye(3)
     out = {
         "pack_codes": (nhl.pack_codes, {"x": OUTPUTS}),
+        "as_codes": (nhl.as_codes, {"values": CODES}),
         "unpack_codes": (nhl.unpack_codes, {"packed": CODES, "length": 16}),
         "hamming_distances": (
             nhl.hamming_distances,
-            {"queries": CODES, "database": CODES, "lengths": LENGTHS, "chunk_bytes": 1000, "backend": "auto"},
+            {"queries": CODES, "database": CODES, "lengths": LENGTHS, "output": "tensor", "chunk_bytes": 1000,
+             "backend": "auto"},
         ),
         "search": (
             nhl.search,
-            {"queries": CODES, "database": CODES, "k": 3, "length": 8, "allow": None, "chunk_bytes": 1000,
-             "backend": "auto"},
+            {"queries": CODES, "database": CODES, "k": 3, "length": 8, "allow": None, "beyond": "raise",
+             "output": "tensor", "chunk_bytes": 1000, "backend": "auto"},
         ),
         "radius_search": (
             nhl.radius_search,
-            {"queries": CODES, "database": CODES, "radius": 3, "length": 8, "allow": None, "chunk_bytes": 1000,
-             "backend": "auto"},
+            {"queries": CODES, "database": CODES, "radius": 3, "length": 8, "allow": None, "output": "tensor",
+             "chunk_bytes": 1000, "backend": "auto"},
+        ),
+        "near_duplicates": (
+            nhl.near_duplicates,
+            {"codes": CODES, "radius": 3, "length": 8, "output": "tensor", "chunk_bytes": 1000, "backend": "auto"},
+        ),
+        "near_duplicate_blocks": (
+            nhl.near_duplicate_blocks,
+            {"codes": CODES, "radius": 3, "length": 8, "chunk_bytes": 1000, "backend": "auto"},
         ),
         "evaluate_retrieval": (
             nhl.evaluate_retrieval,
@@ -222,14 +232,24 @@ def calls(folder) -> dict[str, tuple]:
         ),
         "NestedIndex": (nhl.NestedIndex, {"length": 16}),
         "NestedIndex.add": (lambda codes, ids: filled().add(codes, ids), {"codes": CODES, "ids": np.arange(12) + 50}),
-        "NestedIndex.remove": (lambda ids: filled().remove(ids), {"ids": [1, 2]}),
+        "NestedIndex.remove": (lambda **options: filled().remove(**options), {"ids": [1, 2], "missing": "raise"}),
+        "NestedIndex.merge": (
+            lambda **options: filled().merge(**options),
+            {"other": nhl.NestedIndex(16), "renumber": True},
+        ),
+        "NestedIndex.export": (
+            lambda format, length: filled().export(path.with_suffix(".tsv"), format, length),
+            {"format": None, "length": 8},
+        ),
         "NestedIndex.update": (lambda ids, codes: filled().update(ids, codes), {"ids": ROWS, "codes": CODES}),
         "NestedIndex.reconstruct": (lambda ids: filled().reconstruct(ids), {"ids": [1, 2]}),
+        "NestedIndex.filter": (lambda allow: filled().filter(allow), {"allow": [1, 2]}),
         "NestedIndex.search": (lambda **options: filled().search(**options), search),
         "NestedIndex.search empty": (lambda **options: nhl.NestedIndex(16).search(**options), search),
+        "NestedIndex.search_and_reconstruct": (lambda **options: filled().search_and_reconstruct(**options), search),
         "NestedIndex.range_search": (
             lambda **options: filled().range_search(**options),
-            {"queries": CODES, "radius": 3, "length": 8, "allow": [1], "backend": "auto"},
+            {"queries": CODES, "radius": 3, "length": 8, "allow": [1], "output": "tensor", "backend": "auto"},
         ),
         "NestedIndex.range_search empty": (
             lambda **options: nhl.NestedIndex(16).range_search(**options),
@@ -262,7 +282,7 @@ def calls(folder) -> dict[str, tuple]:
         "DHN": {"num_train": 12, "alpha": 0.1, "reference_bits": 16, "balance": False},
         "DBDH": {"num_train": 12, "alpha": 0.1, "clamp": True, "reference_bits": None, "balance": True},
         "LCDSH": {"eta": 3.0, "clamp": True, "reference_bits": None},
-        "DCH": {"gamma": 20.0, "quantization": 0.1, "max_cosine": 0.99},
+        "DCH": {"gamma": 20.0, "quantization": 0.1, "max_cosine": 0.99, "reference_bits": None},
         "DTSH": {"margin": 5.0, "quantization": 1.0, "clamp": True, "reference_bits": None},
         "MDSH": {"centers": None, "num_train": 12, "external_bank": False, "pair_from_epoch": 0, "quantization": 1e-4,
                  "reference_bits": None, "seed": 0},

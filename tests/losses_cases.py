@@ -15,7 +15,7 @@ import torch
 
 from nhl_fast.core.known_gradient import per_length_gradients
 from nhl_fast.core.prefixes import expand, split
-from nhl_fast.losses import NestedLoss, build, options_of
+from nhl_fast.losses import Contrastive, Neighbors, NestedLoss, build, options_of
 
 LENGTHS = (8, 16, 32, 64, 128)
 
@@ -40,6 +40,12 @@ class Case(NamedTuple):
     def pairs(self) -> bool:
         """MDSH with its second term."""
         return self.name == "mdsh" and self.bank
+
+    def labels(self, n, classes, multi=False, device="cpu"):
+        """What the loss compares with: ids or multi-hot rows, or vectors."""
+        if self.name == "neighbors":
+            return torch.randn(n, 6, device=device)
+        return draw_labels(n, classes, multi, device)
 
 
 def with_bank(name, **options) -> Case:
@@ -84,11 +90,20 @@ CASES = [
     Case("shcir", ids_only=True),
     Case("shcir", {"reference_bits": 40, "quantization": 0.3}, ids_only=True),
 ]
+# Those that need no classes: their labels are vectors, or ids of what is seen in a row.
+UNLABELLED = [
+    Case("neighbors", ids_only=True),
+    Case("neighbors", {"temperature": 0.3}, ids_only=True),
+    Case("contrastive", ids_only=True),
+    Case("contrastive", {"temperature": 1.0, "bottleneck": 0.2}, ids_only=True),
+    Case("contrastive", {"bottleneck": 0.0}, ids_only=True),
+]
+ALL = [*CASES, *UNLABELLED]
 # Each loss as published.
 PLAIN = [case for case in CASES if not case.options and not case.pairs]
 BANKS = [case for case in CASES if not case.options and case.bank]
 # Each loss alone, with each form of labels that it takes.
-FORMS = [(case, multi) for case in CASES for multi in (False, True) if not (multi and case.ids_only)]
+FORMS = [(case, multi) for case in ALL for multi in (False, True) if not (multi and case.ids_only)]
 
 
 def form_id(value) -> str:
@@ -109,6 +124,9 @@ def draw_labels(n, classes, multi=False, device="cpu"):
 
 def make_loss(case, lengths, *, classes=5, multi=False, num_train=30, unwritten=None, scale=1.0, device="cpu"):
     """The case's loss; of its bank, if it has one, `unwritten` rows (a fifth) stay as they are."""
+    if case in UNLABELLED:
+        kind = {"neighbors": Neighbors, "contrastive": Contrastive}[case.name]
+        return kind(lengths, **case.options).to(device)
     loss = build(
         case.name,
         num_classes=classes,

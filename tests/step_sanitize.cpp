@@ -108,6 +108,17 @@ void losses(const Batch& batch, int64_t classes, bool multi) {
   both("softmax", batch, [&](const Loss& out, const nhl::Executor& e) {
     softmax(batch, labels, {centers.data(), classes, 1.0f, 0.1}, {Penalty::square, 1e-4f}, out, e);
   });
+  if (batch.n < 2) return;
+  const int64_t d = random(1, 40);
+  const Floats vectors = normal(batch.n * d), scales(batch.lengths.size(), 3.0f);
+  std::vector<int64_t> ids(batch.n);
+  for (int64_t& id : ids) id = random(0, batch.n);
+  for (const auto function : {ListwiseFunction::divergence, ListwiseFunction::views})
+    both(kListwiseFunctions[static_cast<int>(function)], batch, [&](const Loss& out, const nhl::Executor& e) {
+      Floats slopes(batch.lengths.size());
+      listwise(batch, {function, 0.1f, scales.data(), vectors.data(), d, ids.data()}, out, slopes.data(), e);
+      if (!all_finite(slopes.data(), static_cast<int64_t>(slopes.size()))) fail("not finite", "the scales' slopes");
+    });
 }
 
 void head(const Batch& batch, int64_t d) {

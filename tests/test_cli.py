@@ -306,7 +306,9 @@ def test_backends(capsys):
         assert ("serves" in reasons) == said[name]["available"]
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "encode", "search", "compare", "advise", "backends", None])
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "encode", "search", "duplicates", "compare", "advise", "backends", None]
+)
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         main([command, "--help"] if command else ["--help"])

@@ -84,6 +84,7 @@ def test_a_shared_function_inside_a_level_is_noticed(tmp_path):
 
 CASES = [("csq", 40, 33), ("dsh", 70, 20), ("dhn", 12, 300), ("lcdsh", 30, 9), ("dch", 40, 33), ("dtsh", 30, 20)]
 CASES += [("mdsh", 40, 33), ("shcir", 20, 9), ("dpn", 20, 9), ("dbdh", 30, 20)]
+CASES += [("neighbors", 40, 33), ("contrastive", 30, 9)]
 
 
 def everything():

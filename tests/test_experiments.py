@@ -19,7 +19,7 @@ DIGITS = {"name": "digits", "queries_per_class": 10, "train_per_class": 30}
 def test_configs_expand_to_valid_runs(name, quick):
     config = engine.load(name, quick)
     wanted = engine.expand(config, "digits")
-    if config.get("kind") == "time":
+    if config.get("kind") in ("time", "floats"):
         assert wanted == []
         return
     assert wanted
@@ -32,7 +32,7 @@ def test_configs_expand_to_valid_runs(name, quick):
         assert {j.seed for j in wanted} == {0}
         assert len(wanted) < len(engine.expand(engine.load(name)))
     else:
-        assert len(config["seeds"]) >= 3
+        assert len(config["seeds"]) >= 3 or "split" in config["data"]  # a search for settings, not a result
 
 
 def datasets_train(job):

@@ -6,8 +6,6 @@ import torch
 
 import nhl_fast as nhl
 from nhl_fast.fit import closed, rows
-from nhl_fast.fit.gradient import values_and_gradient
-from nhl_fast.losses.unlabelled import neighbor_targets
 from nhl_fast.training.checkpoint import load_state, save_state
 
 LENGTHS = (4, 8, 16, 24)
@@ -115,21 +113,6 @@ def test_methods_rank_as_expected():
 
 
 # ---------------------------------------------------------------------------------------------------- learning
-
-
-def test_the_gradient_is_that_of_the_loss():
-    x, lengths, temperatures = vectors(40).double(), (3, 8, 21), (0.05, 0.1, 0.2)
-    generator = torch.Generator().manual_seed(0)
-    u = torch.randn(40, 21, generator=generator, dtype=torch.float64).requires_grad_()
-    loss = [nhl.losses.Neighbors(lengths, temperature=t).double() for t in temperatures]
-    values = torch.stack([loss[k](u, x)[k] for k in range(3)])
-    values.sum().backward()
-    targets = [neighbor_targets(x, t) for t in temperatures]
-    found, du, slopes = values_and_gradient(u.detach(), targets, loss[0].log_scales.detach(), lengths)
-    entropy = torch.stack([torch.special.entr(t).sum(1).mean() for t in targets])
-    assert torch.allclose(found - entropy, values.detach())
-    assert torch.allclose(du, u.grad)
-    assert torch.allclose(slopes, torch.stack([loss[k].log_scales.grad[k] for k in range(3)]))
 
 
 def test_equal_seeds_give_equal_layers_and_leave_the_users_stream_alone():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from losses_cases import LENGTHS, PLAIN, golden_gradient, golden_loss, make_loss, naive, reference
+from losses_cases import LENGTHS, PLAIN, draw_labels, golden_gradient, golden_loss, make_loss, naive, reference
 
 from nhl_fast.core.known_gradient import per_length_gradients
 from nhl_fast.core.prefixes import expand, segment_matrix, split
@@ -254,3 +254,25 @@ def test_distillation_inside_autocast_is_float32():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         values = distillation_losses(u, (4, 16))
     torch.testing.assert_close(values, distillation_losses(u, (4, 16)), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("multi", [False, True])
+def test_dch_of_one_range_is_the_published_one_with_gamma_in_proportion_to_the_length(multi):
+    torch.manual_seed(0)
+    lengths, one_range = (8, 24, 40), 16
+    u = torch.randn(12, 40, dtype=torch.float64, requires_grad=True)
+    labels = draw_labels(12, 3, multi)
+    loss = build("dch", num_classes=3, code_lengths=lengths, gamma=20.0, reference_bits=one_range)
+    got = loss(u, labels)
+    torch.testing.assert_close(got, naive(loss, u.detach(), labels)[0], rtol=1e-10, atol=0)
+    (gradient,) = torch.autograd.grad(got.sum(), u)
+    total = torch.zeros_like(u)
+    for value, b in zip(got, lengths):
+        published = build("dch", num_classes=3, code_lengths=(b,), gamma=20.0 * b / one_range)
+        part = u[:, :b].detach().requires_grad_()
+        want = published(part, labels, backend="reference")[0]
+        torch.testing.assert_close(value, want, rtol=1e-10, atol=0)
+        total[:, :b] += torch.autograd.grad(want, part)[0]
+    torch.testing.assert_close(gradient, total, rtol=1e-8, atol=1e-12)
+    with pytest.raises(ValueError, match="reference_bits"):
+        build("dch", num_classes=3, code_lengths=lengths, reference_bits=0)

@@ -254,7 +254,7 @@ def test_wrong_options(operator, change, message):
 
 def test_names_of_bodies():
     assert torch.ops.nhl_fast.step_functions("pairs") == ", ".join(CONSTANTS)
-    with pytest.raises(RuntimeError, match="body: expected center, pairs, triplets or softmax, got line"):
+    with pytest.raises(RuntimeError, match="body: expected center, pairs, triplets, softmax or listwise, got line"):
         torch.ops.nhl_fast.step_functions("line")
 
 

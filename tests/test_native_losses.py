@@ -39,7 +39,7 @@ def check_loss(loss, u, labels):
 @pytest.mark.parametrize(("case", "multi"), FORMS, ids=form_id)
 def test_losses_equal_their_formulas(isa, case, multi):
     loss = make_loss(case, (8, 20, 64), multi=multi, num_train=190)
-    check_loss(loss, torch.randn(27, 64), draw_labels(27, 5, multi))
+    check_loss(loss, torch.randn(27, 64), case.labels(27, 5, multi))
 
 
 @pytest.mark.numeric

@@ -41,6 +41,8 @@ def sample_arguments():
             0.0,
         ),
         "triplets": (u, labels, lengths, "logistic", [5.0, -100.0, 50.0], "sign", 1.0, 32.0),
+        "listwise": (u, features, torch.ones(2), lengths, "divergence", [0.2]),
+        "listwise of views": (u, labels, torch.ones(2), lengths, "views", [0.1]),
         "softmax": (u, labels, centers, lengths, "likelihood", [0.1, 1.0], "square", 1e-4, 16.0),
     }
 
@@ -90,6 +92,16 @@ def test_operators_refuse_what_they_cannot_read():
         replaced("triplets", 1, torch.arange(5)),
         replaced("softmax", 2, torch.randn(1, 17)),
         replaced("softmax", 1, sets[:, :2].contiguous()),
+        replaced("listwise", 0, u[:1]),
+        replaced("listwise", 1, good["project"][0][:5]),
+        replaced("listwise", 1, good["project"][0].double()),
+        replaced("listwise", 1, torch.ones(6, 0)),
+        replaced("listwise", 2, torch.ones(3)),
+        replaced("listwise", 4, "ranks"),
+        replaced("listwise", 5, [0.0]),
+        replaced("listwise of views", 1, torch.randn(6, 7)),
+        replaced("listwise of views", 1, torch.arange(5)),
+        replaced("listwise of views", 5, []),
     ):
         with pytest.raises(RuntimeError):
             call()

@@ -11,7 +11,7 @@ from pathlib import Path
 # Set before PyTorch starts: two runs side by side, a thread each, are faster than one run with two.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from . import datasets, engine, present, timing
+from . import datasets, engine, floats, present, timing
 
 CACHE = Path("runs") / "experiments"
 
@@ -21,7 +21,14 @@ def main(argv=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m bench.experiments", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(known)} (default: all)")
     parser.add_argument("--quick", action="store_true", help="one seed, few epochs and cells; nothing is written")
-    parser.add_argument("--data", choices=("features", "digits"), help="default: features where their file is found")
+    parser.add_argument(
+        "--data",
+        metavar="NAME",
+        help="digits, features, a set beside them (words100, ...) or an .npz of features and labels, with the "
+        "experiment's numbers of queries and training rows; default: what the experiment names, where it is found",
+    )
+    for name in ("queries", "train"):
+        parser.add_argument(f"--{name}-per-class", type=int, metavar="N", help=f"{name} rows a class, with --data")
     parser.add_argument("--processes", type=int, default=2, help="runs side by side (default 2)")
     parser.add_argument("--cache", type=Path, default=CACHE, help=f"where finished runs are kept (default {CACHE})")
     parser.add_argument("--write", action="store_true", help="write tables and plots to bench/results/experiments")
@@ -32,15 +39,22 @@ def main(argv=None) -> int:
     if args.quick and args.write:
         parser.error("--write: a quick run is no result")
     data = args.data or datasets.default_name()
-    if data == "digits":
+    counts = {f"{name}_per_class": getattr(args, f"{name}_per_class") for name in ("queries", "train")}
+    counts = {name: count for name, count in counts.items() if count is not None}
+    if counts and (args.data in (None, "digits", "features") or min(counts.values()) < 1):
+        parser.error(f"{', '.join(counts)}: expected numbers of at least 1, and --data with a name or a file")
+    if not args.data and data == "digits":
         print(f"data: digits ({datasets.FEATURES.name} is not there; NHL_FAST_FEATURES names another file)")
     started = time.perf_counter()
     for name in args.names or known:
         config = engine.load(name, args.quick)
+        other = None if data == "features" else data
         if config.get("kind") == "time":
-            document = timing.run(config, None if data == "features" else data)
+            document = timing.run(config, other)
+        elif config.get("kind") == "floats":
+            document = floats.run(config, other)
         else:
-            wanted = engine.expand(config, None if data == "features" else data)
+            wanted = engine.expand(config, other, counts)
             records = engine.run_all(wanted, args.cache, args.processes, name)
             document = {**engine.describe(config, wanted), **present.rows(config, wanted, records)}
         present.show(name, document)

@@ -1,4 +1,4 @@
-"""The data of the experiments: real features or digits, whole or spoilt (label noise, few labels, long tails)."""
+"""The data of the experiments: features by name or path, or digits; whole or spoilt (noise, few, long tails)."""
 
 from __future__ import annotations
 
@@ -22,12 +22,36 @@ def default_name() -> str:
     return "features" if FEATURES.is_file() else "digits"
 
 
+def source(name: str) -> Path:
+    """The file of "features", "pseudo100", a set beside them (its stem) or an .npz given by its path."""
+    if name in ("features", "pseudo100"):
+        return FEATURES
+    return Path(name) if name.endswith(".npz") else FEATURES.with_name(f"{name}.npz")
+
+
 @functools.lru_cache(maxsize=2)
-def _read(path: str):
+def _read(path: str, key: str = "labels"):
+    """Features (N, d) float32, and ids (N,) int64 or, from rows that numpy.packbits packed, multi-hot (N, C) uint8.
+
+    Rows without any label are left out.
+    """
     with np.load(path, allow_pickle=False) as file:
-        return torch.from_numpy(file["features"].astype(np.float32)), torch.from_numpy(
-            file["labels"].astype(np.int64)
-        )
+        if wrong := sorted({"features", key} - set(file.files)):
+            raise ValueError(f"labels: {Path(path).name} has no {', '.join(wrong)}, only {', '.join(file.files)}")
+        features, labels = torch.from_numpy(file["features"].astype(np.float32)), file[key]
+    if labels.ndim == 1:
+        return features, torch.from_numpy(labels.astype(np.int64))
+    labels = np.unpackbits(labels, axis=1)
+    labels = torch.from_numpy(labels[:, : int(labels.any(0).nonzero()[0].max()) + 1])
+    some = labels.bool().any(1)
+    return features[some], labels[some]
+
+
+def _larger_classes(inputs: torch.Tensor, labels: torch.Tensor, least: int):
+    """Rows of the classes with at least `least` rows, whose ids are counted anew."""
+    sizes = torch.bincount(labels)
+    ids = torch.where(sizes >= least, (sizes >= least).cumsum(0) - 1, -1)[labels]
+    return inputs[ids >= 0], ids[ids >= 0]
 
 
 @functools.lru_cache(maxsize=1)
@@ -75,50 +99,63 @@ def build(spec: dict, seed: int) -> RetrievalData:
     """The data set of one run.
 
     Args:
-        spec: "name" ("features", "pseudo100" or "digits"), "queries_per_class", "train_per_class", "validation",
-            and at most one of "noise" (share of wrong training labels), "per_class" (training rows a class) and
-            "imbalance" (largest over smallest class).
+        spec: "name" ("digits", or see `source`), "labels" (the file's array, default "labels"), "queries_per_class"
+            and "train_per_class", or "queries" and "train" (rows in all, as data of several labels need),
+            "smallest_class" (classes of fewer rows are left out), "validation", "split" (the
+            seed of every run's split, where settings are looked for), and at most one of "noise" (share of wrong
+            training labels), "per_class" (training rows a class) and "imbalance" (largest over smallest class).
         seed: of the split and of what is spoilt.
     """
     name, validation = spec["name"], spec.get("validation", 0.0)
     if name == "digits":
         inputs, labels = _digits()
-    elif FEATURES.is_file():
-        inputs, labels = _read(str(FEATURES))
+    elif source(name).is_file():
+        inputs, labels = _read(str(source(name)), spec.get("labels", "labels"))
         if name == "pseudo100":
             labels = _pseudo_labels(str(FEATURES))
     else:
-        raise FileNotFoundError(f"features: {FEATURES} is not there; set NHL_FAST_FEATURES, or take --data digits")
+        raise FileNotFoundError(
+            f"features: {source(name)} is not there; set NHL_FAST_FEATURES, or take --data digits"
+        )
+    if "smallest_class" in spec:
+        inputs, labels = _larger_classes(inputs, labels, spec["smallest_class"])
     plain = RetrievalData.from_tensors(
         *(inputs, labels), **_rows(labels, spec, seed), validation=0.0, name=name, seed=seed
     )
     train = plain.train.indices.numpy()
-    noisy, train = _spoil(labels, train, spec, seed)
+    noisy, train = (labels, train) if labels.ndim == 2 else _spoil(labels, train, spec, seed)
     rows = torch.from_numpy(train)
     mean, std = inputs[rows].mean(0), inputs[rows].std(0).clamp(min=1e-6)
-    data = RetrievalData.from_tensors(
+    return RetrievalData.from_tensors(
         (inputs - mean) / std,
         noisy,
         train=train,
         query=plain.query.indices.numpy(),
         database=plain.database.indices.numpy(),
         validation=validation,
-        num_classes=int(labels.max()) + 1,
+        num_classes=plain.num_classes,
         name=name,
         seed=seed,
     )
-    return data
 
 
 def _rows(labels: torch.Tensor, spec: dict, seed: int) -> dict:
-    """Queries and training rows, so many of every class; the database is what is left (the paper's protocol)."""
+    """Queries and training rows, so many of every class or in all; the database is what is left."""
     rng = np.random.default_rng([seed, 55])
     query, train = [], []
-    q, t = spec["queries_per_class"], spec["train_per_class"]
-    for c in range(int(labels.max()) + 1):
-        rows = rng.permutation((labels == c).nonzero().flatten().numpy())
+    if "queries" in spec:
+        q, t = spec["queries"], spec["train"]
+        groups, what = [torch.arange(len(labels))], "train: the set"
+    else:
+        q, t = spec["queries_per_class"], spec["train_per_class"]
+        if labels.ndim == 2:
+            raise ValueError("queries_per_class: rows have several labels; give queries and train, in all")
+        groups = [(labels == c).nonzero().flatten() for c in range(int(labels.max()) + 1)]
+        what = "train_per_class: class {}"
+    for c, group in enumerate(groups):
+        rows = rng.permutation(group.numpy())
         if len(rows) < q + t + 1:
-            raise ValueError(f"train_per_class: class {c} has {len(rows)} rows, fewer than {q + t + 1}")
+            raise ValueError(f"{what.format(c)} has {len(rows)} rows, fewer than {q + t + 1}")
         query.append(rows[:q])
         train.append(rows[q : q + t])
     query, train = np.concatenate(query), np.concatenate(train)

@@ -5,7 +5,7 @@ A config is JSON: "title", "question", "settings" (changes to `TrainConfig` for 
 and "quick" (what --quick replaces). An entry of an axis may hold "settings", "settings_by" (axis -> label ->
 settings, later ones over earlier ones; "arm" counts as an axis), "seeds_by" (axis -> label -> seeds), "data" and
 "rule" (see `weightings.build`). An arm is {"label", "lengths": [..]} for one model with all lengths, or {"label",
-"each": [..]} for one model a length.
+"each": [..]} for one model a length; it may hold "settings" and "seeds_by", too.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def load(name: str, quick: bool = False) -> dict:
 def _check_tables(name: str, config: dict) -> None:
     known = {axis: {e["label"] for e in entries} for axis, entries in config.get("axes", {}).items()}
     arms = {arm["label"] for arm in config.get("arms", ())}
-    for entry in (e for entries in config.get("axes", {}).values() for e in entries):
+    for entry in (e for entries in (*config.get("axes", {}).values(), config.get("arms", ())) for e in entries):
         for kind, axes in (("settings_by", {**known, "arm": arms}), ("seeds_by", known)):
             for axis, table in entry.get(kind, {}).items():
                 if wrong := sorted(set(table) - axes.get(axis, set())):
@@ -64,7 +64,22 @@ def names() -> list[str]:
     return sorted(p.stem for p in HERE.glob("*.json"))
 
 
-def expand(config: dict, data_name: str | None = None) -> list[jobs.Job]:
+def other_data(data: dict, name: str | None, counts: dict) -> dict:
+    """`data`, or what stands for it where other data was asked for, with `counts` of rows a class."""
+    if name is None:
+        return data
+    if name != "digits":
+        return {**data, "name": name, **counts}
+    kept = {k: v for k, v in data.items() if k not in ("labels", "queries", "train", "smallest_class")}
+    return {
+        **kept,
+        "name": name,
+        "queries_per_class": 20,
+        "train_per_class": min(100, data.get("train_per_class", 100)),
+    }
+
+
+def expand(config: dict, data_name: str | None = None, counts: dict | None = None) -> list[jobs.Job]:
     """All runs of a config: axes x arms x seeds."""
     found, axes = [], config.get("axes", {})
     for cell in itertools.product(*axes.values()):
@@ -75,11 +90,10 @@ def expand(config: dict, data_name: str | None = None) -> list[jobs.Job]:
                 seeds = [s for s in seeds if s in table.get(labels[axis], seeds)]
             data |= entry.get("data", {})
             rules += [entry["rule"]] if "rule" in entry else []
-        if data_name is not None:
-            data["name"] = data_name
-            if data_name == "digits":
-                data |= {"queries_per_class": 20, "train_per_class": min(100, data["train_per_class"])}
+        data = other_data(data, data_name, counts or {})
         for arm, seed in itertools.product(config["arms"], seeds):
+            if any(seed not in t.get(labels[axis], [seed]) for axis, t in arm.get("seeds_by", {}).items()):
+                continue
             settings = dict(config.get("settings", {}))
             for entry in cell:
                 settings |= entry.get("settings", {})
@@ -158,7 +172,7 @@ def describe(config: dict, wanted: list[jobs.Job]) -> dict:
         "title": config["title"],
         "question": config["question"],
         "data": wanted[0].data,
-        "features": datasets.FEATURES.name if wanted[0].data["name"] != "digits" else None,
+        "features": datasets.source(wanted[0].data["name"]).name if wanted[0].data["name"] != "digits" else None,
         "split_seeds": sorted({jobs.SPLIT_SEED + job.seed for job in wanted}),
         "seeds": sorted({job.seed for job in wanted}),
         "settings": config.get("settings", {}),

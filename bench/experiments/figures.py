@@ -36,7 +36,8 @@ def panels(document: dict, path) -> None:
             axes.set_axis_off()
         for axes, (title, lines) in zip(grid.flat, grouped.items()):
             for name, arm, rows in lines:
-                i, j = names.index(name), arms.index(arm)
+                j = arms.index(arm)
+                i = names.index(name) if len(names) > 1 else j
                 axes.errorbar(
                     [r["bits"] for r in rows],
                     [r["mAP"] for r in rows],
@@ -44,7 +45,7 @@ def panels(document: dict, path) -> None:
                     color=COLORS[i % len(COLORS)],
                     marker=MARKERS[i % len(MARKERS)],
                     markerfacecolor=None if j == 0 else "white",
-                    linestyle=("-", "--", ":")[j % 3],
+                    linestyle=("-", "--", ":", "-.")[j % 4],
                     capsize=2,
                     label=", ".join(filter(None, (name, arm))),
                 )

@@ -20,6 +20,7 @@ from nhl_fast.training.run_folder import RunFolder
 from nhl_fast.training.trainer import Trainer
 
 from . import datasets, measures, weightings
+from .released import Released, ReleasedTrainer
 
 FORMAT = 1
 SPLIT_SEED = 10
@@ -54,7 +55,7 @@ class Job:
 
 def run(job: Job) -> dict:
     """Train, evaluate on the held-out queries (ties: expected), measure; the record."""
-    data = datasets.build(job.data, SPLIT_SEED + job.seed)
+    data = datasets.build(job.data, job.data.get("split", SPLIT_SEED + job.seed))
     config = TrainConfig.from_dict({**job.config, "seed": job.seed})
     rule = hook = None
     if job.rule is not None:
@@ -66,18 +67,21 @@ def run(job: Job) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         keep = "best_per_length" in job.measures
         config = dataclasses.replace(config, best_per_length=keep)
-        trainer = Trainer(data, config, folder if keep else None, weighting=rule, on_epoch=hook, progress=False)
+        extra = isinstance(rule, Released) and "head" in rule.accidents
+        kind = ReleasedTrainer if extra else Trainer
+        trainer = kind(data, config, folder if keep else None, weighting=rule, on_epoch=hook, progress=False)
         if hook is not None:
             hook.trainer = trainer
         started = time.perf_counter()
         result = trainer.fit()
         seconds = time.perf_counter() - started
-        codes, scores = _evaluate(result.model, data, config.code_lengths)
+        topk = job.data.get("topk")
+        codes, scores = _evaluate(result.model, data, config.code_lengths, topk)
         if keep:
             shared = {k: v.clone() for k, v in result.model.state_dict().items()}
             for b in config.code_lengths:
                 load_weights(RunFolder(folder).weights(b), result.model)
-                own[b] = _evaluate(result.model, data, (b,))[1][b]
+                own[b] = _evaluate(result.model, data, (b,), topk)[1][b]
             result.model.load_state_dict(shared)
     history = result.history
     record = {
@@ -108,9 +112,10 @@ def run(job: Job) -> dict:
     return record
 
 
-def _evaluate(model, data, lengths):
+def _evaluate(model, data, lengths, topk=None):
     codes = encode_split(model, data.query), encode_split(model, data.database)
-    scores = evaluate_retrieval(*codes, data.query.labels, data.database.labels, lengths=lengths, ties="expected")
+    labels = data.query.labels, data.database.labels
+    scores = evaluate_retrieval(*codes, *labels, lengths=lengths, topk=topk, ties="expected")
     return codes, scores.mean_average_precision
 
 

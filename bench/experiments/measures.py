@@ -24,9 +24,9 @@ def outputs(model: HashModel, split, batch_size: int = 1024) -> torch.Tensor:
     return torch.cat([model(x) for x, _, _ in batches(split, batch_size)])
 
 
-def mean_ap(scores: torch.Tensor, relevant: torch.Tensor) -> float:
-    """mAP over the whole ranking by real-valued scores (Q, n), the highest first; ties by id."""
-    hits = relevant.gather(1, scores.argsort(dim=1, descending=True, stable=True)).double()
+def mean_ap(scores: torch.Tensor, relevant: torch.Tensor, topk: int | None = None) -> float:
+    """mAP of the first `topk` (None: all) by real-valued scores (Q, n), the highest first; ties by id."""
+    hits = relevant.gather(1, scores.argsort(dim=1, descending=True, stable=True)[:, :topk]).double()
     ranks = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64)
     precision = (hits * hits.cumsum(1) / ranks).sum(1) / hits.sum(1).clamp(min=1)
     return float(precision.mean())

@@ -56,11 +56,13 @@ def paper_rows(runs: list[dict]) -> list[dict]:
 
 def caption(document: dict) -> str:
     """Data, protocol and rule for ties, for a table in a paper."""
-    data = document["data"]
+    data, each = document["data"], " a class" if "queries" not in document["data"] else ""
+    queries, train = (data[name] if not each else data[f"{name}_per_class"] for name in ("queries", "train"))
+    ranking = f"of the first {data['topk']}" if data.get("topk") else "over the whole ranking"
     return (
         f"{document['title']}. Data {data['name']} ({document['features'] or 'scikit-learn'}), "
-        f"{data['queries_per_class']} queries and {data['train_per_class']} training items a class, the rest is the "
-        "database; mAP over the whole ranking, expected value over ties."
+        f"{queries} queries and {train} training items{each}, the rest is the "
+        f"database; mAP {ranking}, expected value over ties."
     )
 
 
@@ -100,7 +102,7 @@ def write(name: str, config: dict, document: dict) -> None:
     about = environment()
     about["command"] = f"python -m bench.experiments {name} --write"
     write_json(FOLDER / f"{name}.json", {"environment": about, **document})
-    save_csv(FOLDER / f"{name}.csv", document["rows"])
+    save_csv(FOLDER / f"{name}.csv", document["rows"] or document["floats"])
     if document.get("runs"):
         for suffix, kind in ((".tex", "latex"), (".md", "markdown")):
             text = methods_table(paper_rows(document["runs"]), kind, caption=caption(document), label=f"tab:{name}")

@@ -11,6 +11,8 @@ from torch import nn
 
 import nhl_fast as nhl
 
+from .released import Released
+
 
 class Uncertainty(nn.Module):
     """Homoscedastic uncertainty: total = sum_k exp(-s_k) L_k + s_k, with learnt s_k that start at 0.
@@ -108,7 +110,8 @@ class Recorder(nn.Module):
 
 
 def build(name: str, m: int, seed: int) -> nn.Module:
-    """The weighting `name`: "uncertainty", "gradnorm", "pcgrad", "record-uniform" or "record-dominance"."""
+    """The weighting `name`: "uncertainty", "gradnorm", "pcgrad", "record-uniform", "record-dominance", or "released"
+    with accidents of `released.ACCIDENTS`, as "released:weights+head"."""
     made = {
         "uncertainty": lambda: Uncertainty(m),
         "gradnorm": lambda: GradNorm(m),
@@ -116,6 +119,8 @@ def build(name: str, m: int, seed: int) -> nn.Module:
         "record-uniform": lambda: Recorder(m, "uniform"),
         "record-dominance": lambda: Recorder(m, "dominance"),
     }
+    if name.startswith("released:"):
+        return Released(name.removeprefix("released:").split("+"))
     if name not in made:
-        raise ValueError(f"rule: expected one of {', '.join(made)}, got {name!r}")
+        raise ValueError(f"rule: expected one of {', '.join(made)}, released:..., got {name!r}")
     return made[name]()

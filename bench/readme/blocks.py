@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.common.record import ROOT
 from bench.kernels import floors
-from bench.readme import experiments, speed, unlabelled
+from bench.readme import evidence, experiments, speed, unlabelled
 
 BLOCKS = {
     **{
@@ -22,7 +22,7 @@ BLOCKS = {
         )
     },
     "floors": floors.table,
-    **{make.__name__: make for make in unlabelled.BLOCKS},
+    **{make.__name__: make for make in (*unlabelled.BLOCKS, *evidence.BLOCKS)},
 }
 BEGIN, END = "<!-- bench: {} -->", "<!-- end -->"
 BLOCK = re.compile(BEGIN.format(r"([^>]*?)") + r"\n(.*?)" + END, re.DOTALL)

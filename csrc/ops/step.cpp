@@ -234,13 +234,36 @@ Pair softmax_cpu(const Tensor& u, const Tensor& labels, const Tensor& centers, I
   return made.result();
 }
 
+std::tuple<Tensor, Tensor, Tensor> listwise_cpu(const Tensor& u, const Tensor& targets, const Tensor& scales,
+                                                Ints lengths, StringHandle function, Doubles constants) {
+  const std::string name = text(function);
+  ListwiseTerm term{named<ListwiseFunction>(name, kListwiseFunctions, "function"), 0, nullptr, nullptr, 0, nullptr};
+  term.constant = constants_of(constants, 1, name)[0];
+  const Batch batch = batch_of(u, lengths);
+  STD_TORCH_CHECK(batch.n >= 2, "u: expected at least two rows, which are compared");
+  term.scales = column<float>(scales, static_cast<int64_t>(lengths.size()), ScalarType::Float, "scales");
+  if (term.function == ListwiseFunction::divergence) {
+    STD_TORCH_CHECK(term.constant > 0, "constants: expected a temperature above 0, got ", term.constant);
+    term.vectors = matrix(targets, batch.n, -1, "targets");
+    term.width = targets.size(1);
+    STD_TORCH_CHECK(term.width >= 1, "targets: expected vectors of at least one number");
+  } else {
+    term.ids = column<int64_t>(targets, batch.n, ScalarType::Long, "targets");
+  }
+  const Made made(batch);
+  Tensor slopes = empty({static_cast<int64_t>(lengths.size())});
+  listwise(batch, term, made.loss, data<float>(slopes), Call().executor);
+  return {made.values, made.deltas, slopes};
+}
+
 // What a body has, for checks before it is called.
 std::string functions(StringHandle body) {
   const std::string name = text(body);
   if (name == "center") return joined(kCenterFunctions);
   if (name == "pairs") return joined(kPairFunctions);
   if (name == "triplets") return joined(kTripletFunctions);
-  STD_TORCH_CHECK(name == "softmax", "body: expected center, pairs, triplets or softmax, got ", name);
+  if (name == "listwise") return joined(kListwiseFunctions);
+  STD_TORCH_CHECK(name == "softmax", "body: expected center, pairs, triplets, softmax or listwise, got ", name);
   return joined(kSoftmaxFunctions);
 }
 
@@ -270,6 +293,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nhl_fast, m) {
   m.def(
       "step_softmax(Tensor u, Tensor labels, Tensor centers, int[] lengths, str function, float[] constants,"
       " str penalty, float penalty_weight, float reference_bits) -> (Tensor, Tensor)");
+  m.def(
+      "step_listwise(Tensor u, Tensor targets, Tensor scales, int[] lengths, str function, float[] constants)"
+      " -> (Tensor, Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CPU, m) {
@@ -281,6 +307,7 @@ STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CPU, m) {
   m.impl("step_pairs", TORCH_BOX(&nhl::step::pairs_cpu));
   m.impl("step_triplets", TORCH_BOX(&nhl::step::triplets_cpu));
   m.impl("step_softmax", TORCH_BOX(&nhl::step::softmax_cpu));
+  m.impl("step_listwise", TORCH_BOX(&nhl::step::listwise_cpu));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CompositeExplicitAutograd, m) {

@@ -16,6 +16,8 @@
 
 #include "batch.inl"
 
+#include "listwise.inl"
+
 namespace nhl::step {
 namespace {
 
@@ -35,7 +37,11 @@ constexpr Kernels make_kernels() {
           weigh,
           dot,
           add_scaled,
-          finite};
+          finite,
+          straight,
+          listwise_targets,
+          listwise,
+          view_gap};
 #undef NHL_CENTER
 #undef NHL_PENALTY
 #undef NHL_PAIRS

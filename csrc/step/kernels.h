@@ -144,6 +144,31 @@ struct CascadeArgs {
   double* values;  // m - 1, added to
 };
 
+// Rows' distributions over the others: softmaxes of factor * products (n x np), without the diagonal.
+struct ListwiseTargets {
+  const float* products;
+  int64_t n, np;
+  int64_t begin, end;
+  float factor;
+  float* shares;
+  float* logs;
+};
+
+// Sums over rows [begin, end) of weights[i] * sum over j of shares_ij (logs_ij - log p_ij), p_i the softmax of
+// factor * products_i without the diagonal; and the slopes in the products.
+struct ListwiseArgs {
+  const float* products;
+  int64_t n, np;
+  int64_t begin, end;
+  float factor;
+  const float* shares;
+  const float* logs;     // or null: zeros
+  const float* weights;  // a row's; 0: it is left out
+  double* value;         // added to
+  double* along;         // added to: the sum's slope in `factor`
+  float* slopes;
+};
+
 struct PairKernel {
   Geometry geometry;
   bool signs;     // reads sign_columns
@@ -170,6 +195,11 @@ struct Kernels {
   double (*dot)(const float* a, const float* b, int64_t n);
   void (*add_scaled)(const float* x, float scale, int64_t n, float* out);  // out += scale x
   bool (*finite)(const float* x, int64_t n);
+  void (*straight)(const float* u, int64_t count, float* signs, float* slopes);
+  void (*listwise_targets)(const ListwiseTargets&);
+  void (*listwise)(const ListwiseArgs&);
+  // Adds the divergence between two rows' bits [begin, end) to value, and scale times its gradient in u to delta.
+  void (*view_gap)(const float* u, const float* v, int64_t begin, int64_t end, float scale, double* value, float* delta);
 };
 
 const Kernels& scalar_kernels();

@@ -43,6 +43,13 @@ class Square {
     kernels_.product({slopes + begin, 1, np, rows_, stride_, out, delta_stride, end - begin, width, n_, true});
   }
 
+  // The gradient in `count` rows of u_k of a function of G_k, given these rows of its slopes and their transposes added
+  // up (count x np).
+  void pull_rows(int64_t k, int64_t count, const float* slopes, float* out, int64_t out_stride) const {
+    const int64_t width = padded(layout_.lengths[k]);
+    kernels_.product({slopes, np, 1, rows_, stride_, out, out_stride, count, width, n_, false});
+  }
+
   const int64_t np;
 
  private:

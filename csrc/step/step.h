@@ -126,4 +126,22 @@ struct SoftmaxTerm {
 void softmax(const Batch& batch, const Labels& labels, const SoftmaxTerm& term, const PenaltyTerm& penalty,
              const Loss& out, const Executor& executor);
 
+// Which distribution over the other rows a row's softmax over products of codes is compared with: the softmax over
+// cosines of vectors, or the same share for every view of the same thing.
+enum class ListwiseFunction : int { divergence, views };
+constexpr const char* kListwiseFunctions[] = {"divergence", "views"};
+
+// The codes are signs, through which gradients pass to tanh u; scales (m) times cosines of codes are the logits.
+struct ListwiseTerm {
+  ListwiseFunction function;
+  float constant;       // divergence: the temperature; views: the weight of the divergences between bits
+  const float* scales;
+  const float* vectors;  // divergence: (n x width)
+  int64_t width;
+  const int64_t* ids;  // views: n
+};
+// scale_slopes (m): each value's gradient in its scale.
+void listwise(const Batch& batch, const ListwiseTerm& term, const Loss& out, float* scale_slopes,
+              const Executor& executor);
+
 }  // namespace nhl::step

@@ -1,6 +1,8 @@
 """Codes handed over to faiss and usearch, and back: the same rows, the same distances."""
 
+import faiss
 import numpy as np
+from usearch.index import Index, MetricKind
 
 import nhl_fast as nhl
 
@@ -10,16 +12,12 @@ index = nhl.NestedIndex(length=128)
 index.add(codes)
 distances, ids = index.search(queries, k=10)
 
-import faiss
-
 flat = faiss.IndexBinaryFlat(128)
 flat.add(codes)
 theirs, _ = flat.search(queries, 10)
 assert np.array_equal(np.asarray(distances), theirs)
 back = nhl.NestedIndex.from_faiss(index.to_faiss())
 assert np.array_equal(np.asarray(back.search(queries, k=10)[1]), np.asarray(ids))
-
-from usearch.index import Index, MetricKind
 
 graph = Index(ndim=128, metric=MetricKind.Hamming, dtype="b1")
 graph.add(np.arange(len(codes)), codes)

@@ -31,6 +31,7 @@ from ..training.run import Run
 from ..training.run_folder import RunFolder, check_output
 from ..training.run_pictures import label_text, write_pictures
 from ..training.trainer import Trainer
+from . import duplicates as duplicating
 from . import fit as fitted
 
 
@@ -206,6 +207,10 @@ def search_run(args) -> None:
             f"query {q} (class {found[-1]['label']}), {length} bits, {right} of {len(answers)} right: {text}"
         )
     emit(args, {"length": length, "queries": found}, "\n".join([*lines, "(class@distance, nearest first)"]))
+
+
+def duplicates(args) -> None:
+    emit(args, *duplicating.duplicates(args))
 
 
 def compare(args) -> None:

@@ -126,7 +126,8 @@ def add_training(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        help="'paper': those of arXiv 2412.08922; 'tuned': the best found for each loss, see docs/experiments.md",
+        help="'paper': those of arXiv 2412.08922; 'tuned': the best found for each loss, 'wide': for many classes, "
+        "see docs/experiments.md",
     )
     group.add_argument("--loss", choices=losses.NAMES)
     group.add_argument("--loss-option", dest="loss_options", type=option, action="append", metavar="NAME=VALUE")
@@ -274,6 +275,22 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--path", help="where the run's file of features lies now")
     sub.add_argument("--device", help="where the model encodes (default: cpu)")
     sub.add_argument("--workers", type=int, default=0, help="processes that open pictures")
+
+    sub = command(
+        "duplicates",
+        "pairs of codes that nearly agree",
+        "All pairs of codes (or image hashes) within a Hamming radius of one another.\n\n"
+        "  nhl-fast duplicates codes.npy --radius 4 --out pairs.npz\n"
+        "  nhl-fast duplicates phash.txt --radius 6                 # hex strings, one a line",
+    )
+    sub.add_argument(
+        "codes", metavar="FILE", help=".npy (packed uint8, bool, uint64, int8 'binary'), or .txt of hex strings"
+    )
+    sub.add_argument("--radius", type=int, required=True, help="largest distance that counts")
+    sub.add_argument("--length", type=int, help="code length in bits (default: all)")
+    sub.add_argument(
+        "--out", metavar="NPZ", help="write arrays i, j (i < j) and distance there, in no order of pairs"
+    )
 
     sub = command(
         "compare",

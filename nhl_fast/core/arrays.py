@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+import zipfile
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -36,3 +38,24 @@ def as_tensor(value, name: str = "value"):
         # Read-only arrays (memory maps) are fine here: codes and labels are only ever read.
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         return torch.from_numpy(value)
+
+
+def check_output(output) -> str:
+    """`output` if it says what results are: "tensor" or "numpy"."""
+    return check.one_of(output, "output", ("tensor", "numpy"))
+
+
+def as_output(results: tuple[torch.Tensor, ...], output: str) -> tuple:
+    """Results as they are, or as arrays (that share the memory of CPU tensors)."""
+    return results if output == "tensor" else tuple(result.cpu().numpy() for result in results)
+
+
+def write_npz(handle, arrays: Iterable[tuple[str, np.dtype, tuple[int, ...], Iterable[np.ndarray]]]) -> None:
+    """An .npz file as `numpy.savez` writes it, of (name, dtype, shape, parts in C order), a part at a time."""
+    with zipfile.ZipFile(handle, "w") as archive:
+        for name, dtype, shape, parts in arrays:
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as out:
+                header = {"descr": np.dtype(dtype).str, "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(out, header)
+                for part in parts:
+                    out.write(part.astype(dtype, copy=False).tobytes())

@@ -88,6 +88,8 @@ def backends() -> dict[str, Backend]:
 
 def check_backend(backend) -> str:
     """`backend` if it is "auto" or the name of a backend; ValueError otherwise."""
+    if isinstance(backend, str) and backend == "auto":  # as nearly always
+        return backend
     return check.one_of(backend, "backend", ("auto", *names()))
 
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from ..losses.unlabelled import neighbor_targets
+from ..head.layer import NestedHashLayer
+from ..head.objective import NestedObjective
+from ..losses.unlabelled import Neighbors
 from ..retrieval.vectors import nearest_vectors
 from ..training.checkpoint import load_state, save_state
 from ..training.lock import hold
-from .gradient import values_and_gradient
 from .settings import CHECKPOINT, Settings
 
 SCALE_RATE = 5.0  # the learned scales' rate over that of the weights
@@ -35,8 +36,13 @@ class Learner:
     def __init__(self, rows, weight, bias, code_lengths, settings: Settings, seed: int):
         self.rows, self.unit = rows, torch.nn.functional.normalize(rows)
         self.code_lengths, self.settings, self.seed = code_lengths, settings, seed
-        scales = torch.tensor(code_lengths, dtype=torch.float32, device=rows.device).sqrt().log()
-        self.weight, self.bias, self.log_scales = weight.to(rows.device).clone(), bias.to(rows.device).clone(), scales
+        with torch.random.fork_rng([]):  # the layer's own start, drawn on the CPU
+            layer = NestedHashLayer(rows.shape[1], code_lengths, dtype=torch.float32)
+        loss = Neighbors(code_lengths, temperature=settings.temperature)
+        self.objective = NestedObjective(layer, loss, distill_weight=0.0, weighting="uniform").to(rows.device)
+        self.weight, self.bias, self.log_scales = layer.hash_layer.weight, layer.hash_layer.bias, loss.log_scales
+        with torch.no_grad():
+            self.weight.copy_(weight), self.bias.copy_(bias)
         self.optimizer = torch.optim.Adam(
             [{"params": [self.weight, self.bias], "rate": 1.0}, {"params": [self.log_scales], "rate": SCALE_RATE}],
             lr=settings.lr,
@@ -68,27 +74,24 @@ class Learner:
         return torch.Generator().manual_seed((self.seed * 1_000_003 + stream * 7_919 + 1) % 2**63)
 
     def take_step(self) -> torch.Tensor:
-        """One step of the optimizer; the cross-entropies (m,) of its batch."""
+        """One step of the optimizer; the divergences (m,) of its batch."""
         self.step += 1
         settings, index = self.settings, self.batch(self.step)
-        x, unit = self.rows[index], self.unit[index]
-        target = neighbor_targets(unit, settings.temperature)
-        u = torch.addmm(self.bias, x, self.weight.T)
-        values, du, scale_slopes = values_and_gradient(
-            u, [target] * len(self.code_lengths), self.log_scales, self.code_lengths
-        )
-        self.weight.grad, self.bias.grad, self.log_scales.grad = du.T @ x, du.sum(0), scale_slopes
+        self.optimizer.zero_grad()
+        with torch.enable_grad():
+            result = self.objective(self.rows[index], self.unit[index])
+            result.total.backward()
         rate = settings.lr * 0.5 * (1 + math.cos(math.pi * (self.step - 1) / settings.steps))
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["rate"]
         self.optimizer.step()
-        return values
+        return result.losses
 
     def state(self, described: dict) -> dict:
         """What a checkpoint holds; `described` says of which fit."""
         return {
             **{"described": described, "step": self.step, "neighbors": self.neighbors},
-            **{name: getattr(self, name) for name in ("weight", "bias", "log_scales")},
+            **{name: getattr(self, name).detach() for name in ("weight", "bias", "log_scales")},
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -96,7 +99,7 @@ class Learner:
         """Go on from what `state` gave."""
         self.step, self.neighbors = state["step"], state["neighbors"].to(self.rows.device)
         for name in ("weight", "bias", "log_scales"):
-            getattr(self, name).copy_(state[name])
+            getattr(self, name).detach().copy_(state[name])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def described(self) -> dict:
@@ -115,7 +118,7 @@ def fit(
             folder.mkdir(parents=True, exist_ok=True)
             owned.enter_context(hold(folder))
         _take_steps(learner, None if folder is None else folder / CHECKPOINT, resume, every, progress)
-    return learner.weight, learner.bias
+    return learner.weight.detach(), learner.bias.detach()
 
 
 def _take_steps(learner: Learner, file: Path | None, resume: bool, every: int, progress: bool) -> None:

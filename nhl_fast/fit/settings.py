@@ -36,8 +36,9 @@ class Settings:
     def __post_init__(self):
         for name in ("steps", "anchors", "neighbors", "drawn"):
             object.__setattr__(self, name, check.positive_int(getattr(self, name), name))
-        for name in ("temperature", "lr"):
-            object.__setattr__(self, name, check.number(getattr(self, name), name, positive=True))
+        object.__setattr__(self, "lr", check.number(self.lr, "lr", positive=True))
+        temperature = check.number(self.temperature, "temperature", minimum=1e-6)  # as `losses.Neighbors` takes it
+        object.__setattr__(self, "temperature", temperature)
         if self.lr > 1:
             raise ValueError(f"lr: expected a rate of at most 1, got {self.lr:g}")
         if self.drawn > self.neighbors:

@@ -10,8 +10,8 @@ from ..core import check
 LIMIT = 2**63
 
 
-def check_ids(value, name: str) -> np.ndarray:
-    """Integers of at least 0 as an int64 array, a copy."""
+def check_ids(value, name: str, copy: bool = True) -> np.ndarray:
+    """Integers of at least 0 as an int64 array; with `copy`, one of its own."""
     if isinstance(value, torch.Tensor):
         on_cpu(value, name)
     if isinstance(value, np.ma.MaskedArray):
@@ -31,10 +31,10 @@ def check_ids(value, name: str) -> np.ndarray:
         raise ValueError(f"{name}: expected integers from 0 to 2**63 - 1, got {check.digits(max(value, key=abs))}")
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{name}: expected a sequence of integers, got {check.describe(value)}")
-    wrong = (ids < 0) | (ids > np.iinfo(np.int64).max)
-    if wrong.any():
+    if ids.min() < 0 or ids.max() >= LIMIT:
+        wrong = (ids < 0) | (ids > np.iinfo(np.int64).max)
         raise ValueError(f"{name}: expected integers from 0 to 2**63 - 1, got {some(ids[wrong])}")
-    return ids.astype(np.int64)
+    return ids.astype(np.int64, copy=copy)
 
 
 def check_distinct(value, count: int | None = None) -> np.ndarray:

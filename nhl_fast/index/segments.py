@@ -52,6 +52,14 @@ def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
     return np.frombuffer(pages, dtype).reshape(shape)
 
 
+def without_repeats(values: np.ndarray) -> np.ndarray:
+    """The distinct values in ascending order (`numpy.unique` hashes them, fifty times as slow)."""
+    if (values[1:] > values[:-1]).all():
+        return values
+    values = np.sort(values)
+    return values[np.concatenate([[True], values[1:] != values[:-1]])]
+
+
 def copy_rows(rows: torch.Tensor, length: int, order: np.ndarray | None = None) -> torch.Tensor:
     """A copy of packed rows in C order, sorted by `order`, with zeros beyond the length."""
     out = torch.from_numpy(empty(tuple(rows.shape), np.uint8))
@@ -146,20 +154,46 @@ class Segment:
         kept = np.flatnonzero(self.alive[start:stop])
         return self.ids_at(kept + start), rows[kept]
 
-    def chosen(self, allow: np.ndarray | None) -> Chosen:
-        """What a search reads; `allow` holds ascending ids, or is None for all."""
-        if allow is None:
-            mask = None if self.alive is None else torch.from_numpy(self.alive)
-            return Chosen(self, self.codes, mask, None, self.count)
-        _, positions = self.find(allow)
+    def chosen(self) -> Chosen:
+        """All that is alive."""
+        mask = None if self.alive is None else torch.from_numpy(self.alive)
+        return Chosen(self, self.codes, mask, None, self.count)
+
+    def masked(self, allowed: np.ndarray) -> Chosen:
+        """Those of the rows that are alive where `allowed` (count,) is set."""
+        if self.alive is None:
+            return self._where(allowed)
+        mask = np.zeros(len(self), dtype=bool)
+        mask[self.alive] = allowed
+        return self._where(mask)
+
+    def holding(self, ids: np.ndarray) -> Chosen:
+        """The rows of `ids`, which may repeat, in any order."""
+        if self.ids is not None:
+            _, positions = self.find(ids)
+        else:
+            positions = ids - self.first
+            inside = positions.view(np.uint64) < len(self)  # what is below 0 is far above
+            if not inside.all():
+                positions = positions[inside]
         if _GATHER_PART * len(positions) <= len(self):
-            return Chosen(self, self.codes[torch.from_numpy(positions)], None, positions, len(positions))
+            positions = without_repeats(positions)
+            return self._at(positions if self.alive is None else positions[self.alive[positions]])
         mask = np.zeros(len(self), dtype=bool)
         mask[positions] = True
-        return Chosen(self, self.codes, torch.from_numpy(mask), None, len(positions))
+        return self._where(mask if self.alive is None else mask & self.alive)
+
+    def _where(self, mask: np.ndarray) -> Chosen:
+        count = int(np.count_nonzero(mask))
+        if _GATHER_PART * count <= len(self):
+            return self._at(np.flatnonzero(mask))
+        return Chosen(self, self.codes, torch.from_numpy(np.ascontiguousarray(mask)), None, count)
+
+    def _at(self, positions: np.ndarray) -> Chosen:
+        return Chosen(self, self.codes[torch.from_numpy(positions)], None, positions, len(positions))
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(slots=True, eq=False)  # every search makes one: frozen takes a microsecond
 class Chosen:
     """The rows of a segment that a search may return: all of `rows`, or those where `mask` is set."""
 
@@ -169,22 +203,24 @@ class Chosen:
     positions: np.ndarray | None
     count: int
 
-    def ids_of(self, found: torch.Tensor) -> np.ndarray:
+    def ids_of(self, found: torch.Tensor) -> torch.Tensor:
+        if self.positions is None and self.segment.ids is None:
+            return found + self.segment.first if self.segment.first else found
         found = found.numpy()
-        return self.segment.ids_at(found if self.positions is None else self.positions[found])
+        return torch.from_numpy(self.segment.ids_at(found if self.positions is None else self.positions[found]))
 
-    def nearest(self, queries, k: int, length: int, backend: str) -> tuple[np.ndarray, np.ndarray]:
+    def nearest(self, queries, k: int, length: int, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(distances, ids), both (Q, min(k, count))."""
         k = min(k, self.count)
         distances, found = hamming.nearest(queries, self.rows, k, length, self.mask, _CHUNK_BYTES, backend)
-        return distances.numpy(), self.ids_of(found)
+        return distances, self.ids_of(found)
 
     def within(self, queries, radius: int, length: int, backend: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(neighbours of each query, distances, ids)."""
         offsets, distances, found = hamming.within(
             queries, self.rows, radius, length, self.mask, _CHUNK_BYTES, backend
         )
-        return offsets.diff().numpy(), distances.numpy(), self.ids_of(found)
+        return offsets.diff().numpy(), distances.numpy(), self.ids_of(found).numpy()
 
 
 # ---------------------------------------------------------------------------------------------- merged results
@@ -205,31 +241,23 @@ def sort_by_group_and_id(groups: np.ndarray, ids: np.ndarray, highest: int) -> t
     return groups, ids if table is None else table[ids]
 
 
-def nearest(segments: Sequence[Segment], queries, k: int, length: int, allow, backend: str):
-    """The k nearest of all segments: (distances (Q, c), ids (Q, c)) with c = k, or as many as `allow` leaves."""
-    best = None
-    for segment in segments:
-        chosen = segment.chosen(allow)
-        if not chosen.count:
-            continue
-        found = chosen.nearest(queries, k, length, backend)
-        if best is not None:
-            found = (np.concatenate(pair, axis=1) for pair in zip(best, found))
-            found = (array[:, :k] for array in sort_by_group_and_id(*found, length))
-        best = tuple(found)
-    if best is None:
-        empty = np.empty((len(queries), 0), np.int64)
-        return empty, empty
-    return best
+def nearest(chosen: Sequence[Chosen], queries, k: int, length: int, backend: str):
+    """The k nearest of what was chosen: int32 and int64 tensors (Q, c) with c = k, or as many as there are."""
+    chosen = [part for part in chosen if part.count]
+    if len(chosen) == 1:
+        return chosen[0].nearest(queries, k, length, backend)
+    best = np.empty((len(queries), 0), np.int32), np.empty((len(queries), 0), np.int64)
+    for part in chosen:
+        found = (array.numpy() for array in part.nearest(queries, k, length, backend))
+        found = (np.concatenate(pair, axis=1) for pair in zip(best, found))
+        best = tuple(array[:, :k] for array in sort_by_group_and_id(*found, length))
+    distances, ids = best
+    return torch.from_numpy(distances.astype(np.int32, copy=False)), torch.from_numpy(ids)
 
 
-def within(segments: Sequence[Segment], queries, radius: int, length: int, allow, backend: str):
+def within(chosen: Sequence[Chosen], queries, radius: int, length: int, backend: str):
     """All rows within `radius`: (neighbours of each query (Q,), distances, ids)."""
-    parts = []
-    for segment in segments:
-        chosen = segment.chosen(allow)
-        if chosen.count:
-            parts.append(chosen.within(queries, radius, length, backend))
+    parts = [part.within(queries, radius, length, backend) for part in chosen if part.count]
     if not parts:
         return np.zeros(len(queries), np.int64), np.empty(0, np.int32), np.empty(0, np.int64)
     if len(parts) == 1:

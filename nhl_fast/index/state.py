@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -17,10 +17,10 @@ class State:
 
     segments: tuple[Segment, ...] = ()
     next_id: int = 0
+    count: int = field(init=False)
 
-    @property
-    def count(self) -> int:
-        return sum(segment.count for segment in self.segments)
+    def __post_init__(self):
+        object.__setattr__(self, "count", sum(segment.count for segment in self.segments))
 
     @property
     def nbytes(self) -> int:
@@ -33,6 +33,25 @@ class State:
         lows, highs = zip(*(segment.ends() for segment in self.segments))
         return min(lows) if max(highs) - min(lows) + 1 == self.count else None
 
+    def ids(self) -> np.ndarray:
+        """All ids in ascending order, int64."""
+        parts = [segment.alive_ids() for segment in self.segments]
+        return np.sort(np.concatenate([np.empty(0, np.int64), *parts]))
+
+    def rows(self, ids: np.ndarray, width: int) -> torch.Tensor:
+        """The packed rows of ids, uint8 (len(ids), width); KeyError where some are nowhere."""
+        out = torch.empty(len(ids), width, dtype=torch.uint8)
+        for i, which, positions in self.locate(ids):
+            out[torch.from_numpy(which)] = self.segments[i].codes[torch.from_numpy(positions)]
+        return out
+
+    def held(self, ids: np.ndarray) -> np.ndarray:
+        """Those of `ids` that are here."""
+        here = np.zeros(len(ids), dtype=bool)
+        for segment in self.segments:
+            here[segment.find(ids)[0]] = True
+        return ids[here]
+
     def locate(self, ids: np.ndarray) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """(segment number, which of `ids` it holds, their positions) for all ids; KeyError where some are nowhere."""
         found = [(i, *segment.find(ids)) for i, segment in enumerate(self.segments)]
@@ -43,12 +62,12 @@ class State:
             raise KeyError(f"ids: not in the index: {some(ids[missing])}")
         return [part for part in found if len(part[1])]
 
-    def adding(self, ids: np.ndarray, added: tuple[Segment, ...]) -> State:
-        """With segments of new ids; ValueError where an id is taken."""
+    def adding(self, ids: np.ndarray, added: tuple[Segment, ...], next_id: int = 0) -> State:
+        """With segments of new ids, and running ids from `next_id` on at least; ValueError where an id is taken."""
         taken = [ids[segment.find(ids)[0]] for segment in self.segments]
         if any(map(len, taken)):
             raise ValueError(f"ids: expected new ids, but the index holds {some(np.concatenate(taken))}")
-        return State(tidy(self.segments + added), max(self.next_id, int(ids.max(initial=-1)) + 1))
+        return State(tidy(self.segments + added), max(self.next_id, next_id, int(ids.max(initial=-1)) + 1))
 
     def running_on(self, rows: torch.Tensor) -> State:
         """With rows under running ids; ValueError where those would end."""

@@ -21,6 +21,7 @@ PENALTIES = {
     "pairs": ("absolute", "log_cosh", "balance", "cauchy"),
     "triplets": ("sign",),
     "softmax": ("square",),
+    "listwise": (),
 }
 WEIGHINGS = ("no", "rarity", "halves")
 MEANS = ("pairs", "similar")
@@ -41,7 +42,7 @@ class Form:
     """One term of a loss, for a compiled body. See docs/add-a-loss.md.
 
     Attributes:
-        body: "center", "pairs", "triplets" or "softmax".
+        body: "center", "pairs", "triplets", "softmax" or "listwise".
         function: the body's function of one output, pair, triplet or row.
         constants: what the function takes.
         penalty: one of `PENALTIES[body]` on the outputs, or none.
@@ -53,6 +54,7 @@ class Form:
         bank: pairs: whose written rows the batch is compared with; None: the batch itself, each pair in both orders.
         centers: center, softmax: (C, sum of the code lengths) of +-1.
         ties: center: (sum of the code lengths,) of +-1, where the sum of several centres is 0.
+        scales: listwise: (m,) what cosines of codes are multiplied by; gradients go there, too.
         one_hot: softmax: the body refuses a row of labels that has not exactly one class.
     """
 
@@ -67,6 +69,7 @@ class Form:
     bank: Bank | None = None
     centers: torch.Tensor | None = None
     ties: torch.Tensor | None = None
+    scales: torch.Tensor | None = None
     one_hot: bool = False
 
     def __post_init__(self):
@@ -77,9 +80,18 @@ class Form:
         if self.penalty is not None and self.penalty.kind not in PENALTIES[self.body]:
             taken = ", ".join(PENALTIES[self.body]) or "none"
             raise ValueError(f"penalty: the body {self.body!r} takes {taken}, got {self.penalty.kind!r}")
+        enough = len(self.constants) >= 2 and self.constants[0] > 0
+        if self.penalty is not None and self.penalty.kind == "cauchy" and not enough:
+            raise ValueError(
+                f"constants: the penalty 'cauchy' needs (gamma > 0, largest cosine), got {self.constants}"
+            )
         if (self.centers is None) == (self.body in ("center", "softmax")):
             wanted = "takes none" if self.centers is not None else "needs those of every class"
             raise ValueError(f"centers: the body {self.body!r} {wanted}")
+        if (self.scales is None) == (self.body == "listwise"):
+            raise ValueError(
+                f"scales: the body {self.body!r} {'takes none' if self.body != 'listwise' else 'needs one a length'}"
+            )
         if (self.ties is None) == (self.body == "center"):
             raise ValueError(
                 f"ties: the body {self.body!r} {'takes none' if self.body != 'center' else 'needs them'}"

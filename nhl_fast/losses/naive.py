@@ -1,4 +1,4 @@
-"""The ten losses as their papers print them: one code length, plain PyTorch, autograd alone. Written to be read.
+"""The losses as their papers print them: one code length, plain PyTorch, autograd alone. Written to be read.
 
 What a compiled step or a reference form computes is held against these functions in the tests; nothing is saved here,
 neither memory nor time, and nothing is done about overflow or cancellation: take float64.
@@ -79,16 +79,17 @@ def lcdsh(u, similar, *, eta=3.0, clamp=True, reference_bits=None):
     return softplus(-s * theta).mean() + eta * (theta.sigmoid() - coded.sigmoid()).square().mean()
 
 
-def dch(u, similar, *, gamma=20.0, quantization=0.1, max_cosine=0.99):
+def dch(u, similar, *, gamma=20.0, quantization=0.1, max_cosine=0.99, reference_bits=None):
     """Cao et al., "Deep Cauchy Hashing", CVPR 2018: the Cauchy cross-entropy, and the Cauchy quantization loss.
 
-    max_cosine caps the cosine, so that d > 0; with None d is at least 1e-6.
+    max_cosine caps the cosine, so that d > 0; with None d is at least 1e-6. reference_bits stands for b in d.
     """
     b = u.shape[1]
+    bits = b if reference_bits is None else reference_bits
 
     def distance(cosine):
         cosine = cosine if max_cosine is None else cosine.clamp(max=max_cosine)
-        return (b / 2 * (1 - cosine)).clamp(min=1e-6)
+        return (bits / 2 * (1 - cosine)).clamp(min=1e-6)
 
     positives, negatives = similar.sum().to(u.dtype), (~similar).sum().to(u.dtype)
     w = torch.where(similar, similar.numel() / positives, similar.numel() / negatives)
@@ -155,3 +156,35 @@ def probabilities(u, centers, reference_bits):
     """Softmax over the classes of sqrt(b) cos(u, centre), (N, C)."""
     sharpness = (reference_bits or u.shape[1]) ** 0.5
     return (sharpness * unit(u) @ unit(centers).T).softmax(1)
+
+
+def straight_signs(u):
+    """+-1 by the bit rule, with the gradient of tanh u (Bengio et al., arXiv 1308.3432)."""
+    soft = u.tanh()
+    return soft + (torch.where(u > 0, 1.0, -1.0).to(u.dtype) - soft).detach()
+
+
+def off_diagonal(square, value):
+    """A square matrix with `value` on its diagonal."""
+    return square.masked_fill(torch.eye(len(square), dtype=torch.bool, device=square.device), value)
+
+
+def neighbors(u, vectors, scale, *, temperature=0.05):
+    """Divergence of the softmax over codes' cosines, times a learned scale, from that over vectors' cosines."""
+    z, unit = straight_signs(u), F.normalize(vectors.to(u.dtype))
+    found = off_diagonal(scale / u.shape[1] * (z @ z.T), -torch.inf).log_softmax(1)
+    wanted = off_diagonal(unit @ unit.T / temperature, -torch.inf).log_softmax(1)
+    return (wanted.exp() * off_diagonal(wanted - found, 0)).sum(1).mean()
+
+
+def contrastive(u, ids, *, temperature=0.3, bottleneck=0.001):
+    """Qiu et al., "CIBHash", IJCAI 2021: InfoNCE between codes of views, and a divergence between their bits."""
+    z, p, other = straight_signs(u), u.sigmoid(), u.detach()
+    logits = off_diagonal(z @ z.T / (u.shape[1] * temperature), -torch.inf)
+    pairs = -off_diagonal(logits.log_softmax(1), 0)
+    yes = (p * F.logsigmoid(u)).sum(1, keepdim=True) - p @ F.logsigmoid(other).T
+    no = ((1 - p) * F.logsigmoid(-u)).sum(1, keepdim=True) - (1 - p) @ F.logsigmoid(-other).T
+    views = off_diagonal(ids[:, None] == ids[None], False).to(u.dtype)
+    count = views.sum(1)
+    rows = ((pairs + bottleneck * (yes + no)) * views).sum(1) / count.clamp(min=1)
+    return rows.sum() / (count > 0).sum().clamp(min=1)

@@ -339,6 +339,8 @@ class DCH(NestedLoss):
         quantization: weight of the second term.
         max_cosine: the cap on the cosine, which keeps d away from 0 and kills the gradient of pairs beyond it;
             None lifts it (d is then at least 1e-6 bits).
+        reference_bits: None for distances as published, whose range grows with the length while gamma stays; with a
+            number b in d is that number at every length, so that one gamma suits all. Only the reference serves it.
 
     Source: Cao et al., "Deep Cauchy Hashing for Hamming Space Retrieval", CVPR 2018.
     """
@@ -351,8 +353,10 @@ class DCH(NestedLoss):
         gamma: float = 20.0,
         quantization: float = 0.1,
         max_cosine: float | None = 0.99,
+        reference_bits: float | None = None,
     ):
         super().__init__(num_classes, code_lengths)
+        self.reference_bits = check.optional_positive(reference_bits, "reference_bits")
         self.gamma = check.number(gamma, "gamma", positive=True)
         self.quantization = check.number(quantization, "quantization")
         if max_cosine is not None and not 0 < check.number(max_cosine, "max_cosine") < 1:
@@ -361,7 +365,7 @@ class DCH(NestedLoss):
 
     def naive(self, u, labels, k):
         options = {"gamma": self.gamma, "quantization": self.quantization, "max_cosine": self.max_cosine}
-        return naive.dch(u, similarity(labels, labels), **options)
+        return naive.dch(u, similarity(labels, labels), reference_bits=self.reference_bits, **options)
 
     def expanded(self, v, labels):  # keeps digits: the logarithms of a similar pair that is close cancel
         similar = similarity(labels, labels)
@@ -382,11 +386,16 @@ class DCH(NestedLoss):
 
     def distance(self, cosine: torch.Tensor) -> torch.Tensor:
         """Relaxed Hamming distance in bits from cosines (m, ...)."""
-        half = (self._bits.to(cosine.dtype) / 2).view(-1, *[1] * (cosine.ndim - 1))
+        bits = self._bits.to(cosine.dtype)
+        if self.reference_bits is not None:
+            bits = torch.full_like(bits, self.reference_bits)
+        half = (bits / 2).view(-1, *[1] * (cosine.ndim - 1))
         if self.max_cosine is None:
             return (half * (1 - cosine)).clamp(min=1e-6)
         return half * (1 - cosine.clamp(max=self.max_cosine))
 
     def forms(self):
+        if self.reference_bits is not None:
+            return ()
         cap = math.inf if self.max_cosine is None else self.max_cosine
         return (Form("pairs", "cauchy", (self.gamma, cap), Penalty("cauchy", self.quantization), weigh="rarity"),)

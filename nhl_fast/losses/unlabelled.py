@@ -1,4 +1,4 @@
-"""Losses that need no labels: neighbours as in given vectors, and views of one thing. Reference only, for now.
+"""Losses that need no labels: neighbours as in given vectors, and views of one thing.
 
 Codes enter them as bits: the sign of an output, passed straight through to its tanh where gradients go.
 """
@@ -10,24 +10,47 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import check
+from ..core.known_gradient import known_gradient
+from ..core.prefixes import split
+from . import naive
 from .base import NestedLoss, bit_signs
+from .form import Form
+
+# Of cosines: below it float32 knows no two of them apart.
+LEAST_TEMPERATURE = 1e-6
 
 
-def straight_signs(u: torch.Tensor) -> torch.Tensor:
-    """+-1 by the bit rule, with the gradient of tanh u (Bengio et al., arXiv 1308.3432)."""
-    soft = u.tanh()
-    return soft + (bit_signs(u) - soft).detach()
-
-
-def neighbor_targets(vectors: torch.Tensor, temperature: float) -> torch.Tensor:
-    """(N, N): softmax of cosine / temperature of every row over the others; the diagonal is 0."""
+def log_neighbors(vectors: torch.Tensor, temperature: float) -> torch.Tensor:
+    """(N, N): log softmax of cosine / temperature of every row over the others; -inf on the diagonal."""
     unit = F.normalize(vectors)
-    return (unit @ unit.T).div_(temperature).fill_diagonal_(-torch.inf).softmax(1)
+    return naive.off_diagonal(unit @ unit.T / temperature, -torch.inf).log_softmax(1)
 
 
-def _off_diagonal(square: torch.Tensor, value: float) -> torch.Tensor:
-    """A square matrix with `value` on its diagonal."""
-    return square.masked_fill(torch.eye(len(square), dtype=torch.bool, device=square.device), value)
+@torch.no_grad()
+def divergences(v: torch.Tensor, code_lengths, wanted: torch.Tensor, scales: torch.Tensor):
+    """(values (m,), deltas (N, sum of the lengths), slopes (m,) in the scales) of `Neighbors`, written out.
+
+    With G = Z Z^T of the signs, length k's value is the mean over rows of KL(exp wanted || softmax(c G)), c =
+    scale_k / b_k. Its slope in c G is D = (softmax(c G) - exp wanted) / N, so that dZ = c (D + D^T) Z; the sign is
+    passed straight through to tanh u, whose slope is 1 - tanh^2 u. G grows by the bits that are new in a length.
+
+    Args:
+        v: expanded outputs.
+        wanted: (N, N), see `log_neighbors`.
+    """
+    share = wanted.exp()
+    values, deltas, slopes = [], [], []
+    gram, first = v.new_zeros(len(v), len(v)), 0
+    for u, b, scale in zip(split(v, code_lengths), code_lengths, scales.to(v.dtype)):
+        z = torch.where(u.isnan(), u, bit_signs(u))
+        gram = gram + z[:, first:] @ z[:, first:].T
+        found = naive.off_diagonal(gram * (scale / b), -torch.inf).log_softmax(1)
+        values.append((share * naive.off_diagonal(wanted - found, 0)).sum(1).mean())
+        slope = (found.exp() - share) / len(v)
+        slopes.append((slope * gram).sum() / b)
+        deltas.append((scale / b) * ((slope + slope.T) @ z) * (1 - u.tanh().square()))
+        first = b
+    return torch.stack(values), torch.cat(deltas, 1), torch.stack(slopes)
 
 
 class _Unlabelled(NestedLoss):
@@ -66,7 +89,7 @@ class Neighbors(_Unlabelled):
 
     def __init__(self, code_lengths=check.DEFAULT_CODE_LENGTHS, *, temperature: float = 0.05):
         super().__init__(code_lengths)
-        self.temperature = check.number(temperature, "temperature", positive=True)
+        self.temperature = check.number(temperature, "temperature", minimum=LEAST_TEMPERATURE)
         self.log_scales = nn.Parameter(self._start())
 
     def _start(self) -> torch.Tensor:
@@ -87,11 +110,17 @@ class Neighbors(_Unlabelled):
         return check.finite(labels.detach() if labels.dtype == torch.float64 else labels.detach().float(), "labels")
 
     def naive(self, u, labels, k):
-        z = straight_signs(u)
-        found = _off_diagonal(self.log_scales[k].exp().to(u.dtype) / u.shape[1] * (z @ z.T), -torch.inf)
-        target = neighbor_targets(labels, self.temperature).to(u.dtype)
-        surprise = torch.special.entr(target) + target * _off_diagonal(found.log_softmax(1), 0)
-        return -surprise.sum(1).mean()
+        return naive.neighbors(u, labels, self.log_scales[k].exp().to(u.dtype), temperature=self.temperature)
+
+    def expanded(self, v, labels):  # one product of a length's new bits, and no graph
+        scales = self.log_scales.exp()
+        wanted = log_neighbors(labels.to(v.dtype), self.temperature)
+        values, deltas, slopes = divergences(v.detach(), self.code_lengths, wanted, scales.detach())
+        of_scales = known_gradient(scales, values, slopes.to(scales.dtype))
+        return known_gradient(v, values, deltas, self.segments) + (of_scales - values)
+
+    def forms(self):
+        return (Form("listwise", "divergence", (self.temperature,), scales=self.log_scales.exp()),)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, temperature={self.temperature}"
@@ -120,7 +149,7 @@ class Contrastive(_Unlabelled):
         self, code_lengths=check.DEFAULT_CODE_LENGTHS, *, temperature: float = 0.3, bottleneck: float = 0.001
     ):
         super().__init__(code_lengths)
-        self.temperature = check.number(temperature, "temperature", positive=True)
+        self.temperature = check.number(temperature, "temperature", minimum=LEAST_TEMPERATURE)
         self.bottleneck = check.number(bottleneck, "bottleneck")
 
     def check_labels(self, labels, num_rows: int):
@@ -134,18 +163,11 @@ class Contrastive(_Unlabelled):
         return labels.long()
 
     def naive(self, u, labels, k):
-        z = straight_signs(u)
-        logits = _off_diagonal(z @ z.T / (u.shape[1] * self.temperature), -torch.inf)
-        pairs = -_off_diagonal(logits.log_softmax(1), 0)
-        if self.bottleneck:
-            p, other = u.sigmoid(), u.detach()
-            yes = (p * F.logsigmoid(u)).sum(1, keepdim=True) - p @ F.logsigmoid(other).T
-            no = ((1 - p) * F.logsigmoid(-u)).sum(1, keepdim=True) - (1 - p) @ F.logsigmoid(-other).T
-            pairs = pairs + self.bottleneck * (yes + no)
-        views = _off_diagonal(labels[:, None] == labels[None], False).to(u.dtype)
-        count = views.sum(1)
-        rows = (pairs * views).sum(1) / count.clamp(min=1)
-        return rows.sum() / (count > 0).sum().clamp(min=1)
+        return naive.contrastive(u, labels, temperature=self.temperature, bottleneck=self.bottleneck)
+
+    def forms(self):
+        scales = self._bits.new_full((len(self.code_lengths),), 1 / self.temperature, dtype=torch.float32)
+        return (Form("listwise", "views", (self.bottleneck,), scales=scales),)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, temperature={self.temperature}, bottleneck={self.bottleneck}"

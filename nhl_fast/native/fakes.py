@@ -70,6 +70,10 @@ def _register_step() -> None:
     for name in ("center", "pairs", "triplets", "softmax"):
         fake(f"nhl_fast::step_{name}", loss)
 
+    @fake("nhl_fast::step_listwise")
+    def _(u, targets, scales, lengths, function, constants):
+        return *loss(u, lengths), u.new_empty(len(lengths))
+
     @fake("nhl_fast::step_project")
     def _(features, weight, bias, want_gram):
         n = features.shape[0]

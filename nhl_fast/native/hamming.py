@@ -80,7 +80,7 @@ def evaluate(queries, database, query_labels, database_labels, lengths, cutoff: 
 
 def _rows(codes: torch.Tensor) -> torch.Tensor:
     """Rows whose bytes are adjacent: the tensor itself unless it is transposed or strided within its rows."""
-    return codes if codes.shape[1] == 1 or codes.stride(1) == 1 else codes.contiguous()
+    return codes if codes.stride(1) == 1 or codes.shape[1] == 1 else codes.contiguous()
 
 
 def _split_counts(counts: torch.Tensor, num_queries: int, lengths) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ length in use are ignored everywhere, so a prefix needs no copy.
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch.utils.weak import WeakIdKeyDictionary
 
@@ -18,7 +19,7 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 _INTEGER = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
 # So many values are told from codes by what they are; fewer may be anything.
-_ENOUGH = 64
+ENOUGH = 64
 _BLOCK_BYTES = 2**20
 # Rows that are looked at first (of a CUDA tensor: at all), and the CUDA tensors whose rows were, by version.
 _LOOKED_AT = 4096
@@ -91,7 +92,7 @@ for _backend, _device in (("cpp", "cpu"), ("cuda", "cuda")):  # a compiler fuses
 
 def _refuse_probabilities(x: torch.Tensor) -> None:
     """Raise where a matrix of some size can only be a sigmoid's outputs, whose signs say nothing."""
-    if x.numel() < _ENOUGH or torch.compiler.is_compiling() or x.device.type == "meta":
+    if x.numel() < ENOUGH or torch.compiler.is_compiling() or x.device.type == "meta":
         return
     first = x.detach()[:_LOOKED_AT]
     low, high = first.aminmax()
@@ -158,6 +159,12 @@ def check_packed(codes, name: str = "codes") -> torch.Tensor:
     )
 
 
+def check_rows(value, name: str) -> tuple[torch.Tensor, bool]:
+    """`check_packed` of one code (bytes,) or of a matrix of them: the rows, and whether it was one code."""
+    one = isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim == 1 and len(value) > 0
+    return check_packed(value[None] if one else value, name), one
+
+
 def _only_signs(values: torch.Tensor) -> bool:
     known = values.is_floating_point() or values.dtype in _INTEGER
     return known and values.numel() > 0 and bool((values.abs() == 1).all())
@@ -173,7 +180,7 @@ def _was_looked_at(rows: torch.Tensor) -> bool:
 
 def _refuse_unpacked(rows: torch.Tensor, name: str) -> None:
     """Raise where packed rows can only be bits, one a byte: none above 1, though one in 16 is 1 and rows differ."""
-    if torch.compiler.is_compiling() or rows.numel() < _ENOUGH or rows.shape[1] < 8:
+    if torch.compiler.is_compiling() or rows.numel() < ENOUGH or rows.shape[1] < 8:
         return
     if rows.is_cuda:
         # A look waits for the device: once a database, at its first rows, and never while a graph is captured.
@@ -182,7 +189,7 @@ def _refuse_unpacked(rows: torch.Tensor, name: str) -> None:
         array = rows[:_LOOKED_AT].cpu()
     else:
         # Nearly always the first row settles it, in a microsecond.
-        if rows.is_cpu and rows[0].numpy().tobytes().strip(b"\0\1"):
+        if rows.is_cpu and rows.numpy()[0].tobytes().strip(b"\0\1"):
             return
         array = rows
     if any(bool((part > 1).any()) for part in array.split(max(1, _BLOCK_BYTES // rows.shape[1]))):

@@ -14,7 +14,7 @@ import torch
 
 from .. import native
 from ..core import check
-from ..core.arrays import as_tensor
+from ..core.arrays import as_output, as_tensor, check_output
 from ..core.operation import Operation
 from . import codes
 
@@ -30,17 +30,24 @@ _CPU_TILE_BYTES = 32 * 2**20
 @check.memory
 @torch.no_grad()
 def hamming_distances(
-    queries, database, lengths=None, *, chunk_bytes: int = DEFAULT_CHUNK_BYTES, backend: str = "auto"
+    queries,
+    database,
+    lengths=None,
+    *,
+    output: str = "tensor",
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    backend: str = "auto",
 ) -> torch.Tensor:
     """Hamming distances between all queries and all database items.
 
     Args:
         queries: (Q, bytes) packed uint8 rows (see `pack_codes`), tensor or NumPy array; bits as bool or as -1 and +1,
-            (Q, L), are packed.
+            (Q, L), are packed. One code (bytes,) gives results without the dimension Q.
         database: (n, bytes) packed uint8 rows on the same device. Rows of unequal width may meet where a
             length is given that both hold.
         lengths: None for all bits of the rows; an int for one prefix; a strictly increasing sequence for
             several.
+        output: "tensor", or "numpy" for an array.
         chunk_bytes: bound on the memory taken beyond the result (at least one item's worth is used).
         backend: "auto", "reference", "cpp" or "cuda".
 
@@ -51,14 +58,15 @@ def hamming_distances(
         TypeError, ValueError: a dtype, shape, device or length that does not fit, naming the argument.
     """
     several = lengths is not None and hasattr(lengths, "__iter__")
-    queries, database, lengths = _check_pair(queries, database, lengths, "lengths")
+    queries, database, lengths, one = _check_pair(queries, database, lengths, "lengths")
+    check_output(output)
     chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
     distances = DISTANCES(*_cut(queries, database, lengths[-1]), lengths, chunk_bytes, backend=backend)
-    return distances if several else distances[0]
+    distances = distances[:, 0] if one else distances
+    return as_output((distances if several else distances[0],), output)[0]
 
 
-@check.memory
-@torch.no_grad()
+@check.memory  # no torch.no_grad: packed rows have no gradient, and it takes two microseconds
 def search(
     queries,
     database,
@@ -66,17 +74,21 @@ def search(
     length: int | None = None,
     *,
     allow=None,
+    beyond: str = "raise",
+    output: str = "tensor",
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The k nearest database items of every query, by distance, then by ascending id.
 
     Args:
-        queries: (Q, bytes) packed uint8 rows, tensor or NumPy array.
+        queries: (Q, bytes) packed uint8 rows, tensor or NumPy array; one code (bytes,) gives results (k,).
         database: (n, bytes) packed uint8 rows on the same device; an item's id is its row number.
         k: neighbours a query, 1 to n.
         length: code length in bits (a prefix of the rows); None for all bits.
         allow: (n,) bool mask; items where it is False are left out.
+        beyond: what a k beyond n does: "raise", "cut" (k is n) or "pad" (as where `allow` leaves too few).
+        output: "tensor", or "numpy" for arrays.
         chunk_bytes: bound on the memory taken beyond a small multiple of the result.
         backend: "auto", "reference", "cpp" or "cuda".
 
@@ -87,13 +99,34 @@ def search(
     Raises:
         TypeError, ValueError: an argument does not fit (k beyond n among them), naming it.
     """
-    queries, database, lengths = _check_pair(queries, database, length, "length")
-    k = check.positive_int(k, "k")
-    if k > len(database):
-        raise ValueError(f"k: expected at most n = {len(database)}, the database's items, got {k}")
+    queries, database, lengths, one = _check_pair(queries, database, length, "length")
+    check_output(output)
+    count, width = check_k(k, len(database), f"n = {len(database)}, the database's items", beyond)
     allow = _check_allow(allow, database)
     chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
-    return nearest(queries, database, k, lengths[0], allow, chunk_bytes, backend)
+    found = nearest(queries, database, count, lengths[0], allow, chunk_bytes, backend)
+    return shaped(found, width, one, output)
+
+
+def check_k(k, available: int, what: str, beyond: str) -> tuple[int, int]:
+    """(neighbours to look for, columns of the result) for a k that may go beyond the items there are."""
+    k = check.positive_int(k, "k")
+    check.one_of(beyond, "beyond", ("raise", "cut", "pad"))
+    if k <= available:
+        return k, k
+    if beyond == "raise":
+        raise ValueError(f"k: expected at most {what}, got {k}")
+    return available, available if beyond == "cut" else k
+
+
+def shaped(found, width: int, one: bool, output: str):
+    """Results (Q, c) as they are asked for: padded with -1 to a width, without Q, as arrays."""
+    missing = width - found[0].shape[1]
+    if missing:
+        found = tuple(torch.nn.functional.pad(result, (0, missing), value=-1) for result in found)
+    if one:
+        found = tuple(result[0] for result in found)
+    return as_output(found, output)
 
 
 def nearest(queries, database, k, length, allow, chunk_bytes, backend) -> tuple[torch.Tensor, torch.Tensor]:
@@ -110,13 +143,14 @@ def radius_search(
     length: int | None = None,
     *,
     allow=None,
+    output: str = "tensor",
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """All database items within a Hamming radius of every query, by distance, then by ascending id.
 
     Args:
-        queries, database, length, allow, backend: as for `search`.
+        queries, database, length, allow, output, backend: as for `search`; one code as `queries` is Q = 1.
         radius: largest distance that counts, 0 or more (faiss's `range_search` leaves out the radius itself).
         chunk_bytes: bound on the memory taken beyond a small multiple of the result.
 
@@ -127,11 +161,12 @@ def radius_search(
     Raises:
         TypeError, ValueError: an argument does not fit, naming it.
     """
-    queries, database, lengths = _check_pair(queries, database, length, "length")
+    queries, database, lengths, _ = _check_pair(queries, database, length, "length")
+    check_output(output)
     radius = check.positive_int(radius, "radius", minimum=0)
     allow = _check_allow(allow, database)
     chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
-    return within(queries, database, radius, lengths[0], allow, chunk_bytes, backend)
+    return as_output(within(queries, database, radius, lengths[0], allow, chunk_bytes, backend), output)
 
 
 def within(queries, database, radius, length, allow, chunk_bytes, backend):
@@ -140,9 +175,9 @@ def within(queries, database, radius, length, allow, chunk_bytes, backend):
     return RADIUS(*_cut(queries, database, length), radius, length, allow, chunk_bytes, backend=backend)
 
 
-def _check_pair(queries, database, lengths, name: str) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...]]:
-    """Checked rows, and the lengths as a tuple."""
-    queries = codes.check_packed(queries, "queries")
+def _check_pair(queries, database, lengths, name: str) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...], bool]:
+    """Checked rows, the lengths as a tuple, and whether `queries` was one code."""
+    queries, one = codes.check_rows(queries, "queries")
     database = codes.check_packed(database, "database")
     if queries.device != database.device:
         raise ValueError(f"database: expected device {queries.device}, that of queries, got {database.device}")
@@ -158,14 +193,16 @@ def _check_pair(queries, database, lengths, name: str) -> tuple[torch.Tensor, to
         lengths = codes.check_lengths(lengths, width, name)
     else:
         lengths = (codes.check_length(lengths, width, name),)
-    return queries, database, lengths
+    return queries, database, lengths, one
 
 
 def _cut(queries: torch.Tensor, database: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Both cut to the bytes that the length uses."""
     used = codes.num_bytes(length)
-    # A view takes a microsecond, which counts where one query takes sixty.
-    return tuple(rows if rows.shape[1] == used else rows[:, :used] for rows in (queries, database))
+    # A view takes a microsecond, which counts where one query takes ten.
+    if queries.shape[1] != used:
+        queries = queries[:, :used]
+    return queries, database if database.shape[1] == used else database[:, :used]
 
 
 def _check_allow(allow, database: torch.Tensor) -> torch.Tensor | None:

@@ -101,7 +101,18 @@ def softmax(form: Form, u, labels, lengths):
     )  # fmt: skip
 
 
-BODIES: dict[str, Callable] = {"center": center, "pairs": pairs, "triplets": triplets, "softmax": softmax}
+def listwise(form: Form, u, labels, lengths):
+    targets = (labels.float() if labels.is_floating_point() else labels).contiguous()
+    scales = form.scales.float()
+    values, deltas, slopes = ops.step_listwise(
+        u, targets, scales.detach(), lengths, form.function, form.constants
+    )  # fmt: skip
+    return known_gradient(scales, values, slopes), deltas
+
+
+BODIES: dict[str, Callable] = {
+    "center": center, "pairs": pairs, "triplets": triplets, "softmax": softmax, "listwise": listwise,
+}  # fmt: skip
 
 
 @functools.cache
@@ -146,10 +157,12 @@ def sum_of_forms(forms, u: torch.Tensor, labels, lengths) -> tuple[torch.Tensor,
 def values_and_deltas(
     loss: NestedLoss, u: torch.Tensor, labels, index, recorded: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(values (m,), deltas (N, sum of the lengths)) of a loss at u (N, L); a bank takes the rows in if `recorded`."""
+    """(values (m,), deltas (N, sum of the lengths)) of a loss at u (N, L); a bank takes the rows in if `recorded`.
+
+    The values are functions of the loss's own parameters, where its forms have some.
+    """
     with torch.set_grad_enabled(recorded):
         u, labels = loss.prepare(u.detach(), labels, index)
-    with torch.no_grad():
         return sum_of_forms(loss.forms(), u.contiguous(), labels, loss.code_lengths)
 
 
@@ -157,7 +170,17 @@ def values_and_deltas(
 def loss_values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
     """(m,) values of a loss as functions of u (N, L)."""
     values, deltas = values_and_deltas(loss, u, labels, index, torch.is_grad_enabled())
-    return known_gradient(expand(u.float(), loss.code_lengths), values, deltas, loss.segments)
+    found = known_gradient(expand(u.float(), loss.code_lengths), values.detach(), deltas, loss.segments)
+    return with_parameters(found, values, u)
+
+
+def with_parameters(result: torch.Tensor, of_parameters: torch.Tensor, *sources: torch.Tensor) -> torch.Tensor:
+    """`result`, with the gradients of an equal sum in the loss's own parameters; both depend on `sources`."""
+    if not of_parameters.requires_grad:
+        return result
+    for source in sources:
+        of_parameters = once_through(of_parameters, source)
+    return result + (of_parameters - of_parameters.detach())
 
 
 # ---------------------------------------------------------------------------------------------------- the step
@@ -207,19 +230,16 @@ def _step(request: StepRequest):
         u, gram = ops.step_project(x, _plain(weight), _plain(bias), fixed is None and uses_gram(*x.shape, lengths))
         if request.check_finite and not torch.compiler.is_compiling() and not ops.step_finite(u):
             raise ValueError(NOT_FINITE)
-        attached = None
-        if refuses_loss(loss, u, request.labels) is None:
-            values, deltas = values_and_deltas(loss, u, request.labels, request.index, recorded)
-        else:
-            attached, deltas = _foreign(loss, u, request.labels, request.index, recorded)
-            values = attached.detach()
+        served = refuses_loss(loss, u, request.labels) is None
+        find = values_and_deltas if served else _foreign
+        attached, deltas = find(loss, u, request.labels, request.index, recorded)
+        values = attached.detach()
         total, distill, weights, dots, du = ops.step_combine(
             u, x, gram, values, deltas, lengths, request.distill_weight, fixed
         )
     total = _Head.apply(features, weight, bias, total, du)
-    if attached is not None and any(p.requires_grad for p in loss.parameters()):
-        with_graph = once_through(once_through(weights @ attached, weight), features)
-        total = total + (with_graph - with_graph.detach())
+    if any(p.requires_grad for p in loss.parameters()):
+        total = with_parameters(total, weights @ attached, weight, features)
     return total, values, distill, weights, dots if fixed is None else None
 
 

@@ -131,7 +131,7 @@ class TrainConfig:
 
     @classmethod
     def preset(cls, name: str = "default", **changes) -> TrainConfig:
-        """The settings `name` ("default", "paper" or "tuned"), with changes; see `nhl_fast.training.presets`."""
+        """The settings `name` ("default", "paper", "tuned", "wide"), with changes; see `training.presets`."""
         return cls(**presets.settings(name, changes, cls.loss, cls.code_lengths))
 
     @classmethod

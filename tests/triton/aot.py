@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import importlib
+import inspect
 import json
 import os
 import pkgutil
@@ -33,15 +34,17 @@ FIELDS = (
 TENSOR_CORE = re.compile(r"\b(HGMMA|HMMA|UTCHMMA|UTCQMMA|UTCOMMA|TCGEN\w*)\b")
 
 
-def kernel_variants():
-    """(name, function, signature, constants, options) of every kernel module that has `variants`."""
+def kernel_variants(arch: int = 90):
+    """(name, function, signature, constants, options) of what the kernel modules' `variants` ship for sm_<arch>."""
     import nhl_fast.steps.fused  # noqa: F401  (makes nhl_fast.kernels importable in a checkout)
 
     package = importlib.import_module("nhl_fast.kernels")
     names = sorted(module.name for module in pkgutil.iter_modules(package.__path__))
     loaded = {name: importlib.import_module(f"{package.__name__}.{name}") for name in names}
     for module, kernels in loaded.items():
-        for name, *rest in getattr(kernels, "variants", list)():
+        shipped = getattr(kernels, "variants", list)
+        by_card = "generation" in inspect.signature(shipped).parameters
+        for name, *rest in shipped(generation=arch // 10) if by_card else shipped():
             yield f"{module}/{name}", *rest
 
 
@@ -115,9 +118,10 @@ def measure(name, *variant, ones: bool = False) -> dict:
 def table(architectures=ARCHITECTURES, match: str = "", ones: bool = False, report=None) -> list[dict]:
     """Resources of every shipped variant whose name contains `match`; `report` is called with each row."""
     rows = []
-    for name, *variant in kernel_variants():
-        for arch in architectures if match in name else ():
-            rows.append(measure(name, *variant, arch, ones=ones))
+    shipped = [{name: variant for name, *variant in kernel_variants(arch)} for arch in architectures]
+    for name in filter(lambda name: match in name, shipped[0]):
+        for arch, variants in zip(architectures, shipped):
+            rows.append(measure(name, *variants[name], arch, ones=ones))
             if report:
                 report(rows[-1])
     return rows

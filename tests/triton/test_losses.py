@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from losses_cases import FORMS, draw_labels, form_id, make_loss, naive_by_length, of_backend, reference_by_length
+from losses_cases import FORMS, form_id, make_loss, naive_by_length, of_backend, reference_by_length
 from numeric import Expected
 
 
@@ -13,6 +13,6 @@ def test_losses_equal_their_formulas(case, multi, device):
     loss = make_loss(case, (4, 30), classes=4, multi=multi, num_train=20, unwritten=3, device=device).eval()
     scale = 1 if case.name == "csq" else 3  # its formula loses digits where tanh u is nearly 1
     u = scale * torch.randn(12, 30, device=device)
-    problem = loss, u, draw_labels(12, 4, multi, device)
+    problem = loss, u, case.labels(12, 4, multi, device)
     right = Expected(lambda: reference_by_length(*problem), truth=lambda: naive_by_length(*problem))
     right.check(of_backend(*problem, "triton"))

@@ -63,7 +63,8 @@ def project_center(
 
 def _together(features, weight, code_lengths, gram):
     mode = tiles.feature_precision(features)
-    programs = projection.loss_programs(*features.shape, weight.shape[0], gram, mode)
+    generation = tiles.generation(features.device)
+    programs = projection.loss_programs(*features.shape, weight.shape[0], gram, mode, generation)
     u, matrix = project_outputs(features, weight, gram)
     return u, matrix, *outputs(u, code_lengths, programs)
 

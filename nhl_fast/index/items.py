@@ -1,0 +1,237 @@
+"""What an index holds: packed codes with ids, and every way to change them."""
+
+from __future__ import annotations
+
+import operator
+
+import numpy as np
+import torch
+
+from ..core import check, fork
+from ..core.arrays import as_tensor
+from ..retrieval.codes import num_bytes
+from . import file
+from . import ids as index_ids
+from .arguments import check_codes
+from .ids import check_distinct, check_ids
+from .segments import Segment, copy_rows, empty, merge
+from .state import State
+
+
+class Items:
+    """Codes with ids; see `NestedIndex`, which is the public class."""
+
+    def __init__(self, length: int):
+        self._length = check.positive_int(length, "length")
+        if self._length > file.MAX_LENGTH:
+            raise ValueError(f"length: expected at most {file.MAX_LENGTH} bits, got {self._length}")
+        self._state = State()
+        self._writing = fork.Lock()
+
+    def __getstate__(self) -> dict:
+        state = self._state
+        return {
+            "length": self._length,
+            "next_id": state.next_id,
+            "segments": [(s.codes.numpy(), s.first, s.ids, s.alive) for s in state.segments],
+        }
+
+    def __setstate__(self, stored: dict) -> None:
+        self.__init__(stored["length"])
+        segments = (Segment(as_tensor(codes), *rest) for codes, *rest in stored["segments"])
+        self._state = State(tuple(segments), stored["next_id"])
+
+    def __copy__(self) -> Items:
+        out = type(self)(self._length)
+        out._state = self._state
+        return out
+
+    def __deepcopy__(self, memo) -> Items:
+        return self.__copy__()
+
+    # ---------------------------------------------------------------------------------------------- what is there
+
+    @property
+    def length(self) -> int:
+        """Code length in bits."""
+        return self._length
+
+    @property
+    def state(self) -> State:
+        """What the index holds at this moment: a value, which later changes leave as it is."""
+        return self._state
+
+    def __len__(self) -> int:
+        return self._state.count
+
+    def __contains__(self, id_) -> bool:
+        try:
+            id_ = operator.index(id_)
+        except TypeError:
+            return False
+        if not 0 <= id_ < index_ids.LIMIT:
+            return False
+        wanted = np.array([id_], np.int64)
+        return any(len(segment.find(wanted)[0]) for segment in self._state.segments)
+
+    def __repr__(self) -> str:
+        return f"NestedIndex(length={self._length}, items={len(self)})"
+
+    @property
+    def ids(self) -> torch.Tensor:
+        """All ids in ascending order, int64 (n,)."""
+        return torch.from_numpy(self._state.ids())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held for codes, ids and masks, those in a mapped file and those of removed items included."""
+        return self._state.nbytes
+
+    @property
+    def bytes_per_item(self) -> float:
+        """`nbytes` over the number of items; 0.0 for an empty index."""
+        state = self._state
+        return state.nbytes / max(1, state.count)
+
+    @check.memory
+    def reconstruct(self, ids) -> torch.Tensor:
+        """The packed rows of `ids` (any order, repeats allowed): uint8 (len(ids), ceil(length / 8)).
+
+        Raises:
+            TypeError, ValueError: ids are not a sequence of integers of at least 0.
+            KeyError: an id is not in the index.
+        """
+        ids = check_ids(ids, "ids")
+        return self._state.rows(ids, num_bytes(self._length))
+
+    # ---------------------------------------------------------------------------------------------------- changes
+
+    @check.memory
+    def add(self, codes, ids=None) -> torch.Tensor:
+        """Add items.
+
+        Args:
+            codes: (n, ceil(length / 8)) packed uint8 rows; they are copied.
+            ids: n distinct integers from 0 to 2**63 - 1 in any order, none of them in the index; None for
+                running ids.
+
+        Returns:
+            The ids, int64 (n,), in the order of the codes.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit, or an id is taken; nothing is added.
+        """
+        rows = check_codes(codes, self._length)
+        if ids is None:
+            return self._add_running(copy_rows(rows, self._length))
+        ids = check_distinct(ids, len(rows))
+        added = self._segments_of(rows, ids)
+        with self._writing:
+            self._state = self._state.adding(ids, added)
+        return torch.from_numpy(ids)
+
+    def _add_running(self, rows: torch.Tensor) -> torch.Tensor:
+        with self._writing:
+            first = self._state.next_id
+            self._state = self._state.running_on(rows)
+        ids = torch.from_numpy(empty((len(rows),), np.int64))
+        return torch.arange(len(rows), out=ids).add_(first)
+
+    @check.memory
+    def remove(self, ids, missing: str = "raise") -> int:
+        """Remove the items of `ids` (distinct, any order).
+
+        Args:
+            missing: what ids that are not in the index do: "raise", or "ignore".
+
+        Returns:
+            How many items went.
+
+        Raises:
+            TypeError, ValueError: ids are not distinct integers of at least 0.
+            KeyError: an id is not in the index; nothing is removed.
+        """
+        ids = check_distinct(ids)
+        check.one_of(missing, "missing", ("raise", "ignore"))
+        with self._writing:
+            if missing == "ignore":
+                ids = self._state.held(ids)
+            if missing == "raise" or len(ids):
+                self._state = self._state.replacing(ids)
+        return len(ids)
+
+    @check.memory
+    def update(self, ids, codes) -> None:
+        """Replace the codes of items that are in the index: row i of `codes` becomes the code of ids[i].
+
+        Args:
+            ids: distinct integers, any order.
+            codes: (len(ids), ceil(length / 8)) packed uint8 rows; they are copied.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit.
+            KeyError: an id is not in the index; nothing is changed.
+        """
+        rows = check_codes(codes, self._length)
+        ids = check_distinct(ids, len(rows))
+        added = self._segments_of(rows, ids)
+        with self._writing:
+            self._state = self._state.replacing(ids, added)
+
+    @check.memory
+    def merge(self, other: Items, renumber: bool = False) -> torch.Tensor:
+        """Add all items of another index of the same length; `other` stays as it is.
+
+        Args:
+            renumber: give them running ids, in the order of their own; else they keep their ids, and where codes are
+                not copied the two share them (neither changes in place).
+
+        Returns:
+            The ids that they have here, int64, in the order of `other.ids`.
+
+        Raises:
+            TypeError, ValueError: `other` is no index or of another length, or an id is taken; nothing is added.
+        """
+        if not isinstance(other, Items):
+            raise TypeError(f"other: expected a NestedIndex, got {check.describe(other)}")
+        if other.length != self._length:
+            raise ValueError(f"other: expected an index of {self._length} bits, got {other!r}")
+        check.flag(renumber, "renumber")
+        theirs = other.state
+        if not theirs.count:
+            return torch.empty(0, dtype=torch.int64)
+        if renumber:
+            return self._add_running(merge(theirs.segments).codes)
+        ids = theirs.ids()
+        with self._writing:
+            self._state = self._state.adding(ids, theirs.segments, theirs.next_id)
+        return torch.from_numpy(ids)
+
+    @check.memory
+    def compact(self) -> None:
+        """Make one part of all, without what is left of removed items; nothing else changes.
+
+        Searches are fastest then, and masks of ids that were interleaved cost no sort. It copies the codes, those of
+        a mapped file into memory, but where there is nothing to do.
+        """
+        with self._writing:
+            state = self._state
+            if len(state.segments) > 1 or any(segment.alive is not None for segment in state.segments):
+                self._state = State((merge(state.segments),), state.next_id)
+
+    def reset(self) -> None:
+        """Remove everything; running ids start at 0 again."""
+        with self._writing:
+            self._state = State()
+
+    def copy(self) -> Items:
+        """The same as `copy.copy`: it takes no time, and neither changes with the other."""
+        return self.__copy__()
+
+    def _segments_of(self, rows: torch.Tensor, ids: np.ndarray) -> tuple[Segment, ...]:
+        """Rows with distinct ids as one segment, or none."""
+        if not len(rows):
+            return ()
+        order = None if (ids[1:] > ids[:-1]).all() else ids.argsort()
+        rows = copy_rows(rows, self._length, order)
+        return (Segment.of(rows, ids.copy() if order is None else ids[order]),)
