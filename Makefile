@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 LOG := .setup.log
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test test-machines test-slow test-triton test-install sanitize lint bench experiments clean
+.PHONY: setup demo test wheel test-wheel test-examples docs test-machines test-slow test-triton test-install sanitize lint bench experiments clean
 
 setup: $(VENV)/.ready
 
@@ -42,6 +42,34 @@ test-slow: setup
 test-triton: setup
 	@$(BIN)/python -m pytest tests/triton -m "not slow" -n 2 $(PYTEST)
 
+# A wheel with the C++ library, for every Python >= 3.10 and torch >= 2.10, in dist/; others: see [tool.cibuildwheel].
+wheel: setup
+	@rm -rf dist
+	@NHL_FAST_REQUIRE_NATIVE=1 NHL_FAST_CUDA=0 $(BIN)/python -m pip wheel -q --no-deps --no-build-isolation -w dist/raw .
+	@PATH="$(abspath $(BIN)):$$PATH" auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' -w dist dist/raw/*.whl
+	@ls dist/*.whl
+
+# That wheel in new environments, one a Python; uv brings the Pythons that are not here.
+PYTHONS ?= 3.10 3.11 3.12 3.13
+test-wheel: wheel
+	@$(BIN)/python -m pip install -q uv
+	@for python in $(PYTHONS); do \
+		$(BIN)/uv venv -q --clear --python $$python dist/python$$python && \
+		$(BIN)/uv pip install -q --python dist/python$$python/bin/python "torch>=2.10" dist/*.whl && \
+		env -u CXX PATH=/nonexistent dist/python$$python/bin/python tests/wheel_check.py || exit 1; \
+	done
+
+# The examples with all that they use.
+test-examples: setup
+	@$(BIN)/python -m pip install -q -e ".[examples]" --no-build-isolation >>$(LOG) 2>&1 || (tail -n 20 $(LOG); exit 1)
+	@$(BIN)/python -m pytest tests/test_examples.py $(PYTEST)
+
+# The documentation as a site, in site/; a warning is an error.
+docs: setup
+	@$(BIN)/python -m pip install -q -e ".[docs]" --no-build-isolation >>$(LOG) 2>&1 || (tail -n 20 $(LOG); exit 1)
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict
+	@echo "docs: site/index.html"
+
 test-install: setup
 	@$(BIN)/python -m pytest -m slow tests/test_install.py $(PYTEST)
 
@@ -63,4 +91,4 @@ experiments: setup
 	@$(BIN)/python -m bench.experiments $(EXPERIMENTS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs $(LOG)
+	rm -rf $(VENV) build dist *.egg-info runs site $(LOG)

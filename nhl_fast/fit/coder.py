@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,16 +85,16 @@ class NestedCoder:
         self.layer_, self.n_features_in_ = layer, layer.in_features
         return self
 
-    def transform(self, X):
+    def transform(self, X) -> Any:
         """Packed codes (n, ceil(L / 8)) uint8 of vectors X (n, d): an array for an array, a tensor for a tensor."""
         return self._each_chunk(X, self._fitted().encode)
 
-    def fit_transform(self, X, y=None):
+    def fit_transform(self, X, y=None) -> Any:
         """`fit(X)`, then `transform(X)`."""
         return self.fit(X, y).transform(X)
 
     @torch.no_grad()
-    def outputs(self, X):
+    def outputs(self, X) -> Any:
         """Raw outputs (n, L) float32, whose signs are the code: for `rescore` and asymmetric recall."""
         return self._each_chunk(X, self._fitted().project)
 

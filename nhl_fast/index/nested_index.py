@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 
@@ -247,7 +249,7 @@ class NestedIndex(Items):
             raise ValueError(f"length: expected at most {self._length}, the index's, got {length}")
         export.write(path, format, length, self._state)
 
-    def to_faiss(self):
+    def to_faiss(self) -> Any:
         """The same codes and ids as a `faiss.IndexBinaryIDMap` over an `IndexBinaryFlat`.
 
         A radius counts here and does not in faiss: `range_search(x, r)` here is `range_search(x, r + 1)` there.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..core import check
 
@@ -43,7 +43,7 @@ def _registry() -> dict[str, type[NestedLoss]]:
     return {name.lower(): __getattr__(name) for name in _PUBLISHED}
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name == "REGISTRY":
         return _registry()
     if name not in _HOMES:

@@ -13,6 +13,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 import sysconfig
 import tempfile
 from collections.abc import Callable
@@ -24,6 +25,13 @@ MINIMUM_TORCH = (2, 10)
 LIBRARIES = {"cpp": "_cpp.abi3.so", "cuda": "_cuda.abi3.so"}
 CUDA_ARCHITECTURES = "80 90 100"
 
+PACKAGES = {
+    **dict.fromkeys(("debian", "ubuntu"), "apt install g++"),
+    **dict.fromkeys(("fedora", "rhel", "centos"), "dnf install gcc-c++"),
+    **dict.fromkeys(("suse", "opensuse"), "zypper install gcc-c++"),
+    "arch": "pacman -S gcc",
+    "alpine": "apk add g++",
+}
 CXX_FLAGS = "-std=c++17 -O3 -fPIC -fvisibility=hidden -Wall -Wextra -Wno-unused-parameter"
 NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --expt-relaxed-constexpr"
 # What goes into each library, headers and all; "*.cpp" and "*.cu" of these are compiled.
@@ -111,7 +119,22 @@ def find_compiler() -> str:
     for name in (os.environ.get("CXX"), "c++", "g++"):
         if name and shutil.which(shlex.split(name)[0]):
             return name
-    raise BuildError("no C++ compiler was found (set CXX, or install g++)")
+    raise BuildError(f"no C++ compiler was found (set CXX, or install one: {compiler_package()})")
+
+
+def compiler_package(release: Path = Path("/etc/os-release")) -> str:
+    """How a C++ compiler is installed on this system."""
+    if sys.platform == "darwin":
+        return "xcode-select --install"
+    try:
+        lines = release.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    names = {word for line in lines if line.startswith(("ID=", "ID_LIKE=")) for word in re.findall(r"\w+", line)[1:]}
+    for family, command in PACKAGES.items():
+        if family in names:
+            return command
+    return "g++"
 
 
 def find_nvcc() -> str | None:
@@ -132,7 +155,7 @@ def wanted(torch: Torch) -> list[str]:
     if choice not in ("", "0", "1"):
         raise BuildError(f"NHL_FAST_CUDA: expected 0 or 1, got {choice!r}")
     if choice == "1" and find_nvcc() is None:
-        raise BuildError("NHL_FAST_CUDA=1, but nvcc was not found (set CUDA_HOME)")
+        raise BuildError("NHL_FAST_CUDA=1, but nvcc was not found (install the CUDA toolkit, or set CUDA_HOME)")
     cuda = choice == "1" or (choice == "" and torch.cuda is not None and find_nvcc() is not None)
     return ["cpp", "cuda"] if cuda else ["cpp"]
 
@@ -155,7 +178,7 @@ def commands(kind: str, torch: Torch, folder: Path, targets: list[str] | None = 
     if kind == "cuda":
         nvcc = find_nvcc()
         if nvcc is None:
-            raise BuildError("nvcc was not found (set CUDA_HOME)")
+            raise BuildError("nvcc was not found (install the CUDA toolkit, or set CUDA_HOME)")
         codes = targets or architectures()
         generate = [f"-gencode=arch=compute_{c},code=sm_{c}" for c in codes]
         generate.append(f"-gencode=arch=compute_{codes[-1]},code=compute_{codes[-1]}")

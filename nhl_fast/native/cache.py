@@ -59,7 +59,7 @@ def _compiler(kind: str) -> str:
     """What tells one compiler from another, without running it."""
     command = builder.find_nvcc() if kind == "cuda" else builder.find_compiler()
     if command is None:
-        raise BuildError("nvcc was not found (set CUDA_HOME)")
+        raise BuildError("nvcc was not found (install the CUDA toolkit, or set CUDA_HOME)")
     program = os.path.realpath(shutil.which(shlex.split(command)[0]))
     status = os.stat(program)
     return _digest(command, program, status.st_size, status.st_mtime_ns)

@@ -1,0 +1,102 @@
+"""Every python block of README.md and docs/ runs, in order, a page's blocks in one namespace."""
+
+import functools
+import re
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import nhl_fast as nhl
+
+ROOT = Path(__file__).resolve().parents[1]
+BLOCK = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
+# Blocks that tests/test_add_a_loss.py runs: they are parts of files.
+ELSEWHERE = {"docs/add-a-loss.md"}
+
+
+def pages():
+    files = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+    names = [str(path.relative_to(ROOT)) for path in files if BLOCK.search(path.read_text(encoding="utf-8"))]
+    return [name for name in names if name not in ELSEWHERE]
+
+
+def prelude() -> dict:
+    """What the pages take as given: features and labels, a backbone, packed codes and embeddings."""
+    torch.manual_seed(0)
+    rows = torch.randn(240, 64)
+    labels = torch.arange(240) % 4
+    codes = nhl.pack_codes(torch.randn(240, 128))
+    vectors = torch.nn.functional.normalize(torch.randn(600, 320) @ torch.randn(320, 320), dim=1)
+    held_out, database = vectors[:40], vectors[40:]
+    coder = nhl.NestedCoder(method="itq", code_lengths=(8, 16, 32, 64, 128, 256)).fit(database)
+    return {
+        "torch": torch, "np": np, "numpy": np, "nhl": nhl,
+        "backbone": torch.nn.Linear(12, 2048), "images": torch.randn(40, 12),
+        "features": rows, "labels": labels, "one_hot": torch.nn.functional.one_hot(labels, 4),
+        "codes": codes, "db_codes": codes[40:], "q_codes": codes[:40],
+        "q_labels": labels[:40], "db_labels": labels[40:],
+        "embeddings": database, "queries": held_out,
+        "vectors": database, "coder": coder,
+        "csq_loss": lambda u, y: (u.mean(1) - y).square().mean(),
+    }  # fmt: skip
+
+
+def sentence_transformers():
+    """A stand-in: the page's model is not on every machine."""
+
+    class SentenceTransformer:
+        def __init__(self, name):
+            self.name = name
+
+        def encode(self, texts, normalize_embeddings):
+            rows = np.random.default_rng(len(texts)).standard_normal((len(texts), 384)).astype(np.float32)
+            return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    module = types.ModuleType("sentence_transformers")
+    module.SentenceTransformer = SentenceTransformer
+    return module
+
+
+# What differs on a page.
+EXTRA = {
+    "README.md": lambda: {"labels": torch.arange(40) % 100},
+    "docs/dropin.md": lambda: {"labels": torch.arange(40) % 100},
+    "docs/moving.md": lambda: {"embeddings": torch.randn(50, 384).numpy()},
+    "docs/search.md": lambda: {"queries": nhl.pack_codes(torch.randn(5, 128))},
+}
+
+
+@pytest.mark.parametrize("page", pages())
+def test_blocks_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # Learned codes of few steps: what is tested is that the pages' calls are right.
+    monkeypatch.setattr(nhl, "fit_layer", functools.partial(nhl.fit_layer, steps=5))
+    monkeypatch.setattr(nhl, "NestedCoder", functools.partial(nhl.NestedCoder, steps=5))
+    monkeypatch.setitem(sys.modules, "sentence_transformers", sentence_transformers())
+    (tmp_path / "lines.txt").write_text("\n".join(f"text {i}" for i in range(400)))
+    text = (ROOT / page).read_text(encoding="utf-8")
+    space = {**prelude(), **EXTRA.get(page, dict)()}
+    for match in BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start()) + 1
+        code = compile("\n" * line + match[1], str(ROOT / page), "exec")
+        exec(code, space)
+
+
+def test_no_other_word_hides_python():
+    """A block that is not run must not look like one that is."""
+    for path in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        words = set(re.findall(r"^ *```(\w.*)$", path.read_text(encoding="utf-8"), re.MULTILINE))
+        assert words <= {"python", "bash", "sql", "text"}, path.name
+
+
+def test_readme_is_short():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 150
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (ROOT / link).is_file(), link
+    assert "    make demo " in text
+    assert "    make test " in text
