@@ -39,10 +39,8 @@ def own(error, good, changed):
         return "not enough memory" in message
     if isinstance(error, KeyError):
         return message.strip("\"'").startswith("ids: ")
-    if "path" in changed and isinstance(error, (OSError, nhl.IndexFileError)):
+    if changed.keys() & {"path", "run"} and isinstance(error, (OSError, nhl.IndexFileError)):
         return True
-    if "run" in changed and isinstance(error, FileNotFoundError):
-        return message.startswith("run: ")
     named = re.match(r"([A-Za-z_]+)(\[[^\]]*\])*: ", message)
     return isinstance(error, OURS) and named is not None and named[1] in good
 

@@ -97,6 +97,8 @@ def encode_split(model: HashModel, split, batch_size: int = 256, workers: int = 
 
 def resolve_device(name: str) -> torch.device:
     """The device `name`; a clear error where it is none, or is not on this machine."""
+    if not isinstance(name, (str, torch.device)):
+        raise TypeError(f"device: expected a device such as 'cpu' or 'cuda', got {check.describe(name)}")
     try:
         device = torch.device(name)
     except RuntimeError:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ..core import check
 from ..data import RetrievalData, load_dataset
 from .backbones import build_backbone
 from .checkpoint import load_weights
@@ -68,6 +69,8 @@ def load_model(
         if config.backbone == "custom":
             raise ValueError("backbone: this run has a custom backbone; give the module")
         backbone = build_backbone(config.backbone, shape, hidden=config.hidden, dropout=config.dropout)
+    if length is not None and not folder.weights(check.positive_int(length, "length")).is_file():
+        raise ValueError(f"length: {folder.path} keeps no weights of their own for {length} bits")
     model = HashModel(backbone, config.code_lengths)
     load_weights(folder.weights(length), model)
     return model.eval()
