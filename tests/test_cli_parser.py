@@ -8,7 +8,6 @@ import torch
 from nhl_fast import losses
 from nhl_fast.cli import data_options
 from nhl_fast.cli.arguments import build_parser, main
-from nhl_fast.cli.parser import LOSSES
 from nhl_fast.core import names
 from nhl_fast.training.config import TrainConfig
 
@@ -53,15 +52,16 @@ def test_help_says_defaults_and_losses(capsys):
     words = " ".join(out.split())
     assert f"(default {TrainConfig.lr})" in words
     assert f"of initial weights, batches and centres (default {TrainConfig.seed})" in words
-    for name in losses.NAMES:
-        assert f"  {name:8} {LOSSES[name][0]}" in out
-        assert f"options: {', '.join(LOSSES[name][1].split())}" in out
+    for name, (what, options) in losses.descriptions().items():
+        assert f"  {name:8} {what}" in out
+        assert len(what) > 20
+        assert f"options: {', '.join(o for o in options if o != 'num_train')}" in out
 
 
 def test_losses_in_help_are_those_of_the_registry():
-    assert tuple(LOSSES) == losses.NAMES
-    for name, (_, options) in LOSSES.items():
-        assert set(options.split()) == set(losses.options_of(name)) - {"num_train"}
+    assert tuple(losses.descriptions()) == losses.NAMES
+    for name, (_, options) in losses.descriptions().items():
+        assert set(options) == set(losses.options_of(name))
 
 
 def test_options_of_data_sets_are_those_of_the_loaders():

@@ -8,38 +8,7 @@ import difflib
 import re
 from typing import NoReturn
 
-# What each loss is, and its options (--loss-option NAME=VALUE). Said here, as help is shown without PyTorch.
-LOSSES = {
-    "csq": (
-        "central similarity quantization: cross-entropy with the class's hash centre",
-        "centers quantization seed",
-    ),
-    "dpn": ("deep polarized network: a hinge beyond a margin on the centre's side", "centers margin ternary seed"),
-    "dsh": ("deep supervised hashing: contrastive, squared distances to a bank", "margin alpha balance"),
-    "dhn": ("deep hashing network: likelihood of pairs with a bank", "alpha reference_bits balance"),
-    "dbdh": ("deep balanced discrete hashing: dhn on clamped outputs", "alpha clamp reference_bits balance"),
-    "dtsh": ("deep triplet-supervised hashing", "margin quantization clamp reference_bits"),
-    "lcdsh": ("locality-constrained deep supervised hashing", "eta clamp reference_bits"),
-    "dch": (
-        "deep Cauchy hashing: Cauchy likelihood of a relaxed distance",
-        "gamma quantization max_cosine reference_bits",
-    ),
-    "mdsh": (
-        "momentum deep supervised hashing with hash centres",
-        "centers external_bank pair_from_epoch quantization reference_bits seed",
-    ),
-    "shcir": ("softmax over centres, single-label data only", "centers quantization reference_bits seed"),
-    "dpsh": (
-        "deep pairwise-supervised hashing: dhn's likelihood, outputs pulled to their signs",
-        "alpha reference_bits balance",
-    ),
-    "hashnet": (
-        "hashing by continuation: pairs weighed by rarity, a tanh that sharpens",
-        "beta continuation reference_bits",
-    ),
-    "orthocos": ("OrthoHash: cosines with the class's centre, less a margin", "centers margin scale seed"),
-    "orthoarc": ("OrthoHash: angles with the class's centre, and a margin", "centers margin scale seed"),
-}
+from .. import losses
 
 
 class Help(argparse.RawDescriptionHelpFormatter):
@@ -94,6 +63,6 @@ def _suggest(word: str, known: list[str]) -> str:
 def losses_text() -> str:
     """One line a loss and one of its options."""
     lines = ["losses (their options are set with --loss-option NAME=VALUE):"]
-    for name, (what, options) in LOSSES.items():
-        lines += [f"  {name:8} {what}", f"         options: {', '.join(options.split())}"]
+    for name, (what, options) in losses.descriptions().items():
+        lines += [f"  {name:8} {what}", f"           options: {', '.join(o for o in options if o != 'num_train')}"]
     return "\n".join(lines)

@@ -8,6 +8,7 @@ import inspect
 from typing import TYPE_CHECKING, Any
 
 from ..core import check
+from .described import described
 
 if TYPE_CHECKING:
     from .base import NestedLoss
@@ -54,6 +55,11 @@ def __getattr__(name: str) -> Any:
 
 def __dir__():
     return sorted({*globals(), *__all__})
+
+
+def descriptions() -> dict[str, tuple[str, tuple[str, ...]]]:
+    """{name: (what it is, its keyword arguments)} of the published losses, without loading them."""
+    return {name.lower(): described(name) for name in _PUBLISHED}
 
 
 def options_of(name: str) -> tuple[str, ...]:
