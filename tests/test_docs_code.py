@@ -64,14 +64,30 @@ def sentence_transformers():
 # What differs on a page.
 EXTRA = {
     "README.md": lambda: {"labels": torch.arange(40) % 100},
+    "docs/distributed.md": lambda: {
+        "layer": nhl.NestedHashLayer(2048),
+        "loss": nhl.losses.CSQ(4),
+        "labels": torch.arange(40) % 4,
+        "index": None,
+    },
     "docs/dropin.md": lambda: {"labels": torch.arange(40) % 100},
     "docs/moving.md": lambda: {"embeddings": torch.randn(50, 384).numpy()},
     "docs/search.md": lambda: {"queries": nhl.pack_codes(torch.randn(5, 128))},
 }
 
 
+@pytest.fixture
+def alone(tmp_path):
+    """A process group of one rank."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
 @pytest.mark.parametrize("page", pages())
-def test_blocks_run(page, tmp_path, monkeypatch):
+def test_blocks_run(page, tmp_path, monkeypatch, request):
+    if page == "docs/distributed.md":
+        request.getfixturevalue("alone")
     monkeypatch.chdir(tmp_path)
     # Learned codes of few steps: what is tested is that the pages' calls are right.
     monkeypatch.setattr(nhl, "fit_layer", functools.partial(nhl.fit_layer, steps=5))
