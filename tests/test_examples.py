@@ -10,7 +10,8 @@ import pytest
 
 FOLDER = Path(__file__).resolve().parents[1] / "docs" / "examples"
 NEEDS = {"faiss_usearch": ("faiss", "usearch"), "torch_loop": ("sklearn",)}
-LAUNCH = {"two_processes": ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]}
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LAUNCH = {"two_processes": TORCHRUN, "sharded_search": TORCHRUN}
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
 
 
