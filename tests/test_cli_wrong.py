@@ -297,7 +297,19 @@ def test_workers_leave_interrupts_to_their_parent():
 @pytest.mark.parametrize("workers", ["0", "2"])
 def test_interrupted(pictures, workers):
     options = ["--data", "list", "--root", pictures, "--image-size", "16", "--backbone", "conv", "--validation", "0"]
-    argv = ["train", "--out", pictures / "run", *options, "--hidden", "8", "--epochs", "100000", "--workers", workers]
+    argv = [
+        "train",
+        "--out",
+        pictures / "run",
+        *options,
+        "--hidden",
+        "8",
+        "--epochs",
+        "100000",
+        "--workers",
+        workers,
+        "--quiet",
+    ]
     process = subprocess.Popen(
         [sys.executable, "-m", "nhl_fast", *map(str, argv)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
