@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..core import check
+from ..losses.tuned import TUNED
 
 PRESETS: dict[str, dict] = {
     "default": {},
@@ -18,31 +19,18 @@ PRESETS: dict[str, dict] = {
         "batch_size": 64,
         "distill_weight": 0.1,
     },
-    # The best found on CIFAR-10 features (docs/experiments.md); the loss's own part is in TUNED.
+    # The best found on CIFAR-10 features (docs/experiments.md); the loss's own part is in nhl_fast/losses/tuned.py.
     "tuned": {"epochs": 60, "schedule": "cosine", "dropout": 0.5, "centers": "aligned"},
     # The same for about a hundred classes: a net that serves all lengths twice as wide (docs/experiments.md).
     "wide": {"epochs": 60, "schedule": "cosine", "dropout": 0.5, "centers": "aligned", "hidden": (1024,)},
-}
-
-# Measured settings, by the loss's name: data, which a new loss does without.
-TUNED: dict[str, dict] = {
-    "dsh": {"dropout": 0.2, "loss_options": {"balance": True, "alpha": 0.0}},
-    "dhn": {"loss_options": {"balance": True, "reference_bits": 16}},
-    "dpsh": {"loss_options": {"balance": True}},
-    "dbdh": {"loss_options": {"balance": True, "reference_bits": 16}},
-    "dtsh": {"loss_options": {"reference_bits": 32}},
-    "lcdsh": {"loss_options": {"reference_bits": 256}},
-    "dch": {"weighting": "dominance"},
-    "mdsh": {"loss_options": {"reference_bits": 16}},
-    "shcir": {"loss_options": {"reference_bits": 8}},
 }
 
 
 def settings(name: str, changes: Mapping, default_loss: str, default_lengths) -> dict:
     """The settings `name` with changes, for `TrainConfig`; given loss options are added to those of the preset.
 
-    "tuned" and "wide" weigh several code lengths by 1, 2, 3, ... from the shortest to the longest (dch:
-    dominance-aware).
+    "tuned" and "wide" weigh several code lengths by 1, 2, 3, ... from the shortest to the longest, unless
+    the loss has a better rule.
     """
     found = dict(PRESETS[check.one_of(name, "preset", tuple(PRESETS))])
     if name in ("tuned", "wide"):

@@ -1,0 +1,13 @@
+"""The training settings that did best for a loss (docs/experiments.md), by its name; a new loss does without."""
+
+TUNED: dict[str, dict] = {
+    "dsh": {"dropout": 0.2, "loss_options": {"balance": True, "alpha": 0.0}},
+    "dhn": {"loss_options": {"balance": True, "reference_bits": 16}},
+    "dpsh": {"loss_options": {"balance": True}},
+    "dbdh": {"loss_options": {"balance": True, "reference_bits": 16}},
+    "dtsh": {"loss_options": {"reference_bits": 32}},
+    "lcdsh": {"loss_options": {"reference_bits": 256}},
+    "dch": {"weighting": "dominance"},
+    "mdsh": {"loss_options": {"reference_bits": 16}},
+    "shcir": {"loss_options": {"reference_bits": 8}},
+}
