@@ -93,7 +93,7 @@ def test_bad_input_is_refused_as_by_the_reference():
         lambda f, y, i: (f * float("inf"), y, i),
         lambda f, y, i: (f, y[:4], i),
         lambda f, y, i: (f, y + 5, i),
-        lambda f, y, i: (f, y.float(), i),
+        lambda f, y, i: (f, y.float() + 0.5, i),
         lambda f, y, i: (f, y, i + 500),
         lambda f, y, i: (f, y, None),
     ):
