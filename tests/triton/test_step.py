@@ -183,7 +183,18 @@ def test_the_same_bits_every_time(device):
 
 
 # A step's launches with class ids where the dots come from the Gram matrix; from the gradients it is two more.
-BUDGET = {"csq": 5, "dpn": 5, "shcir": 6, "mdsh": 6, "dtsh": 7, "lcdsh": 7}
+# HashNet's tanh around the pairs, with its slope, is PyTorch's own.
+BUDGET = {
+    "csq": 5,
+    "dpn": 5,
+    "shcir": 6,
+    "mdsh": 6,
+    "orthocos": 6,
+    "orthoarc": 6,
+    "dtsh": 7,
+    "lcdsh": 7,
+    "hashnet": 17,
+}
 BANK_BUDGET = 8
 
 
@@ -326,9 +337,9 @@ def test_auto_on_a_cpu_is_the_reference():
         (lambda f, y: (f, y[:4]), "labels"),
         (lambda f, y: (f, y + 5), "class ids from 0 to 4"),
         (lambda f, y: (f, y - 1), "class ids from 0 to 4"),
-        (lambda f, y: (f, y.float()), "integer class ids"),
+        (lambda f, y: (f, y + 0.5), "class ids"),
         (lambda f, y: (f, 2 * F.one_hot(y, 5)), "zeros and ones"),
-        (lambda f, y: (f, y.tolist()), "labels"),
+        (lambda f, y: (f, y.tolist()[:4]), "labels"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
