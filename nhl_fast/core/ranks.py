@@ -76,7 +76,7 @@ def join_rows(tensors: Sequence[torch.Tensor | None], group, error: Exception | 
         raise error
     for number, other in enumerate(forms):
         if other[0]:
-            raise RuntimeError(f"process_group: rank {number} got arguments that it refused (its own error says why)")
+            raise _refused(number)
     for number, other in enumerate(forms):
         if other[2:] != forms[0][2:]:
             raise ValueError(
@@ -98,6 +98,10 @@ def join_rows(tensors: Sequence[torch.Tensor | None], group, error: Exception | 
         start = sum(counts[:rank])
         joined.append(_Own.apply(t, rows, start, ranks) if t.requires_grad else rows)
     return joined
+
+
+def _refused(rank: int) -> RuntimeError:
+    return RuntimeError(f"process_group: rank {rank} got arguments that it refused (its own error says why)")
 
 
 def gather(own: torch.Tensor, group) -> list[torch.Tensor]:
@@ -188,9 +192,7 @@ def agree(error: Exception | None, group) -> None:
         flag = torch.tensor([error is not None], dtype=torch.uint8, device=collective_device(group))
         failed = [number for number, other in enumerate(gather(flag, group)) if other.item()]
         if failed and error is None:
-            raise RuntimeError(
-                f"process_group: rank {failed[0]} got arguments that it refused (its own error says why)"
-            )
+            raise _refused(failed[0])
     if error is not None:
         raise error
 
