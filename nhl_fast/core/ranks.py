@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -145,9 +147,11 @@ def from_first(function: Callable, group):
         except BaseException as problem:  # the others must not wait for this rank
             told, error = [(False, f"{type(problem).__name__}: {problem}")], problem
     dist.broadcast_object_list(told, src=dist.get_global_rank(group, 0), group=group)
+    fine, value = told[0]
+    if not fine:
+        dist.barrier(group)  # or this rank's end closes the connection before the others have read why
     if error is not None:
         raise error
-    fine, value = told[0]
     if not fine:
         raise RuntimeError(f"the first rank failed: {value}")
     return value
@@ -166,24 +170,29 @@ def broadcast(tensors: Sequence[torch.Tensor], group) -> None:
 
 @contextlib.contextmanager
 def launched(device: str):
-    """The group of ranks that `torchrun` has started (see its environment variables), or None, for the block.
+    """The ranks that `torchrun` has started (see its environment variables) as the default group, for the block.
 
-    A group that is up already is taken, and left up. Devices: NCCL and a card a rank for "cuda", else gloo.
+    Gives whether there are several. A group that is up already is taken, and left up. NCCL and a card a rank for
+    "cuda", else gloo.
     """
     if dist.is_available() and dist.is_initialized():
-        yield resolve_group("auto")
+        yield resolve_group("auto") is not None
         return
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ or not dist.is_available():
-        yield None
+        yield False
         return
+    # DistributedDataParallel imports it, and its functions would hold, as their defaults, the group of that moment.
+    importlib.import_module("torch.distributed.nn.functional")
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield resolve_group("auto")
+        yield True
     finally:
         dist.destroy_process_group()
+        # The group's threads end with its last reference; one that frees a tensor while Python ends would abort.
+        gc.collect()
 
 
 def agree(error: Exception | None, group) -> None:
