@@ -13,7 +13,7 @@ AVAILABLE, DETAIL = native.cpu_status()
 def levels():
     """The instruction levels that this processor has."""
     with pytest.MonkeyPatch.context() as patch:
-        for level in ("scalar", "avx2", "avx512"):
+        for level in ("scalar", "avx2", "avx512", "neon"):
             patch.setenv("NHL_FAST_CPU_ISA", level)
             try:
                 yield torch.ops.nhl_fast.cpu_isa()

@@ -24,7 +24,7 @@ inline void in_threads(int64_t count, void (*body)(int64_t, int64_t, void*), voi
 // body() at every instruction level of this machine.
 template <class Body>
 void at_every_level(int64_t rounds, const Body& body) {
-  for (const char* isa : {"scalar", "avx2", "avx512"}) {
+  for (const char* isa : {"scalar", "avx2", "avx512", "neon"}) {
     setenv("NHL_FAST_CPU_ISA", isa, 1);
     try {
       nhl::active_isa();

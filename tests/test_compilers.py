@@ -19,7 +19,7 @@ from nhl_fast.native import builder
 ROOT = Path(__file__).resolve().parents[1]
 SOURCES = [path.relative_to(ROOT / "csrc") for path in builder.sources("cpp", ROOT / "csrc")]
 LEVELS = {path: f"nhl::{path.parts[0]}::{path.stem}_kernels()" for path in SOURCES}
-LEVELS = {path: symbol for path, symbol in LEVELS.items() if path.stem in ("scalar", "avx2", "avx512")}
+LEVELS = {path: symbol for path, symbol in LEVELS.items() if path.stem in ("scalar", "avx2", "avx512", "neon")}
 
 
 def compiled(compiler, source, target):

@@ -309,7 +309,7 @@ def test_operators_refuse_what_they_cannot_read():
 
 def test_unknown_level_is_refused(monkeypatch):
     monkeypatch.setenv("NHL_FAST_CPU_ISA", "mmx")
-    with pytest.raises(RuntimeError, match="expected scalar, avx2 or avx512, got mmx"):
+    with pytest.raises(RuntimeError, match="expected scalar, avx2, avx512 or neon, got mmx"):
         native.topk(*sample_arguments()["topk"][:2], 1, 8)
 
 

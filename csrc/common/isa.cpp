@@ -26,6 +26,8 @@ Isa detect() {
   const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1) && (c >> 14 & 1);
   if (zmm && avx2 && avx512) return Isa::avx512;  // F, DQ, BW, VL, VPOPCNTDQ
   if (ymm && avx2) return Isa::avx2;
+#elif defined(__aarch64__)
+  return Isa::neon;
 #endif
   return Isa::scalar;
 }
@@ -35,25 +37,28 @@ Isa best_isa() {
   return best;
 }
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512"};
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "neon"};
 
 }  // namespace
 
-bool isa_available(Isa isa) { return static_cast<int>(isa) <= static_cast<int>(best_isa()); }
+bool isa_available(Isa isa) {
+  const Isa best = best_isa();
+  return isa == Isa::scalar || isa == best || (isa == Isa::avx2 && best == Isa::avx512);
+}
 
 const char* isa_name(Isa isa) { return kNames[static_cast<int>(isa)]; }
 
 Isa active_isa() {
   const char* wanted = std::getenv("NHL_FAST_CPU_ISA");
   if (wanted == nullptr || *wanted == '\0') return best_isa();
-  for (int i = 0; i < 3; ++i) {
+  for (int i = 0; i < 4; ++i) {
     if (std::string(wanted) != kNames[i]) continue;
     if (!isa_available(static_cast<Isa>(i)))
       throw std::runtime_error("NHL_FAST_CPU_ISA: " + std::string(wanted) + " is not available on this machine, whose best level is " +
                                isa_name(best_isa()));
     return static_cast<Isa>(i);
   }
-  throw std::runtime_error("NHL_FAST_CPU_ISA: expected scalar, avx2 or avx512, got " + std::string(wanted));
+  throw std::runtime_error("NHL_FAST_CPU_ISA: expected scalar, avx2, avx512 or neon, got " + std::string(wanted));
 }
 
 }  // namespace nhl

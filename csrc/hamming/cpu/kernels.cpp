@@ -9,6 +9,8 @@ const Kernels& active_kernels() {
 #if defined(__x86_64__)
     case Isa::avx512: return avx512_kernels();
     case Isa::avx2: return avx2_kernels();
+#elif defined(__aarch64__)
+    case Isa::neon: return neon_kernels();
 #endif
     default: return scalar_kernels();
   }

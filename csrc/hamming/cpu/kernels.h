@@ -55,6 +55,7 @@ struct Kernels {
 const Kernels& scalar_kernels();
 const Kernels& avx2_kernels();
 const Kernels& avx512_kernels();
+const Kernels& neon_kernels();
 const Kernels& active_kernels();
 
 }  // namespace nhl::hamming
