@@ -116,3 +116,8 @@ def test_readme_is_short():
         assert (ROOT / link).is_file(), link
     assert "    make demo " in text
     assert "    make test " in text
+
+
+def test_every_page_is_in_the_navigation():
+    named = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
+    assert named == {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
