@@ -21,9 +21,11 @@ struct Batch {
   const Evaluation& out;
   const int64_t* order;
   LabelMarks& marks;
-  std::vector<int64_t>& relevant;
+  std::vector<int64_t>& relevant;  // items
+  std::vector<bool>& flipped;      // the others, which are fewer, are marked
   std::vector<uint64_t>& ranks;
 
+  int64_t marked(int64_t j) const { return flipped[j] ? items.count - relevant[j] : relevant[j]; }
   int64_t num_lengths() const { return static_cast<int64_t>(lengths.size()); }
   uint64_t* ranks_of(int64_t j, int64_t m) { return ranks.data() + (j * num_lengths() + m) * rank_words; }
   // [d][2] of one query and length, in the result.
@@ -34,10 +36,16 @@ struct Batch {
   }
 };
 
-// What follows from one ranking alone. `ends[d]` is the number of items at distances up to d.
+// What follows from one ranking alone, whose marked items have been placed. `ends[d]` is the number of items at
+// distances up to d.
 void measure(Batch& batch, const SliceKernels& kernels, int64_t j, int64_t m, const int64_t* ends, int64_t* ones) {
   const int64_t bins = batch.lengths[m] + 1, at = m * batch.total + batch.order[j];
-  const uint64_t* const ranks = batch.ranks_of(j, m);
+  uint64_t* const ranks = batch.ranks_of(j, m);
+  if (batch.flipped[j]) {
+    const int64_t n = batch.items.count;
+    for (int64_t w = 0; w < n / 64; ++w) ranks[w] = ~ranks[w];
+    if (n % 64) ranks[n / 64] ^= ~(~0ull << n % 64);
+  }
   kernels.ones(ranks, ends, bins, ones);
   int64_t* const counts = batch.counts_of(j, m);
   for (int64_t d = 0; d < bins; ++d) {
@@ -72,9 +80,12 @@ std::vector<int64_t> rank_starts(const Batch& batch, const std::vector<int64_t>&
 // Up to this many ranks, a byte each stays in the second-level cache.
 constexpr int64_t kByteRanks = int64_t{1} << 18;
 
+// Of a chunk, for one query and all lengths, where all its items are marked: 64 MB a thread.
+constexpr int64_t kMostRecords = int64_t{1} << 24;
+
 struct Ranker {
-  Ranker(const Planes& planes, const Batch& batch, int64_t sliced, int64_t rows_, int64_t tile, int64_t most_relevant)
-      : rows(rows_), capacity(most_relevant + kSpareRecords), query(tile * planes.bits), state(tile * rows),
+  Ranker(const Planes& planes, const Batch& batch, int64_t sliced, int64_t rows_, int64_t tile, int64_t most_marked)
+      : rows(rows_), capacity(most_marked + kSpareRecords), query(tile * planes.bits), state(tile * rows),
         records(tile * sliced * capacity), found(tile), start(planes.bits + 1), ends(planes.bits + 1),
         masks(sliced_rows(planes.bits) * planes.kernels.words), before(masks.size() / 4), inside(masks.size()),
         low(planes.block_items), high(planes.block_items), marked(planes.block_items + 64),
@@ -93,7 +104,7 @@ struct Ranker {
   TurnScratch turns;
 };
 
-// The turns of one query's relevant items of the chunk become ranks. `cursors` holds, where there are several chunks,
+// The turns of one query's marked items of the chunk become ranks. `cursors` holds, where there are several chunks,
 // how many items are ranked before the chunk's at every distance; else it is null.
 void place(Batch& batch, const Planes& planes, Ranker& s, int64_t slot, int64_t j, int64_t sliced, int64_t* cursors) {
   const uint64_t* state = s.state.data() + slot * s.rows;
@@ -123,7 +134,9 @@ void rank_sliced(Batch& batch, Planes& planes, int64_t sliced, const Executor& e
   std::vector<int64_t> cursors;
   if (!single) cursors = rank_starts(batch, lengths, executor);
   const auto bins = static_cast<int64_t>(cursors.size()) / num;
-  const int64_t most = std::min(*std::max_element(batch.relevant.begin(), batch.relevant.end()), planes.most_items);
+  int64_t most = 0;
+  for (int64_t j = 0; j < num; ++j) most = std::max(most, batch.marked(j));
+  most = std::min(most, planes.most_items);
   // Records of a tile's queries stay in the second-level cache.
   const int64_t tile = std::clamp<int64_t>((int64_t{1} << 19) / (most * sliced + 1), 1, 16);
   for (int64_t at = 0; at < n; at += planes.most_items) {
@@ -164,40 +177,48 @@ void rank_sliced(Batch& batch, Planes& planes, int64_t sliced, const Executor& e
 
 // ------------------------------------------------------------------------------------------------------ long lengths
 
+constexpr int64_t kLongTile = 8;  // queries that share a transposed block
+
 struct LongScratch {
   LongScratch(int64_t items, const Plan& plan, int64_t bins)
-      : block(items, plan.words), distances(items), ones(bins) {}
+      : block(items, plan.words), distances(items), ranks(items), ones(bins) {}
   Block block;
   std::vector<uint16_t> distances;
-  std::vector<int64_t> ones;
+  std::vector<int64_t> ranks, ones;
 };
 
 // Ranks of a length too long to be sliced: every item is given its own, from histograms made before.
 void rank_long(Batch& batch, int64_t m, const Executor& executor) {
-  const int64_t n = batch.items.count, bits = batch.lengths[m];
-  const Plan plan({bits});
+  const int64_t n = batch.items.count, num = batch.queries.count, bins = batch.lengths[m] + 1;
+  const Plan plan({batch.lengths[m]});
   const Kernels& kernels = active_kernels();
-  std::vector<int64_t> cursors = rank_starts(batch, {bits}, executor);
+  std::vector<int64_t> cursors = rank_starts(batch, {batch.lengths[m]}, executor);
   const std::vector<uint32_t> words = plan.load_queries(batch.queries, plan.words);
   const int64_t size = block_items(plan.words);
   run_units(
-      executor, batch.queries.count, [&] { return std::make_unique<LongScratch>(size, plan, bits + 1); },
-      [&](int64_t j, LongScratch& s) {
-        int64_t* const cursor = cursors.data() + j * (bits + 1);
-        uint64_t* const ranks = batch.ranks_of(j, m);
-        const uint64_t* const marks = batch.marks.of(j);
+      executor, divide_up(num, kLongTile), [&] { return std::make_unique<LongScratch>(size, plan, bins); },
+      [&](int64_t unit, LongScratch& s) {
+        const int64_t first = unit * kLongTile, end = std::min(num, first + kLongTile);
         for (int64_t at = 0; at < n; at += size) {
           executor.check();
           const int64_t count = std::min(size, n - at);
           s.block.load(kernels, batch.items, at, count, plan);
-          kernels.distances(s.block.data, s.block.pitch, round_up(count, kBlockAlign), words.data() + j * plan.words,
-                            plan.words, plan.steps.data(), 1, s.distances.data(), size);
-          for (int64_t i = 0; i < count; ++i) {
-            const int64_t rank = cursor[s.distances[i]]++;
-            ranks[rank / 64] |= (marks[(at + i) / 64] >> (at + i) % 64 & 1) << rank % 64;
+          for (int64_t j = first; j < end; ++j) {
+            kernels.distances(s.block.data, s.block.pitch, round_up(count, kBlockAlign), words.data() + j * plan.words,
+                              plan.words, plan.steps.data(), 1, s.distances.data(), size);
+            int64_t* const cursor = cursors.data() + j * bins;
+            for (int64_t i = 0; i < count; ++i) s.ranks[i] = cursor[s.distances[i]]++;
+            uint64_t* const ranks = batch.ranks_of(j, m);
+            const uint64_t* const marks = batch.marks.of(j) + at / 64;
+            for (int64_t i = 0; i < count; i += 64)
+              for (uint64_t bits = marks[i / 64]; bits; bits &= bits - 1) {
+                const int64_t rank = s.ranks[i + __builtin_ctzll(bits)];
+                ranks[rank / 64] |= 1ull << rank % 64;
+              }
           }
         }
-        measure(batch, active_slices(), j, m, cursor, s.ones.data());
+        for (int64_t j = first; j < end; ++j)
+          measure(batch, active_slices(), j, m, cursors.data() + j * bins, s.ones.data());
       });
 }
 
@@ -239,28 +260,38 @@ void evaluate(const Rows& queries, const Rows& items, const std::vector<int64_t>
   const std::vector<int64_t> order = label_order(relevance, total);
   std::vector<uint8_t> rows(total * bytes);
   for (int64_t j = 0; j < total; ++j) std::memcpy(rows.data() + j * bytes, queries.data + order[j] * queries.stride, bytes);
-  // Marks and rankings of a batch stay in the last cache, or within 64 MB where 64 queries have more.
   LabelMarks marks(relevance, n);
-  const int64_t rank_words = round_up(marks.words(), kRankWords), query_bytes = 8 * (marks.words() + num_lengths * rank_words);
-  const int64_t most = std::clamp<int64_t>((int64_t{64} << 20) / query_bytes, 4, 64);
-  const int64_t batch_size = std::max<int64_t>(most, (int64_t{8} << 20) / query_bytes);
-  const int64_t sliced = count_sliced(lengths);
+  const int64_t sliced = count_sliced(lengths), rank_words = round_up(marks.words(), kRankWords);
   const SliceKernels& kernels = active_slices();
   std::unique_ptr<Planes> planes;
-  if (sliced) planes = std::make_unique<Planes>(n, lengths[sliced - 1]);
+  if (sliced) planes = std::make_unique<Planes>(n, lengths[sliced - 1], kMostRecords / sliced);
+  // Marks, rankings and starts of a batch stay in the last cache, or within 64 MB where 64 queries have more, or take
+  // what 4 queries do.
+  int64_t query_bytes = 8 * (marks.words() + num_lengths * rank_words);
+  for (int64_t m = planes && n > planes->most_items ? 0 : sliced; m < num_lengths; ++m) query_bytes += 24 * (lengths[m] + 1);
+  const int64_t most = std::clamp<int64_t>((int64_t{64} << 20) / query_bytes, 4, 64);
+  const int64_t batch_size = std::max<int64_t>(most, (int64_t{8} << 20) / query_bytes);
   std::vector<int64_t> relevant;
+  std::vector<bool> flipped;
   std::vector<uint64_t> ranks;
   for (int64_t first = 0; first < total; first += batch_size) {
     const int64_t num = std::min(batch_size, total - first);
     marks.load(order.data() + first, num, executor);
     relevant.resize(num);
+    flipped.resize(num);
     for (int64_t j = 0; j < num; ++j) {
-      if (j > 0 && marks.row(j) == marks.row(j - 1)) relevant[j] = relevant[j - 1];
-      else kernels.ones(marks.of(j), &n, 1, &relevant[j]);
+      if (j > 0 && marks.row(j) == marks.row(j - 1)) {
+        relevant[j] = relevant[j - 1];
+        flipped[j] = flipped[j - 1];
+        continue;
+      }
+      kernels.ones(marks.of(j), &n, 1, &relevant[j]);
+      flipped[j] = 2 * relevant[j] > n;
+      if (flipped[j]) marks.flip(marks.row(j));
     }
     ranks.assign(num * num_lengths * rank_words, 0);
-    Batch batch{{rows.data() + first * bytes, num, bytes}, items, lengths, cutoff, rank_words, total, out,
-                order.data() + first, marks, relevant, ranks};
+    Batch batch{{rows.data() + first * bytes, num, bytes}, items, lengths, std::min(cutoff, n), rank_words, total, out,
+                order.data() + first, marks, relevant, flipped, ranks};
     if (sliced) rank_sliced(batch, *planes, sliced, executor);
     for (int64_t m = sliced; m < num_lengths; ++m) rank_long(batch, m, executor);
     add_up(batch, executor);

@@ -72,4 +72,10 @@ void LabelMarks::load(const int64_t* queries, int64_t count, const Executor& exe
             [&](int64_t i, NoScratch&) { mark(relevance_, firsts[i], items_, bits_.data() + i * words()); });
 }
 
+void LabelMarks::flip(int64_t row) {
+  uint64_t* const bits = bits_.data() + row * words();
+  for (int64_t w = 0; w < words(); ++w) bits[w] = ~bits[w];
+  if (items_ % 64) bits[words() - 1] &= ~(~0ull << items_ % 64);
+}
+
 }  // namespace nhl::hamming

@@ -21,6 +21,8 @@ class LabelMarks {
   // Of query queries[i]; rows of equal labels are the same.
   Marks marks() const { return {bits_.data(), words(), row_.data()}; }
   const uint64_t* of(int64_t i) const { return bits_.data() + row_[i] * words(); }
+  // Marks the others instead.
+  void flip(int64_t row);
   int64_t row(int64_t i) const { return row_[i]; }
   int64_t rows() const { return rows_; }
   int64_t words() const { return divide_up(items_, 64); }

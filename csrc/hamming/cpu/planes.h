@@ -27,10 +27,11 @@ inline int64_t count_rows(const std::vector<int64_t>& lengths) {
 // A chunk of items, block by block.
 class Planes {
  public:
-  Planes(int64_t items, int64_t bits_)
+  // Chunks of at most `most` items, or a block.
+  Planes(int64_t items, int64_t bits_, int64_t most = kMostTurns)
       : kernels(active_slices()), bits(bits_), block_items(64 * kernels.words),
-        most_items(std::min(items, std::clamp<int64_t>(8 * kPlaneBytes / bits, block_items, kMostTurns) / block_items *
-                                       block_items)),
+        most_items(std::min(items, std::clamp(8 * kPlaneBytes / bits, block_items, std::max(most, block_items)) /
+                                       block_items * block_items)),
         planes_(divide_up(most_items, block_items) * bits * kernels.words) {}
 
   void load(const Rows& items, int64_t begin, int64_t num, const Executor& executor) {

@@ -7,9 +7,9 @@
 
 namespace nhl::hamming {
 
-// Longer codes have more distances than a block has items: they are counted item by item.
-constexpr int64_t kSlicedBits = 1023;
-constexpr int kTurnBits = 22;  // distance << kTurnBits | turn in 32 bits
+// Longer codes, whose distances are far more than a block has items, are counted item by item.
+constexpr int64_t kSlicedBits = 2047;
+constexpr int kTurnBits = 21;  // distance << kTurnBits | turn in 32 bits
 constexpr int64_t kMostTurns = int64_t{1} << kTurnBits;
 
 constexpr int64_t kMostWords = 8;        // 64-item words that a block has at most

@@ -20,7 +20,7 @@
 namespace nhl::hamming {
 namespace {
 
-constexpr int kPlanes = 16;  // two bytes; a distance up to kSlicedBits has ten
+constexpr int kPlanes = 16;  // two bytes; a distance up to kSlicedBits has eleven
 
 inline int width_of(int64_t n) { return 64 - __builtin_clzll(static_cast<uint64_t>(n)); }
 
@@ -50,23 +50,62 @@ int64_t scalar_positions(const uint64_t* bits, uint16_t at, uint16_t* out) {
   return to - out;
 }
 
+template <int width>
+void swap_bits(uint64_t* rows, uint64_t low) {
+  for (int first = 0; first < 64; first += 2 * width)
+    for (int k = first; k < first + width; ++k) {
+      const uint64_t t = (rows[k] >> width ^ rows[k + width]) & low;
+      rows[k + width] ^= t;
+      rows[k] ^= t << width;
+    }
+}
+
+// 64 x 64 bits: bit c of row r becomes bit r of row c.
+inline void transpose64(uint64_t* rows) {
+  swap_bits<32>(rows, 0x00000000ffffffffull);
+  swap_bits<16>(rows, 0x0000ffff0000ffffull);
+  swap_bits<8>(rows, 0x00ff00ff00ff00ffull);
+  swap_bits<4>(rows, 0x0f0f0f0f0f0f0f0full);
+  swap_bits<2>(rows, 0x3333333333333333ull);
+  swap_bits<1>(rows, 0x5555555555555555ull);
+}
+
+// Up to eight bits of up to 64 rows, from one byte of each: a word a bit. Bit 0 of a code is its first byte's most
+// significant one.
+inline void slice_byte(const uint8_t* column, int64_t stride, int64_t count, uint64_t* out) {
+  for (int b = 0; b < 8; ++b) out[b] = 0;
+  for (int64_t at = 0; at < count; at += 8) {
+    const int64_t here = count - at < 8 ? count - at : 8;
+    uint64_t eight = 0;
+    for (int64_t i = 0; i < here; ++i) eight |= static_cast<uint64_t>(column[(at + i) * stride]) << (8 * i);
+    eight = transpose8(eight);
+    for (int b = 0; b < 8; ++b) out[b] |= (eight >> (56 - 8 * b) & 0xff) << at;
+  }
+}
+
 template <class B>
 void slice_body(const uint8_t* rows, int64_t stride, int64_t count, int64_t bits, uint64_t* planes) {
-  constexpr int64_t W = B::words;
-  for (int64_t first = 0; first < bits; first += 8) {
-    const int64_t width = bits - first < 8 ? bits - first : 8;
-    const uint8_t* const column = rows + first / 8;
-    for (int64_t w = 0; w < W; ++w) {
-      uint64_t out[8] = {};
-      for (int64_t e = 0; e < 8 && 64 * w + 8 * e < count; ++e) {
-        const int64_t at = 64 * w + 8 * e, here = count - at < 8 ? count - at : 8;
-        uint64_t eight = 0;
-        for (int64_t i = 0; i < here; ++i) eight |= static_cast<uint64_t>(column[(at + i) * stride]) << (8 * i);
-        eight = transpose8(eight);
-        // Bit 0 of a code is its first byte's most significant one.
-        for (int64_t b = 0; b < 8; ++b) out[b] |= (eight >> (56 - 8 * b) & 0xff) << (8 * e);
+  constexpr int64_t W = B::words, kFewBits = 24;  // so few are sliced byte by byte
+  uint64_t table[64];
+  for (int64_t w = 0; w < W; ++w) {
+    const int64_t left = count - 64 * w, here = left < 0 ? 0 : left < 64 ? left : 64;
+    const uint8_t* const from = rows + 64 * w * stride;
+    for (int64_t first = 0, width; first < bits; first += width) {
+      width = bits - first < 64 ? bits - first : 64;
+      const uint8_t* const column = from + first / 8;
+      if (width <= kFewBits) {
+        width = width < 8 ? width : 8;
+        slice_byte(column, stride, here, table);
+        for (int64_t b = 0; b < width; ++b) planes[(first + b) * W + w] = table[b];
+        continue;
       }
-      for (int64_t b = 0; b < width; ++b) planes[(first + b) * W + w] = out[b];
+      for (int64_t i = 0; i < 64; ++i) table[i] = 0;
+      if (width > 56)
+        for (int64_t i = 0; i < here; ++i) __builtin_memcpy(table + i, column + i * stride, 8);
+      else
+        for (int64_t i = 0; i < here; ++i) __builtin_memcpy(table + i, column + i * stride, (width + 7) / 8);
+      transpose64(table);
+      for (int64_t b = 0; b < width; ++b) planes[(first + b) * W + w] = table[b ^ 7];
     }
   }
 }
