@@ -123,8 +123,10 @@ void count_items(const Rows& queries, const Rows& items, const std::vector<int64
 
 void histograms(const Rows& queries, const Rows& items, const std::vector<int64_t>& lengths, const Marks& marks,
                 const Counts& counts, const Executor& executor) {
-  constexpr int64_t kFew = 4;
-  const int64_t sliced = queries.count < kFew ? 0 : count_sliced(lengths);
+  // A sum of bits costs a pair the same either way; a length costs it less by slices, and slicing costs an item its bits.
+  constexpr int64_t kBitsPaid = 4;  // by one query and length
+  int64_t sliced = count_sliced(lengths);
+  if (sliced && kBitsPaid * queries.count * sliced < lengths[sliced - 1]) sliced = 0;
   int64_t bins = 0, first_bin = 0;
   for (size_t m = 0; m < lengths.size(); ++m) {
     const int64_t b = lengths[m];
