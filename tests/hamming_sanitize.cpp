@@ -89,7 +89,7 @@ void evaluation(const Codes& queries, const Codes& items, const std::vector<int6
   for (auto& id : item_ids) id = static_cast<uint16_t>(random(0, classes - 1));
   std::vector<uint64_t> query_sets(num * set_words), item_sets(n * set_words);
   for (auto* sets : {&query_sets, &item_sets})
-    for (auto& set : *sets) set = random(0, 3) ? uint64_t{1} << random(0, classes) * 21 : 0;
+    for (auto& set : *sets) set = random(0, 3) ? uint64_t{1} << random(0, classes) * 15 : 0;
   const auto relevant = [&](int64_t q, int64_t i) {
     bool shared = set_words == 0 && query_ids[q] == item_ids[i];
     for (int64_t w = 0; w < set_words; ++w) shared |= (query_sets[q * set_words + w] & item_sets[i * set_words + w]) != 0;
