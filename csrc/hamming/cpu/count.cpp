@@ -42,9 +42,9 @@ void for_each_block(const Rows& queries, const Rows& items, const std::vector<in
           const int64_t count = std::min(size, end - at);
           scratch.block.load(kernels, items, at, count, plan);
           for (int64_t q = q0; q < q1; ++q) {
-            kernels.distances(scratch.block.data, scratch.block.pitch, round_up(count, kBlockAlign), words.data() + q * plan.words,
-                              plan.words, plan.steps.data(), static_cast<int64_t>(plan.steps.size()),
-                              scratch.distances.data(), size);
+            kernels.distances(scratch.block.data, scratch.block.pitch, round_up(count, kBlockAlign),
+                              words.data() + q * plan.words, plan.words, plan.steps.data(),
+                              static_cast<int64_t>(plan.steps.size()), scratch.distances.data(), size);
             visit(scratch, q, at, count, scratch.distances.data(), size);
           }
         }
@@ -123,7 +123,7 @@ void count_items(const Rows& queries, const Rows& items, const std::vector<int64
 
 void histograms(const Rows& queries, const Rows& items, const std::vector<int64_t>& lengths, const Marks& marks,
                 const Counts& counts, const Executor& executor) {
-  // A sum of bits costs a pair the same either way; a length costs it less by slices, and slicing costs an item its bits.
+  // Summed bits cost a pair the same either way. A length costs it less by slices; slicing costs an item its bits.
   constexpr int64_t kBitsPaid = 4;  // by one query and length
   int64_t sliced = count_sliced(lengths);
   if (sliced && kBitsPaid * queries.count * sliced < lengths[sliced - 1]) sliced = 0;
@@ -135,7 +135,8 @@ void histograms(const Rows& queries, const Rows& items, const std::vector<int64_
     bins += b + 1;
     if (static_cast<int64_t>(m) < sliced) first_bin = bins;
   }
-  const std::vector<int64_t> some(lengths.begin(), lengths.begin() + sliced), rest(lengths.begin() + sliced, lengths.end());
+  const std::vector<int64_t> some(lengths.begin(), lengths.begin() + sliced);
+  const std::vector<int64_t> rest(lengths.begin() + sliced, lengths.end());
   if (!some.empty()) sliced_histograms(queries, items, some, marks, counts, executor);
   const Counts others{counts.data + first_bin * counts.total * 2, counts.first, counts.total};
   if (!rest.empty()) count_items(queries, items, rest, marks, others, executor);

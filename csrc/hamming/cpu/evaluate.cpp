@@ -259,7 +259,8 @@ void evaluate(const Rows& queries, const Rows& items, const std::vector<int64_t>
   if (n == 0) return label_histograms(queries, items, lengths, relevance, out.counts, executor);
   const std::vector<int64_t> order = label_order(relevance, total);
   std::vector<uint8_t> rows(total * bytes);
-  for (int64_t j = 0; j < total; ++j) std::memcpy(rows.data() + j * bytes, queries.data + order[j] * queries.stride, bytes);
+  for (int64_t j = 0; j < total; ++j)
+    std::memcpy(rows.data() + j * bytes, queries.data + order[j] * queries.stride, bytes);
   LabelMarks marks(relevance, n);
   const int64_t sliced = count_sliced(lengths), rank_words = round_up(marks.words(), kRankWords);
   const SliceKernels& kernels = active_slices();
@@ -268,7 +269,8 @@ void evaluate(const Rows& queries, const Rows& items, const std::vector<int64_t>
   // Marks, rankings and starts of a batch stay in the last cache, or within 64 MB where 64 queries have more, or take
   // what 4 queries do.
   int64_t query_bytes = 8 * (marks.words() + num_lengths * rank_words);
-  for (int64_t m = planes && n > planes->most_items ? 0 : sliced; m < num_lengths; ++m) query_bytes += 24 * (lengths[m] + 1);
+  const bool single = planes == nullptr || n <= planes->most_items;
+  for (int64_t m = single ? sliced : 0; m < num_lengths; ++m) query_bytes += 24 * (lengths[m] + 1);
   const int64_t most = std::clamp<int64_t>((int64_t{64} << 20) / query_bytes, 4, 64);
   const int64_t batch_size = std::max<int64_t>(most, (int64_t{8} << 20) / query_bytes);
   std::vector<int64_t> relevant;
@@ -290,8 +292,8 @@ void evaluate(const Rows& queries, const Rows& items, const std::vector<int64_t>
       if (flipped[j]) marks.flip(marks.row(j));
     }
     ranks.assign(num * num_lengths * rank_words, 0);
-    Batch batch{{rows.data() + first * bytes, num, bytes}, items, lengths, std::min(cutoff, n), rank_words, total, out,
-                order.data() + first, marks, relevant, flipped, ranks};
+    Batch batch{{rows.data() + first * bytes, num, bytes}, items, lengths, std::min(cutoff, n), rank_words, total,
+                out, order.data() + first, marks, relevant, flipped, ranks};
     if (sliced) rank_sliced(batch, *planes, sliced, executor);
     for (int64_t m = sliced; m < num_lengths; ++m) rank_long(batch, m, executor);
     add_up(batch, executor);
