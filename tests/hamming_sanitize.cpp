@@ -82,16 +82,28 @@ void evaluation(const Codes& queries, const Codes& items, const std::vector<int6
                 const nhl::Executor& executor) {
   const int64_t n = items.rows.count, num = queries.rows.count, m = static_cast<int64_t>(lengths.size());
   if (n == 0 || num == 0) return;
+  // Ids, or sets of one word or two; few classes, so that a query may have most of the items.
+  const int64_t set_words = random(0, 2), classes = random(1, 4);
   std::vector<uint16_t> query_ids(num), item_ids(n);
-  for (auto& id : query_ids) id = static_cast<uint16_t>(random(0, 2));
-  for (auto& id : item_ids) id = static_cast<uint16_t>(random(0, 2));
+  for (auto& id : query_ids) id = static_cast<uint16_t>(random(0, classes - 1));
+  for (auto& id : item_ids) id = static_cast<uint16_t>(random(0, classes - 1));
+  std::vector<uint64_t> query_sets(num * set_words), item_sets(n * set_words);
+  for (auto* sets : {&query_sets, &item_sets})
+    for (auto& set : *sets) set = random(0, 3) ? uint64_t{1} << random(0, classes) * 15 : 0;
+  const auto relevant = [&](int64_t q, int64_t i) {
+    bool shared = set_words == 0 && query_ids[q] == item_ids[i];
+    for (int64_t w = 0; w < set_words; ++w) shared |= (query_sets[q * set_words + w] & item_sets[i * set_words + w]) != 0;
+    return shared;
+  };
   int64_t bins = 0;
   for (int64_t b : lengths) bins += b + 1;
   std::vector<int64_t> counts(2 * bins * num), again(2 * bins * num), retrieved(m * num);
   std::vector<double> precision(m * num), hits(m * n), recall(m * n);
   std::vector<int32_t> distances(m * num * n);
-  const int64_t cutoff = random(1, n);
-  const nhl::hamming::Relevance relevance{query_ids.data(), item_ids.data(), 2, 0};
+  const int64_t cutoff = random(1, n + n / 4);
+  const nhl::hamming::Relevance relevance =
+      set_words ? nhl::hamming::Relevance{query_sets.data(), item_sets.data(), 8, set_words}
+                : nhl::hamming::Relevance{query_ids.data(), item_ids.data(), 2, 0};
   nhl::hamming::evaluate(queries.rows, items.rows, lengths, relevance, cutoff,
                 {counts.data(), precision.data(), retrieved.data(), hits.data(), recall.data()}, executor);
   nhl::hamming::label_histograms(queries.rows, items.rows, lengths, relevance, again.data(), executor);
@@ -105,7 +117,7 @@ void evaluation(const Codes& queries, const Codes& items, const std::vector<int6
       for (int64_t i = 0; i < n; ++i) {
         const int64_t d = brute(queries.row(q), items.row(i), lengths[j]);
         EXPECT(distances[(j * num + q) * n + i] == d);
-        ++expected[2 * d + (query_ids[q] == item_ids[i])];
+        ++expected[2 * d + relevant(q, i)];
       }
       EXPECT(std::equal(expected.begin(), expected.end(), table + q * 2 * (lengths[j] + 1)));
       std::iota(order.begin(), order.end(), 0);
@@ -115,7 +127,7 @@ void evaluation(const Codes& queries, const Codes& items, const std::vector<int6
       double sum = 0;
       int64_t seen = 0, inside = 0;
       for (int64_t r = 0; r < n; ++r) {
-        if (query_ids[q] != item_ids[order[r]]) continue;
+        if (!relevant(q, order[r])) continue;
         ++seen;
         expected_hits[j * n + r] += 1;
         if (r < cutoff) sum += static_cast<double>(seen) / static_cast<double>(r + 1), inside = seen;
@@ -161,7 +173,7 @@ int main(int count, char** arguments) {
     for (int64_t round = 0; round < rounds; ++round) {
       const int64_t threads = random(1, 3);
       const nhl::Executor executor{threads, in_threads};
-      const int64_t bits = round % 10 == 0 ? random(1, 1100) : random(1, 140), width = (bits + 7) / 8;
+      const int64_t bits = round % 10 == 0 ? random(1, 2200) : random(1, 140), width = (bits + 7) / 8;
       const int64_t n = round % 25 == 0 ? random(3000, 20000) : random(0, 400);
       const int64_t num = random(0, 1) ? random(0, 9) : random(1, 3);
       int64_t stride = width + (random(0, 1) ? random(0, 9) : 0);

@@ -214,8 +214,7 @@ def test_average_precision_from_its_definition(isa):
             assert precision[j, q].item() == pytest.approx(sums, rel=1e-13)
 
 
-def test_evaluation_of_several_chunks_and_mixed_labels(isa):
-    # Beyond 131,072 items, counting goes in two passes over chunks.
+def test_evaluation_of_many_items_and_mixed_labels(isa):
     n = 131_072 + 777
     queries, database = make_rows(3, 2, seed=3), make_rows(n, 2, "ties")
     q_labels, db_labels = torch.tensor([0, 3, 5]), make_labels(n, "sets", 2)

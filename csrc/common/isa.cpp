@@ -1,7 +1,9 @@
 // Which instruction set serves: cpuid says what the processor has, xgetbv what the system saves.
 #include "isa.h"
 
+#include <algorithm>
 #include <cstdlib>
+#include <initializer_list>
 #include <stdexcept>
 #include <string>
 
@@ -11,6 +13,10 @@
 
 namespace nhl {
 namespace {
+
+bool has(unsigned features, std::initializer_list<int> bits) {
+  return std::all_of(bits.begin(), bits.end(), [=](int bit) { return features >> bit & 1; });
+}
 
 Isa detect() {
 #if defined(__x86_64__)
@@ -23,8 +29,9 @@ Isa detect() {
   __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
   const bool ymm = (low & 0x6) == 0x6, zmm = (low & 0xe6) == 0xe6;
   const bool avx2 = b >> 5 & 1;
-  const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1) && (c >> 14 & 1);
-  if (zmm && avx2 && avx512) return Isa::avx512;  // F, DQ, BW, VL, VPOPCNTDQ
+  // F, DQ, BW, VL and BMI1, BMI2; VBMI, VBMI2, GFNI, VNNI, VPOPCNTDQ: since Ice Lake and Zen 4.
+  const bool avx512 = has(b, {16, 17, 30, 31, 3, 8}) && has(c, {1, 6, 8, 11, 14});
+  if (zmm && avx2 && avx512) return Isa::avx512;
   if (ymm && avx2) return Isa::avx2;
 #elif defined(__aarch64__)
   return Isa::neon;

@@ -22,11 +22,14 @@ struct Rows {
   int64_t stride;
 };
 
-// One bit an item: item i of query q is marked by bit i % 64 of bits[q * stride + i / 64]. A stride of 0 shares
-// one row of bits among all queries; no bits, no marks.
+// One bit an item: item i is marked by bit i % 64 of word i / 64 of a row of words, `stride` words apart. Query q has
+// row rows[q]; no rows, row 0 for all queries; no bits, no marks.
 struct Marks {
   const uint64_t* bits;
   int64_t stride;
+  const int64_t* rows;
+
+  const uint64_t* of(int64_t q) const { return bits == nullptr || rows == nullptr ? bits : bits + rows[q] * stride; }
 };
 
 // Who is relevant to whom: equal ids (`words` 0, ids of `id_bytes` 1, 2, 4 or 8), or label sets that share a
@@ -47,10 +50,6 @@ void pack(const void* x, Float type, int64_t rows, int64_t bits, int64_t row_str
 // out[m][q][i]: distance of query q and item i over the first lengths[m] bits. Lengths are increasing.
 void distances(const Rows& queries, const Rows& items, const std::vector<int64_t>& lengths, int32_t* out,
                const Executor& executor);
-
-// Bits of relevant items for queries [first, first + count), ceil(items / 64) words a query.
-void mark_relevant(const Relevance& relevance, int64_t first, int64_t count, int64_t items, uint64_t* out,
-                   const Executor& executor);
 
 // (unmarked, marked) items by distance: for each length in turn, [q][d][2] with d from 0 to the length. The rows
 // written are those from `first` on, in a table of `total` queries.

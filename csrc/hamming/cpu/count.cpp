@@ -1,5 +1,9 @@
-// Distances, relevance marks and histograms: one pass over the items, all lengths at once.
+// Distances and histograms: one pass over the items, all lengths at once.
+#include <numeric>
+
+#include "marks.h"
 #include "plan.h"
+#include "planes.h"
 
 namespace nhl::hamming {
 namespace {
@@ -38,9 +42,9 @@ void for_each_block(const Rows& queries, const Rows& items, const std::vector<in
           const int64_t count = std::min(size, end - at);
           scratch.block.load(kernels, items, at, count, plan);
           for (int64_t q = q0; q < q1; ++q) {
-            kernels.distances(scratch.block.data, scratch.block.pitch, round_up(count, kBlockAlign), words.data() + q * plan.words,
-                              plan.words, plan.steps.data(), static_cast<int64_t>(plan.steps.size()),
-                              scratch.distances.data(), size);
+            kernels.distances(scratch.block.data, scratch.block.pitch, round_up(count, kBlockAlign),
+                              words.data() + q * plan.words, plan.words, plan.steps.data(),
+                              static_cast<int64_t>(plan.steps.size()), scratch.distances.data(), size);
             visit(scratch, q, at, count, scratch.distances.data(), size);
           }
         }
@@ -49,43 +53,6 @@ void for_each_block(const Rows& queries, const Rows& items, const std::vector<in
 }
 
 void nothing(Scratch&, int64_t, int64_t) {}
-
-template <class T>
-void mark_equal(const T* items, int64_t count, T wanted, uint64_t* out) {
-  for (int64_t w = 0; w * 64 < count; ++w) {
-    const int64_t left = std::min<int64_t>(64, count - 64 * w);
-    uint8_t equal[64] = {};
-    for (int64_t i = 0; i < left; ++i) equal[i] = items[64 * w + i] == wanted;
-    uint64_t bits = 0;
-    for (int64_t byte = 0; byte < 8; ++byte) {
-      uint64_t eight;
-      std::memcpy(&eight, equal + 8 * byte, 8);
-      bits |= gather_bits(eight) << (8 * byte);
-    }
-    out[w] = bits;
-  }
-}
-
-template <class T>
-void mark_ids(const Relevance& relevance, int64_t query, int64_t items, uint64_t* out) {
-  const T wanted = static_cast<const T*>(relevance.queries)[query];
-  mark_equal(static_cast<const T*>(relevance.items), items, wanted, out);
-}
-
-void mark_sets(const Relevance& relevance, int64_t query, int64_t items, uint64_t* out) {
-  const auto* wanted = static_cast<const uint64_t*>(relevance.queries) + query * relevance.words;
-  const auto* sets = static_cast<const uint64_t*>(relevance.items);
-  for (int64_t w = 0; w * 64 < items; ++w) {
-    const int64_t left = std::min<int64_t>(64, items - 64 * w);
-    uint64_t bits = 0;
-    for (int64_t i = 0; i < left; ++i, sets += relevance.words) {
-      uint64_t shared = 0;
-      for (int64_t j = 0; j < relevance.words; ++j) shared |= sets[j] & wanted[j];
-      bits |= static_cast<uint64_t>(shared != 0) << i;
-    }
-    out[w] = bits;
-  }
-}
 
 }  // namespace
 
@@ -103,35 +70,23 @@ void distances(const Rows& queries, const Rows& items, const std::vector<int64_t
       nothing);
 }
 
-void mark_relevant(const Relevance& relevance, int64_t first, int64_t count, int64_t items, uint64_t* out,
-                   const Executor& executor) {
-  const auto mark = relevance.words > 0      ? mark_sets
-                    : relevance.id_bytes == 1 ? mark_ids<uint8_t>
-                    : relevance.id_bytes == 2 ? mark_ids<uint16_t>
-                    : relevance.id_bytes == 4 ? mark_ids<uint32_t>
-                                              : mark_ids<uint64_t>;
-  const int64_t words = divide_up(items, 64);
-  run_units(executor, count, no_scratch,
-            [&](int64_t q, NoScratch&) { mark(relevance, first + q, items, out + q * words); });
-}
+namespace {
 
-void histograms(const Rows& queries, const Rows& items, const std::vector<int64_t>& lengths, const Marks& marks,
+// Item by item, for codes too long to be sliced, or too few queries to make the planes worth while.
+void count_items(const Rows& queries, const Rows& items, const std::vector<int64_t>& lengths, const Marks& marks,
                 const Counts& counts, const Executor& executor) {
   // Four counters a bin, taken in turn: items at one distance in a row don't wait for each other's store.
   constexpr int64_t kTurns = 4;
   int64_t bins = 0;
-  for (int64_t b : lengths) {
-    int64_t* rows = counts.data + (bins * counts.total + (b + 1) * counts.first) * 2;
-    std::fill(rows, rows + (b + 1) * queries.count * 2, 0);
-    bins += b + 1;
-  }
+  for (int64_t b : lengths) bins += b + 1;
   const int64_t row = bins * 2 * kTurns;
   for_each_block(
       queries, items, lengths, executor,
       [&](Scratch& scratch, int64_t q0, int64_t q1) { scratch.counters.assign((q1 - q0) * row, 0); },
       [&](Scratch& scratch, int64_t q, int64_t at, int64_t count, const uint16_t* found, int64_t pitch) {
         uint32_t* counter = scratch.counters.data() + q % kTile * row;
-        const uint64_t* bits = marks.bits == nullptr ? nullptr : marks.bits + q * marks.stride + at / 64;
+        const uint64_t* const marked = marks.of(q);
+        const uint64_t* bits = marked == nullptr ? nullptr : marked + at / 64;
         for (const int64_t b : lengths) {
           int64_t i = 0;
           for (; i + kTurns <= count; i += kTurns) {
@@ -164,17 +119,41 @@ void histograms(const Rows& queries, const Rows& items, const std::vector<int64_
       });
 }
 
+}  // namespace
+
+void histograms(const Rows& queries, const Rows& items, const std::vector<int64_t>& lengths, const Marks& marks,
+                const Counts& counts, const Executor& executor) {
+  // Summed bits cost a pair the same either way. A length costs it less by slices; slicing costs an item its bits.
+  constexpr int64_t kBitsPaid = 4;  // by one query and length
+  int64_t sliced = count_sliced(lengths);
+  if (sliced && kBitsPaid * queries.count * sliced < lengths[sliced - 1]) sliced = 0;
+  int64_t bins = 0, first_bin = 0;
+  for (size_t m = 0; m < lengths.size(); ++m) {
+    const int64_t b = lengths[m];
+    int64_t* rows = counts.data + (bins * counts.total + (b + 1) * counts.first) * 2;
+    std::fill(rows, rows + (b + 1) * queries.count * 2, 0);
+    bins += b + 1;
+    if (static_cast<int64_t>(m) < sliced) first_bin = bins;
+  }
+  const std::vector<int64_t> some(lengths.begin(), lengths.begin() + sliced);
+  const std::vector<int64_t> rest(lengths.begin() + sliced, lengths.end());
+  if (!some.empty()) sliced_histograms(queries, items, some, marks, counts, executor);
+  const Counts others{counts.data + first_bin * counts.total * 2, counts.first, counts.total};
+  if (!rest.empty()) count_items(queries, items, rest, marks, others, executor);
+}
+
 void label_histograms(const Rows& queries, const Rows& items, const std::vector<int64_t>& lengths,
                       const Relevance& relevance, int64_t* counts, const Executor& executor) {
-  const int64_t words = divide_up(items.count, 64);
+  LabelMarks marks(relevance, items.count);
   // Marks of a batch of queries take at most 64 MB.
-  const int64_t batch = std::max<int64_t>(kTile, (int64_t{64} << 20) / (8 * words + 1));
+  const int64_t batch = std::max<int64_t>(kTile, (int64_t{64} << 20) / (8 * marks.words() + 1));
+  std::vector<int64_t> all(queries.count);
+  std::iota(all.begin(), all.end(), 0);
   for (int64_t first = 0; first < queries.count; first += batch) {
     const int64_t count = std::min(batch, queries.count - first);
-    std::vector<uint64_t> marks(count * words);
-    mark_relevant(relevance, first, count, items.count, marks.data(), executor);
+    marks.load(all.data() + first, count, executor);
     const Rows some{queries.data + first * queries.stride, count, queries.stride};
-    histograms(some, items, lengths, {marks.data(), words}, {counts, first, queries.count}, executor);
+    histograms(some, items, lengths, marks.marks(), {counts, first, queries.count}, executor);
   }
 }
 

@@ -27,9 +27,6 @@ struct Hits {
 
 constexpr bool reads_rows(int64_t stride) { return stride == 4 || stride == 8 || stride == 16 || stride == 32; }
 
-// Eight bytes of 0 or 1 into eight bits, the first byte's lowest.
-inline uint64_t gather_bits(uint64_t eight) { return eight * 0x0102040810204080ull >> 56; }
-
 struct Kernels {
   // Rows -> block. `count` rows of `bytes` bytes; the last word is and-ed with `tail`; padding is zeroed.
   // Words are written in fours: there must be room for a multiple of 4.

@@ -2,6 +2,7 @@
 // Also what runs on other architectures, where the compiler turns these loops into its own vector counts.
 #include <type_traits>
 
+#include "../../common/numbers.h"
 #include "../../common/target.h"
 #include "kernels.h"
 

@@ -101,7 +101,7 @@ void counted_topk(const Problem& p, int64_t k, int64_t base, int32_t* out_distan
     const int64_t last = std::min(p.queries.count, first + batch), num = last - first;
     std::vector<int64_t> counts(num * (p.bits + 1) * 2);
     const Rows some{p.queries.data + first * p.queries.stride, num, p.queries.stride};
-    histograms(some, p.items, {p.bits}, {allowed.data(), 0}, {counts.data(), 0, num}, executor);
+    histograms(some, p.items, {p.bits}, {allowed.data(), 0, nullptr}, {counts.data(), 0, num}, executor);
     std::vector<uint32_t> limits(p.queries.count);
     std::vector<int64_t> reserve(p.queries.count);
     for (int64_t q = 0; q < num; ++q) {
