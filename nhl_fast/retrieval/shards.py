@@ -13,8 +13,8 @@ import torch
 
 from ..core import check, ranks
 from ..core.labels import similarity
-from . import codes, merge, ranking, tie_groups
-from .hamming import DEFAULT_CHUNK_BYTES, hamming_distances, search, spans
+from . import codes, ranking, tie_groups
+from .hamming import DEFAULT_CHUNK_BYTES, hamming_distances, merge_nearest, search, spans
 from .metrics import RetrievalResult, check_label_pair, ranked_average_precision, tied_average_precision
 from .ties import RULES
 
@@ -55,7 +55,7 @@ def search_shards(
                 options = {"chunk_bytes": chunk_bytes, "backend": backend}
                 distances, ids = search(queries, shard, min(k, len(shard)), length, **options)
                 parts.append((distances, ids + start))
-                parts = [merge.nearest(parts, k, ascending=True)]
+                parts = [merge_nearest(parts, k, ascending=True)]
             start += len(shard)
     except Exception as problem:
         error = problem
@@ -68,7 +68,7 @@ def search_shards(
     for rank, found in enumerate(ranks.gathered(own, group)):
         distances, ids = found[..., 0], found[..., 1]
         everyone.append((distances, ids + sum(counts[:rank])))
-    distances, ids = merge.nearest(everyone, k, ascending=True)
+    distances, ids = merge_nearest(everyone, k, ascending=True)
     return distances.int(), ids
 
 
