@@ -274,14 +274,17 @@ class Items:
         """The same items, to be searched on a device; neither index changes with the other.
 
         Main memory (or the mapped file) goes on holding everything: a device has copies of what fits, and the rest is
-        streamed to it, block by block, in every search. What changes the index, files and ids are matters of main
-        memory, too. Searches give results on the (first) device, equal to those of main memory, to the last id.
+        streamed to it through pinned memory, block by block, in every search. What searches find is on the (first)
+        device, and equal to what main memory gives, to the last id. Changes, ids and files are matters of main
+        memory; a change copies what is new to the devices. A search whose codes are all there does not wait for the
+        device, with queries there and no `allow` or one from `filter` (`range_search` does, for the result's size).
 
         Args:
             device: "cuda", a device, or a list of CUDA devices, among which the items are divided; "cpu" for main
-                memory alone. (With `device_bytes`, or as a list, CPUs go the ways of devices: a rehearsal.)
+                memory alone. With `device_bytes`, or in a list, CPUs go the ways of devices: a rehearsal.
             device_bytes: what the index may take of each device: codes, ids that are no run (8 bytes an item), a byte
-                an item for removals, and the blocks of what is streamed. None for 80% of what is free now.
+                an item for removals, and the blocks of what is streamed. Results, filters and the work of a search
+                come on top. None for 80% of what is free now.
 
         Raises:
             TypeError, ValueError: an argument does not fit.

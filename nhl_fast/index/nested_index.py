@@ -35,7 +35,9 @@ class NestedIndex(Items):
     index, so ids of removed items do not come back.
 
     Everything lives in main memory (or in the mapped file): arguments are CPU tensors, NumPy arrays or, for
-    ids, sequences of integers; results are CPU tensors.
+    ids, sequences of integers; results are CPU tensors. `to("cuda")`, or `device`, adds copies on devices, where
+    searches run then: queries and codes to add may be there, and what searches find is; ids and masks are CPU
+    tensors all the same.
 
     Memory: the codes, nothing for ids that run without a gap, 8 bytes an item for other ids, and one byte an
     item where some of them were removed or updated. Adding in blocks takes extra memory of at most 64 MiB or
@@ -44,7 +46,7 @@ class NestedIndex(Items):
 
     Copies: `copy.copy` and `copy.deepcopy` take no time (nothing in an index changes in place, so that both share
     what they hold until they change). `pickle` and joblib hold codes and ids themselves, of a mapped index too: what
-    comes back lives in memory and needs no file. A forked child has a copy of its own.
+    comes back lives in main memory and needs no file and no device. A forked child has a copy of its own.
 
     Threads: any number may search, load and save while others add, remove and update. Writers wait for each
     other; a search holds no lock and sees the index as it was when the search began, each write wholly or not
@@ -52,9 +54,11 @@ class NestedIndex(Items):
 
     Args:
         length: code length in bits.
+        device, device_bytes: where it is searched, as for `to`; None for main memory.
 
     Raises:
-        TypeError, ValueError: length is not an integer from 1 to 2**20.
+        TypeError, ValueError: length is not an integer from 1 to 2**20, or a device does not fit.
+        RuntimeError: PyTorch sees no CUDA device.
     """
 
     # ----------------------------------------------------------------------------------------------------- search
@@ -226,6 +230,7 @@ class NestedIndex(Items):
         Raises:
             FileNotFoundError: there is no such file.
             IndexFileError: (a ValueError) the file is foreign, truncated, damaged or of another version.
+            RuntimeError: PyTorch sees no CUDA device.
         """
         place_of(device, device_bytes, 8)  # a wrong device is told before anything is read
         contents = file.read(path, check.flag(mmap, "mmap"), check.flag(verify, "verify"))
