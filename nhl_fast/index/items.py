@@ -118,7 +118,7 @@ class Items:
 
     @property
     def device_nbytes(self) -> int:
-        """Bytes that the index takes on its devices; 0 where it lives in main memory alone."""
+        """Bytes of all devices, counted as `to` says of `device_bytes`; 0 where it lives in main memory alone."""
         placed = self._held[1]
         return 0 if placed is None else placed.nbytes
 
