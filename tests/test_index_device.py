@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -229,6 +230,29 @@ def test_a_search_sees_its_moment(devices):
     held, queries = placed._held, torch.from_numpy(rows(3, 64))
     placed.reset()
     same(nearest(held[1], held[1].parts, queries, 5, 64, "auto"), index.search(queries, 5))
+
+
+@pytest.mark.parametrize("budget", [200, None])
+def test_searches_beside_a_writer(budget, devices):
+    placed, codes = NestedIndex(32, devices, device_bytes=budget), rows(200, 32, 5)
+    placed.add(codes[:40])
+    wrong, over = [], threading.Event()
+
+    def search():
+        while not over.is_set():
+            distances, ids = placed.search(codes[:40], 1)
+            if distances.any() or not torch.equal(ids.cpu()[:, 0], torch.arange(40)):
+                wrong.append(ids)
+
+    searcher = threading.Thread(target=search)
+    searcher.start()
+    for start in range(40, 200, 8):
+        added = placed.add(codes[start : start + 8])
+        placed.remove(added[::3])
+        placed.compact()
+    over.set()
+    searcher.join()
+    assert not wrong
 
 
 @pytest.mark.parametrize("segments", ["merged", "apart"])
