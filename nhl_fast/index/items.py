@@ -18,6 +18,8 @@ from .placement import Placed, Placement, check_devices
 from .segments import Segment, copy_rows, empty, merge
 from .state import State
 
+_MAIN_MEMORY = (torch.device("cpu"),)
+
 
 def place_of(device, device_bytes, length: int) -> Placement | None:
     """The placement that the arguments of `NestedIndex.to` ask for, or None for main memory alone."""
@@ -26,7 +28,7 @@ def place_of(device, device_bytes, length: int) -> Placement | None:
             raise ValueError("device_bytes: expected a device beside it, got none")
         return None
     devices = check_devices(device)
-    if devices == (torch.device("cpu"),) and device_bytes is None and not isinstance(device, (list, tuple)):
+    if devices == _MAIN_MEMORY and device_bytes is None and not isinstance(device, (list, tuple)):
         return None
     return Placement.of(devices, device_bytes, num_bytes(length))
 
@@ -114,7 +116,7 @@ class Items:
     @property
     def devices(self) -> tuple[torch.device, ...]:
         """Where searches run (see `to`); their results are on the first. `device("cpu")` alone for main memory."""
-        return (torch.device("cpu"),) if self._placement is None else self._placement.devices
+        return _MAIN_MEMORY if self._placement is None else self._placement.devices
 
     @property
     def device_nbytes(self) -> int:
