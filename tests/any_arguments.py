@@ -237,7 +237,11 @@ def calls(folder) -> dict[str, tuple]:
             nhl.make_graphed,
             {"objective": objective(), "features": FEATURES, "labels": LABELS, "index": None, "num_warmup_iters": 3},
         ),
-        "NestedIndex": (nhl.NestedIndex, {"length": 16}),
+        "NestedIndex": (nhl.NestedIndex, {"length": 16, "device": "cpu", "device_bytes": 100}),
+        "NestedIndex.to": (
+            lambda device, device_bytes: filled().to(device, device_bytes=device_bytes).search(CODES, 3),
+            {"device": ["cpu", "cpu"], "device_bytes": 16},
+        ),
         "NestedIndex.add": (lambda codes, ids: filled().add(codes, ids), {"codes": CODES, "ids": np.arange(12) + 50}),
         "NestedIndex.remove": (lambda **options: filled().remove(**options), {"ids": [1, 2], "missing": "raise"}),
         "NestedIndex.merge": (
@@ -262,7 +266,17 @@ def calls(folder) -> dict[str, tuple]:
             lambda **options: nhl.NestedIndex(16).range_search(**options),
             {"queries": CODES, "radius": 3, "length": 8, "allow": None, "backend": "auto"},
         ),
-        "NestedIndex.load": (nhl.NestedIndex.load, {"path": path, "mmap": True, "verify": True}),
+        "NestedIndex.range_search placed": (
+            lambda **options: filled().to(["cpu"]).range_search(**options),
+            {"queries": CODES, "radius": 3, "length": 8, "allow": [1], "output": "tensor", "backend": "auto"},
+        ),
+        "NestedIndex.search placed": (
+            lambda **options: filled().to("cpu", device_bytes=16).search(**options), search,
+        ),
+        "NestedIndex.load": (
+            nhl.NestedIndex.load,
+            {"path": path, "mmap": True, "verify": True, "device": "cpu", "device_bytes": None},
+        ),
         "load": (nhl.load, {"run": run, "length": None, "device": "cpu", "data_options": None}),
         "NestedIndex.from_faiss": (nhl.NestedIndex.from_faiss, {"index": None}),
         "NestedIndex.__contains__": (lambda id_: id_ in filled(), {"id_": 3}),

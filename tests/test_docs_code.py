@@ -71,6 +71,11 @@ EXTRA = {
         "index": None,
     },
     "docs/dropin.md": lambda: {"labels": torch.arange(40) % 100},
+    "docs/gpu.md": lambda: {  # an index on CPUs goes the ways of cards
+        "card": torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        "cards": ["cuda:0"] if torch.cuda.is_available() else ["cpu", "cpu"],
+        "queries": nhl.pack_codes(torch.randn(5, 128)),
+    },
     "docs/moving.md": lambda: {"embeddings": torch.randn(50, 384).numpy()},
     "docs/search.md": lambda: {"queries": nhl.pack_codes(torch.randn(5, 128))},
 }

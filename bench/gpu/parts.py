@@ -244,7 +244,10 @@ if REHEARSAL:
     DEVICE_TESTS = OTHER_TESTS = {"tests_device": (2, ["tests/test_codes.py"])}
     KERNEL_TESTS = {"tests_kernels": (2, ["tests/triton/test_weighting.py", "-k", "opcheck"])}
 else:
-    DEVICE_TESTS = {"tests_device": (8, ["tests/test_native_cuda.py", "-k", "device or refused"])}
+    DEVICE_TESTS = {
+        "tests_device": (8, ["tests/test_native_cuda.py", "-k", "device or refused"]),
+        "tests_index": (4, ["tests/test_index_device.py", "-k", "cuda or larger"]),
+    }
     # What ahead-of-time compilation says needs no card.
     others = [f"--ignore=tests/triton/test_{name}.py" for name in ("aot", "step")]
     KERNEL_TESTS = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -9,12 +11,12 @@ from ..core import check
 from ..core.arrays import as_tensor
 from ..retrieval.codes import check_length, check_packed, check_rows, num_bytes
 from ..retrieval.convert import of_binary
-from .ids import on_cpu
+from .ids import on_device
 
 
-def check_codes(codes, index_length: int) -> torch.Tensor:
-    """Packed rows for an index of `index_length` bits."""
-    codes = on_cpu(check_packed(_unsigned(codes, "codes", index_length), "codes"), "codes")
+def check_codes(codes, index_length: int, devices: Sequence[torch.device]) -> torch.Tensor:
+    """Packed rows in main memory for an index of `index_length` bits that is searched on `devices`."""
+    codes = on_device(check_packed(_unsigned(codes, "codes", index_length, devices), "codes"), "codes", devices).cpu()
     if codes.shape[1] != num_bytes(index_length):
         raise ValueError(
             f"codes: expected rows of {num_bytes(index_length)} bytes for {index_length} bits, "
@@ -23,10 +25,12 @@ def check_codes(codes, index_length: int) -> torch.Tensor:
     return codes
 
 
-def check_queries(queries, length: int | None, index_length: int) -> tuple[torch.Tensor, int, bool]:
+def check_queries(
+    queries, length: int | None, index_length: int, devices: Sequence[torch.device]
+) -> tuple[torch.Tensor, int, bool]:
     """Packed rows that hold `length` bits (None: all of the index's), that length, and whether it was one code."""
-    queries, one = check_rows(_unsigned(queries, "queries", index_length), "queries")
-    on_cpu(queries, "queries")
+    queries, one = check_rows(_unsigned(queries, "queries", index_length, devices), "queries")
+    on_device(queries, "queries", devices)
     width = num_bytes(index_length)
     if length is None:
         if queries.shape[1] != width:
@@ -41,7 +45,7 @@ def check_queries(queries, length: int | None, index_length: int) -> tuple[torch
     return queries, check_length(length, queries.shape[1], "length"), one
 
 
-def _unsigned(rows, name: str, index_length: int):
+def _unsigned(rows, name: str, index_length: int, devices: Sequence[torch.device]):
     """sentence-transformers' "binary" embeddings (int8) as packed rows; anything else as it is.
 
     An int8 row of as many bytes as the index's is one: bits as -1 and +1 would be `index_length` numbers.
@@ -51,4 +55,4 @@ def _unsigned(rows, name: str, index_length: int):
     if rows.ndim not in (1, 2) or rows.shape[-1] != num_bytes(index_length) or index_length == 1:
         return rows
     rows = as_tensor(rows, name)
-    return of_binary(check.present(on_cpu(check.tensor(rows, name), name), name), name)
+    return of_binary(check.present(on_device(check.tensor(rows, name), name, devices), name), name)

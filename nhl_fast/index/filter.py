@@ -10,6 +10,7 @@ import torch
 
 from ..core import check
 from .ids import check_ids, on_cpu
+from .placement import Part, Placed
 from .segments import Chosen, Segment, without_repeats
 from .state import State
 
@@ -22,8 +23,10 @@ class Filter:
     the codes of its index alive.
     """
 
-    def __init__(self, state: State, allow: np.ndarray):
+    def __init__(self, state: State, allow: np.ndarray, placed: Placed | None = None):
+        """`placed`: where the state lies on devices; the filter is made ready there."""
         self._state, self._chosen = state, tuple(choose(state, allow))
+        self._parts = None if placed is None else (placed, placed.choose(self._chosen))
 
     def __len__(self) -> int:
         """How many items it leaves."""
@@ -39,6 +42,12 @@ class Filter:
                 "allow: this filter is of another index, or of this one before it changed: make it again"
             )
         return self._chosen
+
+    def parts(self, placed: Placed) -> tuple[tuple[Part, ...], ...]:
+        """What a search of `placed` reads; worked out here where the filter was made ready for other devices."""
+        if self._parts is not None and self._parts[0] is placed:
+            return self._parts[1]
+        return placed.choose(self.chosen(placed.state))
 
 
 def check_allow(allow, state: State) -> Filter | np.ndarray | None:
@@ -82,6 +91,13 @@ def choose(state: State, allow: Filter | np.ndarray | None) -> Sequence[Chosen]:
             ascending = allow = without_repeats(allow)
         out.append(segment.holding(allow))
     return out
+
+
+def choose_placed(placed: Placed, allow: Filter | np.ndarray | None) -> Sequence[Sequence[Part]]:
+    """`choose` for a state that lies on devices."""
+    if allow is None:
+        return placed.parts
+    return allow.parts(placed) if isinstance(allow, Filter) else placed.choose(choose(placed.state, allow))
 
 
 def _masks(segments: Sequence[Segment], mask: np.ndarray) -> list[np.ndarray]:

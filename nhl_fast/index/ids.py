@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -56,6 +58,16 @@ def on_cpu(value: torch.Tensor, name: str) -> torch.Tensor:
     if value.device.type != "cpu":
         raise ValueError(f"{name}: expected a CPU tensor (the index lives in main memory), got one on {value.device}")
     return value
+
+
+def on_device(value: torch.Tensor, name: str, devices: Sequence[torch.device]) -> torch.Tensor:
+    """`value` if it is a CPU tensor, or one on a device where the index is searched."""
+    if value.device.type == "cpu" or value.device in devices:
+        return value
+    places = ", ".join(sorted({str(device) for device in devices if device.type != "cpu"}))
+    if not places:
+        return on_cpu(value, name)
+    raise ValueError(f"{name}: expected a tensor on the CPU or the index's {places}, got one on {value.device}")
 
 
 def some(ids: np.ndarray, limit: int = 5) -> str:

@@ -14,19 +14,54 @@ from . import file
 from . import ids as index_ids
 from .arguments import check_codes
 from .ids import check_distinct, check_ids
+from .placement import Placed, Placement, check_devices
 from .segments import Segment, copy_rows, empty, merge
 from .state import State
+
+_MAIN_MEMORY = (torch.device("cpu"),)
+
+
+def place_of(device, device_bytes, length: int) -> Placement | None:
+    """The placement that the arguments of `NestedIndex.to` ask for, or None for main memory alone."""
+    if device is None:
+        if device_bytes is not None:
+            raise ValueError("device_bytes: expected a device beside it, got none")
+        return None
+    devices = check_devices(device)
+    if devices == _MAIN_MEMORY and device_bytes is None and not isinstance(device, (list, tuple)):
+        return None
+    return Placement.of(devices, device_bytes, num_bytes(length))
+
+
+def _placed(state: State, placement: Placement | None) -> tuple[State, Placed | None]:
+    return state, None if placement is None else placement.place(state)
 
 
 class Items:
     """Codes with ids; see `NestedIndex`, which is the public class."""
 
-    def __init__(self, length: int):
+    def __init__(self, length: int, device=None, *, device_bytes: int | None = None):
         self._length = check.positive_int(length, "length")
         if self._length > file.MAX_LENGTH:
             raise ValueError(f"length: expected at most {file.MAX_LENGTH} bits, got {self._length}")
-        self._state = State()
+        self._placement = place_of(device, device_bytes, self._length)
+        self._held = _placed(State(), self._placement)
         self._writing = fork.Lock()
+
+    @property
+    def _state(self) -> State:
+        return self._held[0]
+
+    @_state.setter
+    def _state(self, state: State) -> None:
+        if self._placement is None:
+            self._held = state, None
+            return
+        before = self._held[1]
+        placed = self._placement.place(state, before)
+        self._held, before = (state, placed), None
+        if placed.streamed:  # there may be room now that what lay there before is gone
+            self._held = state, self._placement.place(state, placed)
 
     def __getstate__(self) -> dict:
         state = self._state
@@ -43,7 +78,7 @@ class Items:
 
     def __copy__(self) -> Items:
         out = type(self)(self._length)
-        out._state = self._state
+        out._placement, out._held = self._placement, self._held
         return out
 
     def __deepcopy__(self, memo) -> Items:
@@ -75,7 +110,19 @@ class Items:
         return any(len(segment.find(wanted)[0]) for segment in self._state.segments)
 
     def __repr__(self) -> str:
-        return f"NestedIndex(length={self._length}, items={len(self)})"
+        where = "" if self._placement is None else f", device={', '.join(map(str, self.devices))}"
+        return f"NestedIndex(length={self._length}, items={len(self)}{where})"
+
+    @property
+    def devices(self) -> tuple[torch.device, ...]:
+        """Where searches run (see `to`); their results are on the first. `device("cpu")` alone for main memory."""
+        return _MAIN_MEMORY if self._placement is None else self._placement.devices
+
+    @property
+    def device_nbytes(self) -> int:
+        """Bytes of all devices, counted as `to` says of `device_bytes`; 0 where it lives in main memory alone."""
+        placed = self._held[1]
+        return 0 if placed is None else placed.nbytes
 
     @property
     def ids(self) -> torch.Tensor:
@@ -121,7 +168,7 @@ class Items:
         Raises:
             TypeError, ValueError: an argument does not fit, or an id is taken; nothing is added.
         """
-        rows = check_codes(codes, self._length)
+        rows = check_codes(codes, self._length, self.devices)
         if ids is None:
             return self._add_running(copy_rows(rows, self._length))
         ids = check_distinct(ids, len(rows))
@@ -172,7 +219,7 @@ class Items:
             TypeError, ValueError: an argument does not fit.
             KeyError: an id is not in the index; nothing is changed.
         """
-        rows = check_codes(codes, self._length)
+        rows = check_codes(codes, self._length, self.devices)
         ids = check_distinct(ids, len(rows))
         added = self._segments_of(rows, ids)
         with self._writing:
@@ -223,6 +270,34 @@ class Items:
         """Remove everything; running ids start at 0 again."""
         with self._writing:
             self._state = State()
+
+    @check.memory
+    def to(self, device, *, device_bytes: int | None = None) -> Items:
+        """The same items, to be searched on a device; neither index changes with the other.
+
+        Main memory (or the mapped file) goes on holding everything: a device has copies of what fits, and the rest is
+        streamed to it through pinned memory, block by block, in every search. What searches find is on the (first)
+        device, and equal to what main memory gives, to the last id. Changes, ids and files are matters of main
+        memory; a change copies what is new to the devices. A search whose codes are all there does not wait for the
+        device, with queries there and no `allow` or one from `filter` (`range_search` does, for the result's size).
+
+        Args:
+            device: "cuda", a device, or a list of CUDA devices, among which the items are divided; "cpu" for main
+                memory alone. With `device_bytes`, or in a list, CPUs go the ways of devices: a rehearsal.
+            device_bytes: what the index may take of each device: codes, ids that are no run (8 bytes an item), a byte
+                an item for removals, and the blocks of what is streamed. Results, filters and the work of a search
+                come on top. None for 80% of what is free now.
+
+        Raises:
+            TypeError, ValueError: an argument does not fit.
+            RuntimeError: PyTorch sees no CUDA device.
+        """
+        if device is None:
+            raise TypeError("device: expected a device such as 'cpu' or 'cuda', got None")
+        placement = place_of(device, device_bytes, self._length)
+        out = type(self)(self._length)
+        out._placement, out._held = placement, _placed(self._state, placement)
+        return out
 
     def copy(self) -> Items:
         """The same as `copy.copy`: it takes no time, and neither changes with the other."""

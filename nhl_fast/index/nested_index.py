@@ -12,12 +12,13 @@ from ..core.arrays import as_output, as_tensor, check_output
 from ..core.backend import check_backend
 from ..retrieval.codes import check_length, num_bytes
 from ..retrieval.hamming import check_k, shaped
-from . import exchange, export, file
+from . import exchange, export, file, placed_search
 from . import segments as index_segments
 from .arguments import check_queries
 from .file import IndexFileError
-from .filter import Filter, check_allow, choose
-from .items import Items
+from .filter import Filter, check_allow, choose, choose_placed
+from .items import Items, place_of
+from .placement import Placed
 from .segments import Segment
 from .state import State
 
@@ -34,7 +35,9 @@ class NestedIndex(Items):
     index, so ids of removed items do not come back.
 
     Everything lives in main memory (or in the mapped file): arguments are CPU tensors, NumPy arrays or, for
-    ids, sequences of integers; results are CPU tensors.
+    ids, sequences of integers; results are CPU tensors. `to("cuda")`, or `device`, adds copies on devices, where
+    searches run then: queries and codes to add may be there, and what searches find is; ids and masks are CPU
+    tensors all the same.
 
     Memory: the codes, nothing for ids that run without a gap, 8 bytes an item for other ids, and one byte an
     item where some of them were removed or updated. Adding in blocks takes extra memory of at most 64 MiB or
@@ -43,7 +46,7 @@ class NestedIndex(Items):
 
     Copies: `copy.copy` and `copy.deepcopy` take no time (nothing in an index changes in place, so that both share
     what they hold until they change). `pickle` and joblib hold codes and ids themselves, of a mapped index too: what
-    comes back lives in memory and needs no file. A forked child has a copy of its own.
+    comes back lives in main memory and needs no file and no device. A forked child has a copy of its own.
 
     Threads: any number may search, load and save while others add, remove and update. Writers wait for each
     other; a search holds no lock and sees the index as it was when the search began, each write wholly or not
@@ -51,9 +54,11 @@ class NestedIndex(Items):
 
     Args:
         length: code length in bits.
+        device, device_bytes: where it is searched, as for `to`; None for main memory.
 
     Raises:
-        TypeError, ValueError: length is not an integer from 1 to 2**20.
+        TypeError, ValueError: length is not an integer from 1 to 2**20, or a device does not fit.
+        RuntimeError: PyTorch sees no CUDA device.
     """
 
     # ----------------------------------------------------------------------------------------------------- search
@@ -67,11 +72,11 @@ class NestedIndex(Items):
         Raises:
             TypeError, ValueError: `allow` is neither.
         """
-        state = self._state
+        state, placed = self._held
         allow = check_allow(allow, state)
         if allow is None or isinstance(allow, Filter):
             raise TypeError(f"allow: expected ids or a bool mask, got {check.describe(allow)}")
-        return Filter(state, allow.copy())
+        return Filter(state, allow.copy(), placed)
 
     @check.memory
     def search(
@@ -107,15 +112,20 @@ class NestedIndex(Items):
         Raises:
             TypeError, ValueError: an argument does not fit (k beyond the number of items among them).
         """
-        return self._search(self._state, queries, k, length, allow, beyond, output, backend)
+        return self._search(self._held, queries, k, length, allow, beyond, output, backend)
 
-    def _search(self, state: State, queries, k, length, allow, beyond, output, backend):
-        queries, length, one = check_queries(queries, length, self._length)
+    def _search(self, held: tuple[State, Placed | None], queries, k, length, allow, beyond, output, backend):
+        state, placed = held
+        queries, length, one = check_queries(queries, length, self._length, self.devices)
         check_backend(backend)
         check_output(output)
         count, width = check_k(k, state.count, f"{state.count}, the items in the index", beyond)
         allow = check_allow(allow, state)
-        found = index_segments.nearest(choose(state, allow), queries, count, length, backend)
+        if placed is None:
+            found = index_segments.nearest(choose(state, allow), queries, count, length, backend)
+        else:
+            parts = choose_placed(placed, allow)
+            found = placed_search.nearest(placed, parts, queries, count, length, backend)
         return shaped(found, width, one, output)
 
     @check.memory
@@ -136,12 +146,13 @@ class NestedIndex(Items):
             (distances, ids, codes): as `search`, and uint8 (Q, k, ceil(length of the index / 8)), zeros where the id
             is -1.
         """
-        state, width = self._state, num_bytes(self._length)
+        held, width = self._held, num_bytes(self._length)
         check_output(output)
-        distances, ids = self._search(state, queries, k, length, allow, beyond, "tensor", backend)
-        codes = torch.zeros(*ids.shape, width, dtype=torch.uint8)
-        codes[ids >= 0] = state.rows(ids[ids >= 0].numpy(), width)
-        return as_output((distances, ids, codes), output)
+        distances, ids = self._search(held, queries, k, length, allow, beyond, "tensor", backend)
+        here = ids.cpu()
+        codes = torch.zeros(*here.shape, width, dtype=torch.uint8)
+        codes[here >= 0] = held[0].rows(here[here >= 0].numpy(), width)
+        return as_output((distances, ids, codes.to(ids.device)), output)
 
     @check.memory
     def range_search(
@@ -167,13 +178,16 @@ class NestedIndex(Items):
         Raises:
             TypeError, ValueError: an argument does not fit.
         """
-        state = self._state
-        queries, length, _ = check_queries(queries, length, self._length)
+        state, placed = self._held
+        queries, length, _ = check_queries(queries, length, self._length, self.devices)
         check_backend(backend)
         check_output(output)
         radius = check.positive_int(radius, "radius", minimum=0)
-        chosen = choose(state, check_allow(allow, state))
-        counts, distances, ids = index_segments.within(chosen, queries, radius, length, backend)
+        allow = check_allow(allow, state)
+        if placed is not None:
+            found = placed_search.within(placed, choose_placed(placed, allow), queries, radius, length, backend)
+            return as_output(found, output)
+        counts, distances, ids = index_segments.within(choose(state, allow), queries, radius, length, backend)
         offsets = np.concatenate([[0], counts]).cumsum()
         found = tuple(map(torch.from_numpy, (offsets, distances.astype(np.int32, copy=False), ids)))
         return as_output(found, output)
@@ -197,7 +211,9 @@ class NestedIndex(Items):
         file.write(path, self._length, state.count, first, state.next_id, blocks)
 
     @classmethod
-    def load(cls, path, mmap: bool = True, verify: bool = True) -> NestedIndex:
+    def load(
+        cls, path, mmap: bool = True, verify: bool = True, *, device=None, device_bytes: int | None = None
+    ) -> NestedIndex:
         """Read an index from a file that `save` wrote.
 
         Args:
@@ -209,13 +225,16 @@ class NestedIndex(Items):
             verify: read the whole file once, to check its checksums and the order of its ids. Without, only the
                 header and the size of the file are checked, so that a huge file opens at once; a damaged file
                 then gives wrong results, but cannot do worse.
+            device, device_bytes: where it is searched, as for `to`; None for main memory.
 
         Raises:
             FileNotFoundError: there is no such file.
             IndexFileError: (a ValueError) the file is foreign, truncated, damaged or of another version.
+            RuntimeError: PyTorch sees no CUDA device.
         """
+        place_of(device, device_bytes, 8)  # a wrong device is told before anything is read
         contents = file.read(path, check.flag(mmap, "mmap"), check.flag(verify, "verify"))
-        index = cls(contents.length)
+        index = cls(contents.length, device, device_bytes=device_bytes)
         segments = ()
         if len(contents.codes):
             first = contents.first_id if contents.ids is None else int(contents.ids[0])

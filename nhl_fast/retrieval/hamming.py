@@ -8,7 +8,7 @@ database items, so that the extra memory is bounded by `chunk_bytes` whatever th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -214,6 +214,38 @@ def _check_allow(allow, database: torch.Tensor) -> torch.Tensor | None:
     if allow.shape != (len(database),):
         raise ValueError(f"allow: expected shape ({len(database)},), one value an item, got {check.describe(allow)}")
     return check.present(allow, "allow").to(database.device)
+
+
+# ------------------------------------------------------------------------------------------ results of parts
+
+
+def merge_nearest(
+    parts: Sequence[tuple[torch.Tensor, torch.Tensor]], k: int, ascending: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k nearest of parts (distances, ids), both (Q, c), by distance, then by ascending id; all, if fewer.
+
+    Args:
+        ascending: every id of a part is above those of the parts before it, and each part is in order.
+    """
+    distances, ids = (torch.cat(columns, 1) for columns in zip(*parts))
+    if not ascending:
+        ids, order = ids.sort(dim=1)
+        distances = distances.gather(1, order)
+    distances, order = distances.sort(dim=1, stable=True)
+    return distances[:, :k], ids.gather(1, order[:, :k])
+
+
+def merge_within(
+    parts: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]], length: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The (offsets (Q + 1,), distances, ids) of radius searches of parts as those of one, for codes of a length."""
+    rows = [torch.repeat_interleave(offsets.diff(), output_size=len(found)) for offsets, found, _ in parts]
+    distances, ids = (torch.cat(column) for column in list(zip(*parts))[1:])
+    ids, order = ids.sort()
+    distances = distances[order]
+    keys = torch.cat(rows)[order] * (length + 1) + distances
+    order = keys.argsort(stable=True)
+    return sum(offsets for offsets, _, _ in parts), distances[order], ids[order]
 
 
 # ------------------------------------------------------------------------------------------------- the tiles

@@ -14,7 +14,7 @@ import torch
 from ..core import check, ranks
 from ..core.labels import similarity
 from . import codes, ranking, tie_groups
-from .hamming import DEFAULT_CHUNK_BYTES, hamming_distances, search, spans
+from .hamming import DEFAULT_CHUNK_BYTES, hamming_distances, merge_nearest, search, spans
 from .metrics import RetrievalResult, check_label_pair, ranked_average_precision, tied_average_precision
 from .ties import RULES
 
@@ -55,7 +55,7 @@ def search_shards(
                 options = {"chunk_bytes": chunk_bytes, "backend": backend}
                 distances, ids = search(queries, shard, min(k, len(shard)), length, **options)
                 parts.append((distances, ids + start))
-                parts = [_nearest(parts, k)]
+                parts = [merge_nearest(parts, k, ascending=True)]
             start += len(shard)
     except Exception as problem:
         error = problem
@@ -68,7 +68,7 @@ def search_shards(
     for rank, found in enumerate(ranks.gathered(own, group)):
         distances, ids = found[..., 0], found[..., 1]
         everyone.append((distances, ids + sum(counts[:rank])))
-    distances, ids = _nearest(everyone, k)
+    distances, ids = merge_nearest(everyone, k, ascending=True)
     return distances.int(), ids
 
 
@@ -81,13 +81,6 @@ def _padded(parts, rows: int, k: int, device) -> torch.Tensor:
     for distances, ids in parts:
         own[:, : distances.shape[1]] = torch.stack([distances.long(), ids], -1)
     return own
-
-
-def _nearest(parts, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k nearest of the parts, whose ids ascend from part to part."""
-    distances, ids = (torch.cat(columns, 1) for columns in zip(*parts))
-    distances, order = distances.sort(dim=1, stable=True)
-    return distances[:, :k], ids.gather(1, order[:, :k])
 
 
 @check.memory

@@ -131,7 +131,7 @@ __device__ __forceinline__ void rank_in(const Rows& queries, const Rows& items, 
 
 // Floor: latency of the warp-wide match (one turn of 32 items), then popc.
 template <int W, class Relevant>
-__global__ void __launch_bounds__(kWarps * 32, W <= 8 ? 6 : W <= 16 ? 4 : 3)
+__global__ void __launch_bounds__(kWarps * 32, W <= 8 ? 6 : 4)
     rank_kernel(Rows queries, Rows items, const __grid_constant__ Lengths lengths, int64_t cutoff, Relevant relevant,
                 Ranks out) {
   extern __shared__ __align__(16) uint32_t shared[];
