@@ -43,8 +43,8 @@ def search(
         funnel: stages (bits, candidates), as ((64, 500),): the first one searches all items by its prefix (whole
             bytes), each other one the candidates that the one before left, and the last candidates are ranked by
             `length` bits, or by `rescore`. Bits increase, up to `length`; candidates don't, down to k. Exact where
-            the k nearest are among the candidates: 2 to 20 times as fast, for some of the recall (`nhl-fast advise`
-            proposes stages). None: the exact search. `NestedIndex` keeps prefixes side by side, which is faster.
+            the k nearest are among the candidates. None: the exact search. `NestedIndex` keeps prefixes side by side,
+            which is faster.
         rescore: what ranks the funnel's last candidates in place of the distance: the queries' raw outputs (Q, L)
             against the codes, or a pair (vectors of the queries (Q, d), vectors of the items (n, d)); see
             `nhl_fast.rescore`.
