@@ -28,11 +28,12 @@ if TYPE_CHECKING:
     from .retrieval.codes import pack_codes, unpack_codes
     from .retrieval.convert import as_codes
     from .retrieval.duplicates import near_duplicate_blocks, near_duplicates
-    from .retrieval.hamming import hamming_distances, radius_search, search
+    from .retrieval.funnel.search import funnel_search, search
+    from .retrieval.hamming import hamming_distances, radius_search
     from .retrieval.metrics import RetrievalResult, evaluate_retrieval
     from .retrieval.quality import code_quality
     from .retrieval.recall import NeighborRecall, neighbor_recall
-    from .retrieval.rescore import funnel_search, rescore
+    from .retrieval.rescore import rescore
     from .training.trained import load
 
 __all__ = [
@@ -90,7 +91,7 @@ _HOMES = {
     "dominance_weights": "head.weighting",
     "evaluate_retrieval": "retrieval.metrics",
     "fit_layer": "fit.layer",
-    "funnel_search": "retrieval.rescore",
+    "funnel_search": "retrieval.funnel.search",
     "hamming_distances": "retrieval.hamming",
     "load": "training.trained",
     "make_centers": "centers.make",
@@ -102,7 +103,7 @@ _HOMES = {
     "pack_codes": "retrieval.codes",
     "radius_search": "retrieval.hamming",
     "rescore": "retrieval.rescore",
-    "search": "retrieval.hamming",
+    "search": "retrieval.funnel.search",
     "unpack_codes": "retrieval.codes",
 }
 

@@ -136,7 +136,13 @@ def calls(folder) -> dict[str, tuple]:
         "search": (
             nhl.search,
             {"queries": CODES, "database": CODES, "k": 3, "length": 8, "allow": None, "beyond": "raise",
-             "output": "tensor", "chunk_bytes": 1000, "backend": "auto"},
+             "output": "tensor", "chunk_bytes": 1000, "backend": "auto", "metric": "cosine"},
+        ),
+        "search in stages": (
+            nhl.search,
+            {"queries": CODES, "database": CODES, "k": 3, "length": 16, "allow": None, "funnel": ((8, 5),),
+             "rescore": OUTPUTS, "metric": "cosine", "beyond": "raise", "output": "tensor", "chunk_bytes": 1000,
+             "backend": "auto"},
         ),
         "radius_search": (
             nhl.radius_search,
@@ -256,6 +262,10 @@ def calls(folder) -> dict[str, tuple]:
         "NestedIndex.reconstruct": (lambda ids: filled().reconstruct(ids), {"ids": [1, 2]}),
         "NestedIndex.filter": (lambda allow: filled().filter(allow), {"allow": [1, 2]}),
         "NestedIndex.search": (lambda **options: filled().search(**options), search),
+        "NestedIndex.search in stages": (
+            lambda **options: filled().search(**options),
+            {**search, "length": 16, "funnel": ((8, 5),), "rescore": OUTPUTS, "metric": "cosine"},
+        ),
         "NestedIndex.search empty": (lambda **options: nhl.NestedIndex(16).search(**options), search),
         "NestedIndex.search_and_reconstruct": (lambda **options: filled().search_and_reconstruct(**options), search),
         "NestedIndex.range_search": (

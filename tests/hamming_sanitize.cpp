@@ -78,6 +78,30 @@ void search(const Codes& queries, const Codes& items, int64_t bits, const std::v
   }
 }
 
+void among(const Codes& queries, const Codes& items, int64_t bits, const nhl::Executor& executor) {
+  const int64_t n = items.rows.count, num = queries.rows.count, each = random(0, n), k = random(0, each + 2);
+  std::vector<int64_t> candidates, order(n);
+  std::iota(order.begin(), order.end(), 0);
+  std::vector<std::vector<std::pair<int64_t, int64_t>>> every(num);
+  for (int64_t q = 0; q < num; ++q) {
+    for (int64_t i = 0; i < each; ++i) {
+      std::swap(order[i], order[random(i, n - 1)]);
+      const bool there = random(0, 4) > 0;
+      candidates.push_back(there ? order[i] : -1);
+      if (there) every[q].push_back({brute(queries.row(q), items.row(order[i]), bits), order[i]});
+    }
+    std::sort(every[q].begin(), every[q].end());
+    every[q].resize(std::max<int64_t>(k, static_cast<int64_t>(every[q].size())), {-1, -1});
+  }
+  std::vector<int32_t> distances(num * k);
+  std::vector<int64_t> ids(num * k);
+  nhl::hamming::topk_among(queries.rows, items.rows, {candidates.data(), num, each}, bits, k, distances.data(),
+                           ids.data(), executor);
+  for (int64_t q = 0; q < num; ++q)
+    for (int64_t r = 0; r < k; ++r)
+      EXPECT(distances[q * k + r] == every[q][r].first && ids[q * k + r] == every[q][r].second);
+}
+
 void evaluation(const Codes& queries, const Codes& items, const std::vector<int64_t>& lengths,
                 const nhl::Executor& executor) {
   const int64_t n = items.rows.count, num = queries.rows.count, m = static_cast<int64_t>(lengths.size());
@@ -183,6 +207,7 @@ int main(int count, char** arguments) {
       const Codes queries(num, width, width + random(0, 3), std::max<int64_t>(num, 1));
       const Codes items(n, width, stride, random(0, 1) ? std::max<int64_t>(n, 1) : random(1, 8));
       search(queries, items, bits, {1, n / 3 + 1, n}, executor);
+      if (n > 0) among(queries, items, bits, executor);
       std::vector<int64_t> lengths{bits};
       if (bits > 2) lengths.insert(lengths.begin(), random(1, bits - 1));
       if (n < 3000) evaluation(queries, items, lengths, executor);

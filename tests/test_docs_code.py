@@ -77,7 +77,7 @@ EXTRA = {
         "queries": nhl.pack_codes(torch.randn(5, 128)),
     },
     "docs/moving.md": lambda: {"embeddings": torch.randn(50, 384).numpy()},
-    "docs/search.md": lambda: {"queries": nhl.pack_codes(torch.randn(5, 128))},
+    "docs/search.md": lambda: {"queries": nhl.pack_codes(torch.randn(5, 128)), "outputs": torch.randn(5, 128)},
 }
 
 

@@ -208,6 +208,7 @@ def test_every_operation_of_the_package_is_listed():
         "distillation_losses",
         "dominance_weights",
         "evaluate_retrieval",
+        "funnel_search",
         "hamming_distances",
         "pack_codes",
         "radius_search",
@@ -218,7 +219,7 @@ def test_every_operation_of_the_package_is_listed():
     assert compiled["search"] == compiled["pack_codes"] == ["reference", "cpp", "cuda"]
     assert compiled["NestedObjective"] == compiled["NestedLoss"] == ["reference", "triton", "cpp"]
     assert compiled["NestedHashLayer.encode"] == ["reference", "triton"]
-    assert compiled["rescore"] == ["reference", "cpp"]
+    assert compiled["rescore"] == compiled["funnel_search"] == ["reference", "cpp"]
     assert compiled["dominance_weights"] == ["reference"]
 
 

@@ -10,14 +10,15 @@
 namespace nhl::hamming {
 namespace {
 
-Chosen candidates_of(const Tensor& ids, int64_t queries, int64_t items) {
+// `lowest` is -1 where that may stand for no item.
+Chosen candidates_of(const Tensor& ids, int64_t queries, int64_t items, int64_t lowest = 0) {
   STD_TORCH_CHECK(ids.dim() == 2 && ids.size(0) == queries && ids.scalar_type() == ScalarType::Long &&
                       ids.is_contiguous(),
                   "candidates: expected contiguous int64 ids, one row a query");
   const auto* const data = const_data<int64_t>(ids);
   for (int64_t i = 0; i < ids.numel(); ++i)
-    STD_TORCH_CHECK(data[i] >= 0 && data[i] < items, "candidates: expected ids from 0 to ", items - 1, ", got ",
-                    data[i]);
+    STD_TORCH_CHECK(data[i] >= lowest && data[i] < items, "candidates: expected ids from ", lowest, " to ", items - 1,
+                    ", got ", data[i]);
   return {data, queries, ids.size(1)};
 }
 
@@ -56,15 +57,29 @@ Tensor score_codes_cpu(const Tensor& outputs, const Tensor& codes, const Tensor&
   return out;
 }
 
+std::tuple<Tensor, Tensor> topk_among_cpu(const Tensor& queries, const Tensor& items, const Tensor& ids, int64_t k,
+                                          int64_t length) {
+  const Rows q = code_rows<Rows>(queries, length, kMaxBits, "bits", "queries");
+  const Rows x = code_rows<Rows>(items, length, kMaxBits, "bits", "database");
+  STD_TORCH_CHECK(k >= 0, "k: expected at least 0, got ", k);
+  const Chosen candidates = candidates_of(ids, q.count, x.count, -1);
+  Tensor out = empty({q.count, k}, ScalarType::Int), found = empty({q.count, k}, ScalarType::Long);
+  topk_among(q, x, candidates, length, k, data<int32_t>(out), data<int64_t>(found), Call().executor);
+  return {out, found};
+}
+
 }  // namespace
 }  // namespace nhl::hamming
 
 STABLE_TORCH_LIBRARY_FRAGMENT(nhl_fast, m) {
   m.def("score_vectors(Tensor queries, Tensor vectors, Tensor candidates, bool unit) -> (Tensor, bool)");
   m.def("score_codes(Tensor outputs, Tensor codes, Tensor candidates, int length) -> Tensor");
+  m.def(
+      "topk_among(Tensor queries, Tensor database, Tensor candidates, int k, int length) -> (Tensor, Tensor)");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CPU, m) {
   m.impl("score_vectors", TORCH_BOX(&nhl::hamming::score_vectors_cpu));
   m.impl("score_codes", TORCH_BOX(&nhl::hamming::score_codes_cpu));
+  m.impl("topk_among", TORCH_BOX(&nhl::hamming::topk_among_cpu));
 }

@@ -14,8 +14,9 @@ from . import file
 from . import ids as index_ids
 from .arguments import check_codes
 from .ids import check_distinct, check_ids
+from .pages import empty
 from .placement import Placed, Placement, check_devices
-from .segments import Segment, copy_rows, empty, merge
+from .segments import Segment, copy_rows, merge
 from .state import State
 
 _MAIN_MEMORY = (torch.device("cpu"),)
@@ -131,7 +132,10 @@ class Items:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held for codes, ids and masks, those in a mapped file and those of removed items included."""
+        """Bytes held for codes, ids, masks and prefixes (those that a funnel's first stage has asked for).
+
+        What lies in a mapped file and what belongs to removed items is included.
+        """
         return self._state.nbytes
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,11 @@ from ..core import check
 from ..core.arrays import as_output, as_tensor, check_output
 from ..core.backend import check_backend
 from ..retrieval.codes import check_length, num_bytes
+from ..retrieval.funnel.search import shaped as shaped_scores
+from ..retrieval.funnel.stages import check_stages
 from ..retrieval.hamming import check_k, shaped
-from . import exchange, export, file, placed_search
+from ..retrieval.vectors import METRICS
+from . import exchange, export, file, placed_search, staged
 from . import segments as index_segments
 from .arguments import check_queries
 from .file import IndexFileError
@@ -86,6 +90,9 @@ class NestedIndex(Items):
         length: int | None = None,
         allow=None,
         *,
+        funnel: Sequence[tuple[int, int]] | None = None,
+        rescore=None,
+        metric: str = "cosine",
         beyond: str = "raise",
         output: str = "tensor",
         backend: str = "auto",
@@ -100,19 +107,46 @@ class NestedIndex(Items):
             allow: the items that may be returned: their ids, a sequence of integers in any order, of which those that
                 are not in the index are ignored; a bool mask (array or tensor) of one value an item, by ascending
                 id; or what `filter` made of either, for many searches. None for all.
+            funnel: stages (bits, candidates), as for `nhl_fast.search`. The prefixes that the first stage reads are
+                copied at its first search: 8 bytes an item for 64 bits, kept with the codes, counted in `nbytes`.
+            rescore: what ranks the funnel's last candidates in place of the distance: the queries' raw outputs (Q, L)
+                against the codes, or a pair (vectors of the queries (Q, d), vectors of the items (n, d) by ascending
+                id, in memory or mapped); see `nhl_fast.rescore`.
+            metric: "cosine" or "product", of vectors.
             beyond: what a k beyond the number of items does: "raise", "cut" (k is that number) or "pad" (as where
                 `allow` leaves too few).
             output: "tensor", or "numpy" for arrays.
-            backend: as for `nhl_fast.retrieval.hamming.search`.
+            backend: as for `nhl_fast.search`.
 
         Returns:
-            (distances, ids): int32 and int64, both (Q, k). Where `allow` leaves fewer than k items, the rest of
-            the row is -1 in both.
+            (distances, ids): int32 and int64, both (Q, k); with `rescore` (scores, ids), by descending score. Where
+            `allow` leaves fewer than k items, the rest of the row is -1 in both (scores: -inf).
 
         Raises:
             TypeError, ValueError: an argument does not fit (k beyond the number of items among them).
         """
-        return self._search(self._held, queries, k, length, allow, beyond, output, backend)
+        if funnel is None and rescore is None and isinstance(metric, str) and metric == "cosine":
+            return self._search(self._held, queries, k, length, allow, beyond, output, backend)
+        with torch.no_grad():
+            return self._staged(queries, k, length, allow, funnel, rescore, metric, beyond, output, backend)
+
+    def _staged(self, queries, k, length, allow, funnel, rescore, metric, beyond, output, backend):
+        state, placed = self._held
+        check.one_of(metric, "metric", METRICS)
+        if funnel is None and rescore is None:
+            return self._search((state, placed), queries, k, length, allow, beyond, output, backend)
+        if placed is not None:
+            name = "funnel" if funnel is not None else "rescore"
+            raise ValueError(f"{name}: expected an index in main memory (index.to('cpu')), got one on {self.devices}")
+        queries, length, one = check_queries(queries, length, self._length)
+        check_backend(backend)
+        check_output(output)
+        count, width = check_k(k, state.count, f"{state.count}, the items in the index", beyond)
+        stages = check_stages(funnel, length, count, state.count)
+        scores = staged.check_rescore(rescore, metric, len(queries), one, state, num_bytes(self._length))
+        chosen = choose(state, check_allow(allow, state))
+        found = staged.nearest(chosen, queries, count, length, stages, scores, backend)
+        return shaped_scores(found, width, one, output)
 
     def _search(self, held: tuple[State, Placed | None], queries, k, length, allow, beyond, output, backend):
         state, placed = held

@@ -8,8 +8,6 @@ results; results of several segments are merged by (distance, id).
 from __future__ import annotations
 
 import itertools
-import math
-import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
@@ -18,6 +16,8 @@ import torch
 
 from ..core.arrays import as_tensor
 from ..retrieval import codes, hamming
+from .pages import empty
+from .prefixes import Prefixes
 
 # Segments are merged while the older is at most this many times the newer ...
 _RATIO = 8
@@ -36,20 +36,6 @@ _NOT_ASCENDING = "the ids are not ascending: the file of this index, loaded with
 
 # Rows that a filter leaves are gathered where they are at most one in so many; else a mask is cheaper.
 _GATHER_PART = 16
-
-
-# Arrays from this size on come from the system and go back to it; malloc keeps what is freed, up to the size of
-# the index itself once the merges of a build are done.
-_OWN_PAGES_BYTES = 2**20
-
-
-def empty(shape: tuple[int, ...], dtype) -> np.ndarray:
-    """`numpy.empty` for what an index keeps."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    if size < _OWN_PAGES_BYTES:
-        return np.empty(shape, dtype)
-    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return np.frombuffer(pages, dtype).reshape(shape)
 
 
 def without_repeats(values: np.ndarray) -> np.ndarray:
@@ -79,15 +65,19 @@ class Segment:
 
     codes: (rows, bytes) uint8. ids: (rows,) int64, or None where they are the run first, first + 1, ....
     alive: (rows,) bool, False where the row was removed, or None. count: rows that are alive.
+    prefixes: those of the codes; segments that differ in `alive` alone share them.
     """
 
     codes: torch.Tensor
     first: int
     ids: np.ndarray | None = None
     alive: np.ndarray | None = None
+    prefixes: Prefixes | None = None
     count: int = field(init=False)
 
     def __post_init__(self):
+        if self.prefixes is None:
+            object.__setattr__(self, "prefixes", Prefixes(self.codes))
         count = len(self.codes) if self.alive is None else int(np.count_nonzero(self.alive))
         object.__setattr__(self, "count", count)
 
@@ -103,7 +93,11 @@ class Segment:
 
     @property
     def nbytes(self) -> int:
-        return self.codes.nbytes + sum(array.nbytes for array in (self.ids, self.alive) if array is not None)
+        return (
+            self.codes.nbytes
+            + self.prefixes.nbytes
+            + sum(array.nbytes for array in (self.ids, self.alive) if array is not None)
+        )
 
     def ids_at(self, positions: np.ndarray) -> np.ndarray:
         return positions + self.first if self.ids is None else self.ids[positions]
@@ -138,7 +132,7 @@ class Segment:
     def without(self, positions: np.ndarray) -> Segment:
         alive = np.ones(len(self), dtype=bool) if self.alive is None else self.alive.copy()
         alive[positions] = False
-        return Segment(self.codes, self.first, self.ids, alive)
+        return Segment(self.codes, self.first, self.ids, alive, self.prefixes)
 
     def rank(self, bound: int) -> int:
         """How many rows, removed ones too, have an id of at most `bound`."""
@@ -208,6 +202,10 @@ class Chosen:
             return found + self.segment.first if self.segment.first else found
         found = found.numpy()
         return torch.from_numpy(self.segment.ids_at(found if self.positions is None else self.positions[found]))
+
+    def prefix(self, width: int) -> torch.Tensor:
+        """The first `width` bytes of `rows`, side by side where that pays."""
+        return self.segment.prefixes.of(width) if self.positions is None else self.rows[:, :width]
 
     def nearest(self, queries, k: int, length: int, backend: str) -> tuple[torch.Tensor, torch.Tensor]:
         """(distances, ids), both (Q, min(k, count))."""

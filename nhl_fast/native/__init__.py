@@ -5,7 +5,18 @@ says what is there. The operators are `torch.ops.nhl_fast.*`.
 """
 
 from .builder import BuildError
-from .hamming import distances, evaluate, histograms, label_words, pack, radius, score_codes, score_vectors, topk
+from .hamming import (
+    distances,
+    evaluate,
+    histograms,
+    label_words,
+    pack,
+    radius,
+    score_codes,
+    score_vectors,
+    topk,
+    topk_among,
+)
 from .library import MAX_BITS, build, cpu_status, cuda_status, is_built, library_path, load
 
 __all__ = [
@@ -26,4 +37,5 @@ __all__ = [
     "score_codes",
     "score_vectors",
     "topk",
+    "topk_among",
 ]

@@ -41,6 +41,11 @@ def topk(
     return ops.topk(_rows(queries), _rows(database), k, length, allow, base)
 
 
+def topk_among(queries, database, candidates, k: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The k nearest of each query's candidates, (Q, c) int64 rows of `database` or -1 for none; see `topk`."""
+    return ops.topk_among(_rows(queries), _rows(database), candidates.contiguous(), k, length)
+
+
 def score_vectors(queries, vectors, candidates, unit: bool) -> tuple[torch.Tensor, bool]:
     """((Q, c) float32 inner products of queries with their candidates' vectors, whether these are all finite).
 

@@ -58,7 +58,7 @@ def hamming_distances(
         TypeError, ValueError: a dtype, shape, device or length that does not fit, naming the argument.
     """
     several = lengths is not None and hasattr(lengths, "__iter__")
-    queries, database, lengths, one = _check_pair(queries, database, lengths, "lengths")
+    queries, database, lengths, one = check_pair(queries, database, lengths, "lengths")
     check_output(output)
     chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
     distances = DISTANCES(*_cut(queries, database, lengths[-1]), lengths, chunk_bytes, backend=backend)
@@ -79,30 +79,11 @@ def search(
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     backend: str = "auto",
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k nearest database items of every query, by distance, then by ascending id.
-
-    Args:
-        queries: (Q, bytes) packed uint8 rows, tensor or NumPy array; one code (bytes,) gives results (k,).
-        database: (n, bytes) packed uint8 rows on the same device; an item's id is its row number.
-        k: neighbours a query, 1 to n.
-        length: code length in bits (a prefix of the rows); None for all bits.
-        allow: (n,) bool mask; items where it is False are left out.
-        beyond: what a k beyond n does: "raise", "cut" (k is n) or "pad" (as where `allow` leaves too few).
-        output: "tensor", or "numpy" for arrays.
-        chunk_bytes: bound on the memory taken beyond a small multiple of the result.
-        backend: "auto", "reference", "cpp" or "cuda".
-
-    Returns:
-        (distances, ids): int32 and int64 tensors (Q, k). Where `allow` leaves fewer than k items, the rest of
-        the row is -1 in both.
-
-    Raises:
-        TypeError, ValueError: an argument does not fit (k beyond n among them), naming it.
-    """
-    queries, database, lengths, one = _check_pair(queries, database, length, "length")
+    """The exact search of all items: `nhl_fast.search`, which see, without a funnel."""
+    queries, database, lengths, one = check_pair(queries, database, length, "length")
     check_output(output)
     count, width = check_k(k, len(database), f"n = {len(database)}, the database's items", beyond)
-    allow = _check_allow(allow, database)
+    allow = check_allow(allow, database)
     chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
     found = nearest(queries, database, count, lengths[0], allow, chunk_bytes, backend)
     return shaped(found, width, one, output)
@@ -161,10 +142,10 @@ def radius_search(
     Raises:
         TypeError, ValueError: an argument does not fit, naming it.
     """
-    queries, database, lengths, _ = _check_pair(queries, database, length, "length")
+    queries, database, lengths, _ = check_pair(queries, database, length, "length")
     check_output(output)
     radius = check.positive_int(radius, "radius", minimum=0)
-    allow = _check_allow(allow, database)
+    allow = check_allow(allow, database)
     chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
     return as_output(within(queries, database, radius, lengths[0], allow, chunk_bytes, backend), output)
 
@@ -175,7 +156,7 @@ def within(queries, database, radius, length, allow, chunk_bytes, backend):
     return RADIUS(*_cut(queries, database, length), radius, length, allow, chunk_bytes, backend=backend)
 
 
-def _check_pair(queries, database, lengths, name: str) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...], bool]:
+def check_pair(queries, database, lengths, name: str) -> tuple[torch.Tensor, torch.Tensor, tuple[int, ...], bool]:
     """Checked rows, the lengths as a tuple, and whether `queries` was one code."""
     queries, one = codes.check_rows(queries, "queries")
     database = codes.check_packed(database, "database")
@@ -205,7 +186,7 @@ def _cut(queries: torch.Tensor, database: torch.Tensor, length: int) -> tuple[to
     return queries, database if database.shape[1] == used else database[:, :used]
 
 
-def _check_allow(allow, database: torch.Tensor) -> torch.Tensor | None:
+def check_allow(allow, database: torch.Tensor) -> torch.Tensor | None:
     if allow is None:
         return None
     allow = check.tensor(as_tensor(allow, "allow"), "allow")

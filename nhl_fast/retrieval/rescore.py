@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 
 from .. import native
@@ -11,7 +9,7 @@ from ..core import check
 from ..core.arrays import as_tensor
 from ..core.operation import Operation
 from . import codes
-from .hamming import DEFAULT_CHUNK_BYTES, search, spans
+from .hamming import DEFAULT_CHUNK_BYTES, spans
 from .outputs import check_outputs, nearest_by_outputs, scores_of
 from .vectors import METRICS, as_numbers, check_vectors, largest, working_dtype
 
@@ -159,91 +157,3 @@ def _ranked(score, candidates: torch.Tensor, k, candidate_bytes: int, dtype, chu
         scores[span], places = largest(found, k)
         ids[span] = part.gather(1, places)
     return scores, ids
-
-
-def hamming_again(queries: torch.Tensor, database: torch.Tensor, candidates: torch.Tensor, k, length, chunk_bytes):
-    """The k candidates (Q, c) nearest in the first `length` bits: (distances, ids), by distance, then id."""
-    signs = codes.unpack_codes(queries, length).float()  # their product is length - 2 distances, exactly
-    prefixes = database[:, : codes.num_bytes(length)]
-    products, ids = rescore(signs, candidates, codes=prefixes, k=k, chunk_bytes=chunk_bytes)
-    return products.sub_(length).div_(-2).masked_fill_(ids < 0, -1).to(torch.int32), ids
-
-
-@check.memory
-@torch.no_grad()
-def funnel_search(
-    queries,
-    database,
-    k: int,
-    funnel: Sequence[tuple[int, int]] = ((64, 500),),
-    *,
-    length: int | None = None,
-    vectors=None,
-    query_vectors=None,
-    metric: str = "cosine",
-    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
-    backend: str = "auto",
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The k nearest items found coarse to fine: many candidates by a short prefix, ranked again by what costs more.
-
-    Args:
-        queries: (Q, bytes) packed uint8 rows, or raw outputs (Q, L), which are packed for the stages and rank what
-            these leave by <u, code>.
-        database: (n, bytes) packed uint8 rows.
-        k: neighbours a query.
-        funnel: stages (bits, candidates): bits increase, candidates don't, and the last ones are at least k. The
-            first stage searches the whole database, each other one the candidates that the one before left.
-        length: bits of the last ranking; None for all. Not used with `vectors`.
-        vectors, query_vectors: (n, d) and (Q, d): rank what the stages leave by these instead (see `rescore`).
-        metric: "cosine" or "product", of the vectors.
-        chunk_bytes: bound on the memory taken beyond the result.
-        backend: of the first stage's search, "auto", "reference", "cpp" or "cuda".
-
-    Returns:
-        (distances, ids), int32 and int64 (Q, k), by distance, then ascending id, for packed queries; (scores, ids),
-        as `rescore` gives them, for raw outputs or vectors.
-
-    Raises:
-        TypeError, ValueError: an argument does not fit, naming it.
-    """
-    database = codes.check_packed(database, "database")
-    raw = check.present(check.tensor(as_tensor(queries, "queries"), "queries"), "queries")
-    # A matrix of -1 and +1 is a code (check_packed packs it), whatever its dtype.
-    raw = raw if raw.is_floating_point() and raw.itemsize > 1 and bool((raw.abs() != 1).any()) else None
-    outputs = None if raw is None else check_outputs(raw, "queries", database)
-    packed = codes.check_packed(queries, "queries") if outputs is None else codes.pack_outputs(outputs)
-    if (vectors is None) != (query_vectors is None):
-        raise ValueError("query_vectors: expected them together with vectors, and only then")
-    k = check.positive_int(k, "k", maximum=len(database))
-    available = packed.shape[1] if outputs is None else codes.num_bytes(outputs.shape[1])
-    stages = _stages(funnel, min(available, database.shape[1]), k, len(database))
-    length = None if length is None else codes.check_length(length, min(available, database.shape[1]))
-    chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
-    bits, count = stages[0]
-    _, ids = search(packed, database, count, bits, chunk_bytes=chunk_bytes, backend=backend)
-    for bits, count in stages[1:]:
-        _, ids = hamming_again(packed, database, ids, count, bits, chunk_bytes)
-    if vectors is not None:
-        return rescore(query_vectors, ids, vectors=vectors, k=k, metric=metric, chunk_bytes=chunk_bytes)
-    if outputs is not None:
-        return rescore(outputs, ids, codes=database, k=k, length=length, chunk_bytes=chunk_bytes)
-    last = 8 * min(available, database.shape[1]) if length is None else length
-    return hamming_again(packed, database, ids, k, last, chunk_bytes)
-
-
-def _stages(funnel, available_bytes: int, k: int, num_items: int) -> list[tuple[int, int]]:
-    """The stages, checked; more candidates than there are items mean all of them."""
-    if isinstance(funnel, str) or not isinstance(funnel, Sequence) or len(funnel) == 0:
-        raise TypeError(f"funnel: expected pairs (bits, candidates), got {check.describe(funnel)}")
-    stages: list[tuple[int, int]] = []
-    for stage in funnel:
-        if isinstance(stage, str) or not isinstance(stage, Sequence) or len(stage) != 2:
-            raise TypeError(f"funnel: expected pairs (bits, candidates), got {check.describe(stage)}")
-        bits = codes.check_length(stage[0], available_bytes, "funnel")
-        count = min(check.positive_int(stage[1], "funnel", minimum=k), num_items)
-        if stages and (bits <= stages[-1][0] or count > stages[-1][1]):
-            raise ValueError(
-                f"funnel: expected more bits and no more candidates than {stages[-1]}, got {(bits, count)}"
-            )
-        stages.append((bits, count))
-    return stages

@@ -224,6 +224,35 @@ void filter_rows_any(const uint8_t* rows, int64_t stride, int64_t count, const u
   }
 }
 
+// A cache line ahead by as many rows as hide a miss.
+constexpr int64_t kRowsAhead = 12;
+
+inline uint32_t differing_bits(const uint8_t* a, const uint8_t* b, int64_t bytes, uint8_t tail) {
+  uint32_t sum = 0;
+  int64_t i = 0;
+  for (; i + 8 < bytes; i += 8) {
+    uint64_t x, y;
+    std::memcpy(&x, a + i, 8);
+    std::memcpy(&y, b + i, 8);
+    sum += static_cast<uint32_t>(__builtin_popcountll(x ^ y));
+  }
+  uint64_t x = 0, y = 0;  // the last 1 to 8 bytes
+  std::memcpy(&x, a + i, bytes - i);
+  std::memcpy(&y, b + i, bytes - i);
+  const uint64_t mask = (static_cast<uint64_t>(tail) << 8 * (bytes - i - 1)) | ((uint64_t{1} << 8 * (bytes - i - 1)) - 1);
+  return sum + static_cast<uint32_t>(__builtin_popcountll((x ^ y) & mask));
+}
+
+template <class I>
+void distances_of_body(const uint8_t* rows, int64_t stride, const int64_t* ids, int64_t count, const uint8_t* query,
+                       int64_t bytes, uint8_t tail, uint32_t* out) {
+  for (int64_t i = 0; i < count; ++i) {
+    if (i + kRowsAhead < count && ids[i + kRowsAhead] >= 0)
+      for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(rows + ids[i + kRowsAhead] * stride + at);
+    out[i] = ids[i] < 0 ? kFar : differing_bits(rows + ids[i] * stride, query, bytes, tail);
+  }
+}
+
 template <class I>
 void nonzero_body(const uint8_t* bytes, int64_t count, uint64_t* out) {
   int64_t i = 0;
@@ -261,8 +290,8 @@ void pack32_body(const uint32_t* x, int64_t bits, uint8_t* out) {
 
 template <class I>
 constexpr Kernels make_kernels() {
-  return {transpose_body<I>, distances_body<I>, filter_any<I>,   filter_rows_any<I>,
-          nonzero_body<I>,   pack16_body<I>,    pack32_body<I>};
+  return {transpose_body<I>,    distances_body<I>, filter_any<I>,  filter_rows_any<I>,
+          distances_of_body<I>, nonzero_body<I>,   pack16_body<I>, pack32_body<I>};
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "../hamming.h"
 
@@ -11,6 +12,7 @@ namespace nhl::hamming {
 
 constexpr int64_t kBlockAlign = 64;  // items; blocks are padded to a multiple of it
 constexpr int64_t kGroup = 4;        // queries that share each load
+constexpr uint32_t kFar = ~0u;       // the distance of a row that is not there
 
 // One code length inside a multi-length pass: it ends in `word`, of which only the bits of `mask` count.
 struct Step {
@@ -42,6 +44,10 @@ struct Kernels {
   // `reads_rows` holds. `query` and `mask` hold stride / 4 words; bits outside the mask do not count.
   void (*filter_rows)(const uint8_t* rows, int64_t stride, int64_t count, const uint64_t* valid,
                       const uint32_t* query, const uint32_t* mask, uint32_t limit, Hits* hits);
+  // out[i]: distance of row ids[i] (kFar where that is below 0) over the first `bytes` bytes, the last of them
+  // and-ed with `tail`.
+  void (*distances_of)(const uint8_t* rows, int64_t stride, const int64_t* ids, int64_t count, const uint8_t* query,
+                       int64_t bytes, uint8_t tail, uint32_t* out);
   // One bit a byte, set where the byte is not zero; `count` bytes, the last word filled up with zeros.
   void (*nonzero)(const uint8_t* bytes, int64_t count, uint64_t* out);
   // Bits of one row of `bits` contiguous numbers that are > 0, packed; see `pack`.
