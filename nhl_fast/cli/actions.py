@@ -16,6 +16,7 @@ from ..core.files import as_path, atomic_write, read_json, write_json
 from ..core.labels import similarity
 from ..core.operation import ABSENT, SERVES, table
 from ..data import load_dataset
+from ..data.images import SUFFIXES, find_pictures
 from ..fit.run import is_fit
 from ..report.write import check_targets, write_report
 from ..retrieval import advise as advising
@@ -31,7 +32,7 @@ from ..training.model import encode_split
 from ..training.run import Run
 from ..training.run_folder import RunFolder, check_output
 from ..training.run_pictures import label_text, write_pictures
-from ..training.trained import SUFFIXES, TrainedModel, find_pictures
+from ..training.trained import TrainedModel
 from ..training.trained import load as load_trained
 from ..training.trainer import Trainer
 from . import duplicates as duplicating

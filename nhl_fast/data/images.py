@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..core.files import as_path
 from .rows import Rows
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 class Normalize:
@@ -30,6 +33,15 @@ class Normalize:
         elif self.size is not None:
             x = x.new_empty(0, 3, self.size, self.size)
         return x.sub_(self.mean).div_(self.std)
+
+
+def find_pictures(folder) -> list[Path]:
+    """The pictures of a folder and those below it, in the order of their names."""
+    folder = as_path(folder, "folder")
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise ValueError(f"{folder}: expected pictures ({', '.join(SUFFIXES)}), found none")
+    return found
 
 
 def open_picture(path: str, upright: bool = True):

@@ -12,23 +12,13 @@ import torch
 from ..core import check
 from ..core.files import as_path
 from ..core.names import FIT_DATA
-from ..data.images import Normalize, center_view, open_picture
+from ..data.images import Normalize, center_view, find_pictures, open_picture
 from ..retrieval.codes import mask_tail, num_bytes
 from .model import HashModel, resolve_device
 from .run import Run, load_model
 from .run_folder import RunFolder
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _CIFAR_SIDE = 32
-
-
-def find_pictures(folder) -> list[Path]:
-    """The pictures of a folder and those below it, in the order of their names."""
-    folder = as_path(folder, "folder")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not found:
-        raise ValueError(f"{folder}: expected pictures ({', '.join(SUFFIXES)}), found none")
-    return found
 
 
 class TrainedModel:
