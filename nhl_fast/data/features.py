@@ -13,7 +13,7 @@ from ..core.names import PROTOCOLS
 from . import splits
 from .dataset import Table, check_class_names, single_or_multi
 from .feature_files import SPLIT_NAMES, read_arrays
-from .protocols import protocol_sizes
+from .protocols import by_protocol
 from .rows import TensorRows
 
 _MAX_CLASSES = 1 << 20
@@ -194,17 +194,6 @@ def load(
                 if value is not None:
                     raise ValueError(f"{name}: {path} has its own split; a protocol makes another, got None")
             return own, "split of the file"
-        chosen = protocol
-        if chosen is None and all(value is None for value in given.values()):
-            chosen = "holdout"
-        if chosen is None:
-            chosen = "full" if num_train is not None and num_queries is None else "paper"
-        sizes = protocol_sizes(chosen, targets.ndim == 2, given)
-        if chosen == "holdout":
-            return splits.holdout(targets.numpy(), seed), chosen
-        if chosen == "full":
-            return splits.leading(len(features), sizes["num_train"]), chosen
-        keep = chosen == "keep-train"
-        return splits.pooled(targets.numpy(), *sizes.values(), keep, seed, tuple(sizes)), chosen
+        return by_protocol(targets.numpy(), protocol, given, seed)
 
     return table, split

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..core import check
 from ..core.files import as_path
 from .rows import Rows
 
@@ -35,10 +36,15 @@ class Normalize:
         return x.sub_(self.mean).div_(self.std)
 
 
+def is_picture(path: Path) -> bool:
+    """Whether a file bears a picture's name; hidden files (macOS writes `._a.jpg`) are none."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
 def find_pictures(folder) -> list[Path]:
     """The pictures of a folder and those below it, in the order of their names."""
     folder = as_path(folder, "folder")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    found = sorted(p for p in folder.rglob("*") if is_picture(p))
     if not found:
         raise ValueError(f"{folder}: expected pictures ({', '.join(SUFFIXES)}), found none")
     return found
@@ -103,6 +109,13 @@ def eight_bits(pixels: np.ndarray, mode: str) -> np.ndarray:
     elif low < 0 or high > 255:
         x = (x - low) * (255 / ((high - low) or 1))
     return np.rint(x).astype(np.uint8)
+
+
+def resize_for(image_size: int, resize: int | None) -> int:
+    """The shorter side before `image_size` is cut: as given, or 256 for 224 and in proportion."""
+    if resize is None:
+        return round(image_size * 256 / 224)
+    return check.positive_int(resize, "resize", minimum=image_size)
 
 
 def center_view(picture, resize: int, size: int) -> np.ndarray:

@@ -1,8 +1,11 @@
-"""The numbers that each protocol of splitting takes."""
+"""The protocols of splitting, and the numbers that each takes."""
 
 from __future__ import annotations
 
+import numpy as np
+
 from ..core import check
+from . import splits
 
 
 def protocol_sizes(protocol: str, multi_label: bool, given: dict) -> dict:
@@ -28,3 +31,20 @@ def protocol_sizes(protocol: str, multi_label: bool, given: dict) -> dict:
             raise ValueError(f"{name}: protocol {protocol!r} of {kind} data needs it")
         sizes[name] = check.positive_int(value, name)
     return sizes
+
+
+def by_protocol(labels: np.ndarray, protocol: str | None, given: dict, seed: int) -> tuple[splits.Indices, str]:
+    """The split of rows with `labels`, and the name of its protocol.
+
+    `protocol` None is "holdout" where no numbers are `given`, else "full" for `num_train` alone, else "paper".
+    """
+    if protocol is None and all(value is None for value in given.values()):
+        protocol = "holdout"
+    if protocol is None:
+        protocol = "full" if given.get("num_train") is not None and given["num_queries"] is None else "paper"
+    sizes = protocol_sizes(protocol, labels.ndim == 2, given)
+    if protocol == "holdout":
+        return splits.holdout(labels, seed), protocol
+    if protocol == "full":
+        return splits.leading(len(labels), sizes["num_train"]), protocol
+    return splits.pooled(labels, *sizes.values(), protocol == "keep-train", seed, tuple(sizes)), protocol
