@@ -15,7 +15,6 @@ from ..core.environment import environment
 from ..core.files import as_path, atomic_write, read_json, write_json
 from ..core.operation import ABSENT, SERVES, table
 from ..data import load_dataset
-from ..data.images import SUFFIXES, find_pictures
 from ..fit.run import is_fit
 from ..report.write import check_targets, write_report
 from ..retrieval import advise as advising
@@ -31,12 +30,12 @@ from ..training.model import encode_split
 from ..training.run import Run
 from ..training.run_folder import RunFolder, check_output
 from ..training.run_pictures import write_pictures
-from ..training.trained import TrainedModel
 from ..training.trained import load as load_trained
 from ..training.trainer import Trainer
 from . import duplicates as duplicating
 from . import fit as fitted
 from . import search as searching
+from .search import encode_input
 
 
 def emit(args, obj, text: str) -> None:
@@ -193,7 +192,7 @@ def encode(args) -> None:
         raise ValueError(f"--length: expected 1 to {longest} bits, got {args.length}")
     listed = None
     if args.input is not None:
-        codes, listed = encode_input(run, args.input)
+        codes, listed = encode_input(run, args.input, "--input")
     else:
         codes = encode_split(run.model, getattr(run.data, args.split), workers=args.workers)
     codes = mask_tail(codes[:, : num_bytes(length)], length)
@@ -209,27 +208,15 @@ def encode(args) -> None:
     emit(args, said, text)
 
 
-def encode_input(trained: TrainedModel, given: str) -> tuple[torch.Tensor, list[str] | None]:
-    """Codes of an .npy file, of a picture or of a folder of pictures, and the names of the pictures."""
-    path = as_path(given, "--input")
-    if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
-        inputs, listed = load_array(given, "--input"), None
-    else:
-        inputs = find_pictures(path) if path.is_dir() else [path]
-        listed = [str(p.relative_to(path)) for p in inputs] if path.is_dir() else [path.name]
-    try:
-        return trained.encode(inputs), listed
-    except (TypeError, ValueError) as error:
-        if str(error).startswith("inputs: "):
-            raise type(error)(f"--input: {str(error)[8:]}") from None
-        raise
-
-
 def search(args) -> None:
     if args.run is not None:
         if args.queries or args.codes:
             raise ValueError("give either a run folder or --queries and --codes")
-        fitted.search(args) if is_fit(args.run) else emit(args, *searching.search_run(args, open_run(args)))
+        if is_fit(args.run):
+            fitted.search(args)
+        else:
+            trained = load_trained(args.run, device=args.device or "cpu", data_options=args.places)
+            emit(args, *searching.search_run(args, open_run(args), trained))
         return
     if not (args.queries and args.codes):
         raise ValueError("give a run folder, or both --queries and --codes")

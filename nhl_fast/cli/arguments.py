@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import sys
 
 from .. import losses
@@ -70,6 +71,11 @@ def option(text: str) -> tuple[str, object]:
         return name, json.loads(value)
     except json.JSONDecodeError:
         return name, value
+
+
+def query(text: str) -> int | str:
+    """A number as one of the run's own queries, anything else as a path."""
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
 
 
 def size(text: str) -> float:
@@ -288,12 +294,19 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(
         "search",
         "nearest codes of queries",
-        "Search a run's database with some of its queries, or codes from files.\n\n"
+        "Search a run's database with pictures or features of yours or some of its queries, or codes from files.\n\n"
+        "  nhl-fast search runs/mine --query my.jpg        # or few.npy: rows of what the model takes\n"
         "  nhl-fast search runs/digits --query 0 7 --length 32\n"
         "  nhl-fast search --queries q.npy --codes d.npy -k 100 --length 64 --json",
     )
     sub.add_argument("run", nargs="?", metavar="RUN", help="run folder")
-    sub.add_argument("--query", type=int, nargs="+", metavar="I", help="which queries of the run (default: 0)")
+    sub.add_argument(
+        "--query",
+        type=query,
+        nargs="+",
+        metavar="Q",
+        help="pictures, folders of them or .npy files; or numbers of the run's own queries (default: 0)",
+    )
     sub.add_argument("--queries", metavar="NPY", help="packed query codes")
     sub.add_argument("--codes", metavar="NPY", help="packed database codes")
     sub.add_argument("--length", type=int, help="code length in bits (default: all)")

@@ -183,6 +183,9 @@ class FileRows(Rows):
         """The file of a row."""
         return os.path.join(self.root, os.fsdecode(self.paths[row].item()))
 
+    def file_name(self, row):
+        return self.paths[row].item().decode("utf-8", "replace")
+
     def item(self, row, rng):
         picture = open_picture(self.path(row), self.upright)
         view = random_view(picture, self.size, rng) if rng else center_view(picture, self.resize, self.size)
