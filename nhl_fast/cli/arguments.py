@@ -17,7 +17,7 @@ from ..retrieval.ties import RULES
 from ..training.config import TrainConfig
 from ..training.presets import PRESETS
 from ..training.run_folder import RunFolder, check_target
-from . import data_options, fit_arguments
+from . import completion, data_options, fit_arguments
 from . import resume as resume
 from .errors import one_line, silence
 from .parser import Help, Parser, losses_text
@@ -194,7 +194,7 @@ def given_settings(args) -> dict:
     return given
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of all commands."""
     parser = Parser(
         prog="nhl-fast",
@@ -373,6 +373,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     fit_arguments.add(command, lengths)
     command("backends", "what is built and active on this machine, and why not")
+    completion.add(command)
     return parser
 
 
@@ -419,6 +420,9 @@ def main(argv: list[str] | None = None) -> int:
         args.out = args.resume if args.out is None else args.out
     try:
         prepare(args)
+        if args.command == "completion":
+            print(completion.said(args, parser))
+            return 0
         from . import actions as cli_actions  # PyTorch is loaded once the arguments are right
 
         status = getattr(cli_actions, args.action)(args) or 0
