@@ -219,7 +219,7 @@ ones = torch.ones(3, 8)
         ((3.0, (8,), "nested"), TypeError, "num_classes"),
         ((3, (8, 8), "nested"), ValueError, "code_lengths: expected strictly increasing"),
         ((3, (), "nested"), ValueError, "code_lengths"),
-        ((3, 8, "nested"), TypeError, "code_lengths"),
+        ((3, 8.0, "nested"), TypeError, "code_lengths"),
         ((3, (8,), "csq"), ValueError, "kind: expected one of 'hadamard', 'balanced', 'random', 'nested'"),
         ((3, (8,), None), TypeError, "kind: expected 'hadamard'"),
         ((3, (8,), [ones, ones]), ValueError, "kind: expected 1 tensors, one a code length, got 2"),

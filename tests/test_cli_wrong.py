@@ -120,6 +120,7 @@ def base(command, folder, run):
         "duplicates": ["duplicates", "codes.npy", "--radius", "1"],
         "advise": ["advise", str(run), "--items", "1000"],
         "backends": ["backends"],
+        "completion": ["completion", "bash"],
     }[command]
 
 

@@ -139,7 +139,7 @@ def test_arrays_tensors_and_memory_maps(tmp_path):
         (np.zeros((3, 2), np.uint8), (8, 8), ValueError, "lengths: expected strictly increasing"),
         (np.zeros((3, 2), np.uint8), (0,), ValueError, "lengths: expected an integer of at least 1"),
         (np.zeros((3, 2), np.uint8), (), ValueError, "lengths: expected at least one"),
-        (np.zeros((3, 2), np.uint8), 8, TypeError, "lengths: expected a sequence"),
+        (np.zeros((3, 2), np.uint8), 8.0, TypeError, "lengths: expected a sequence"),
     ],
 )
 def test_bad_input(codes, lengths, error, message):

@@ -243,12 +243,46 @@ def test_bad_lines_name_the_file_and_the_line(root, content, match):
         load_dataset("list", root=root)
 
 
-@pytest.mark.parametrize("column", ["0", "1"])
-def test_one_column_is_no_one_hot_label(root, column):
+@pytest.mark.parametrize("line", ["{} {}", "{}\t{}", "{},{}", "{}, {}", "{} 0{}"])
+def test_class_ids(root, line):
     for name, paths in LINES.items():
-        (root / name).write_text("".join(f"{path} {column}\n" for path in paths))
-    with pytest.raises(ValueError, match=r"train\.txt, line 1: .*at least 2 labels, got 1"):
+        (root / name).write_text("".join(line.format(path, 3 * class_of(path)) + "\n" for path in paths))
+    data = load_dataset("list", root=root, validation=0, **SMALL)
+    assert (data.num_classes, data.multi_label) == (4, False)
+    assert data.train.labels.tolist() == [0, 3, 0, 3, 0, 3]
+    assert data.train[1][0].shape == (3, 16, 16)
+    with pytest.raises(ValueError, match=r"multi_label: .*class ids"):
+        load_dataset("list", root=root, multi_label=True)
+    (root / "test.txt").write_text(line.format("images/6.png", 1) + "\nimages/7.jpg cat\n")
+    with pytest.raises(ValueError, match=r"test\.txt, line 2: expected a class id .*, got '.*cat'"):
         load_dataset("list", root=root)
+
+
+@pytest.mark.parametrize("comma", [",", ", ", " , "])
+def test_commas(root, comma):
+    """Also in and around names: what exists decides in the first line."""
+    os.rename(root / "images" / "0.png", root / "images" / "0, 1.png")
+    for name, paths in LINES.items():
+        lines = [comma.join((path, *("0 1" if class_of(path) else "1 0").split())) for path in paths]
+        (root / name).write_text("\n".join(lines).replace("images/0.png", "images/0, 1.png"))
+    data = load_dataset("list", root=root, validation=0, **SMALL)
+    assert (data.num_classes, data.train.labels.tolist()) == (2, [0, 1, 0, 1, 0, 1])
+    assert data.train.rows.path(0).endswith("images/0, 1.png")
+    (root / "test.txt").write_text("images/6.png,1,2")
+    with pytest.raises(ValueError, match=r"test\.txt, line 1: .*0 or 1.*'2'"):
+        load_dataset("list", root=root)
+
+
+@pytest.mark.parametrize("line", ["{}", "{} cat", "{},cat", "{} -1", "{} 1.0", "{} 1234567"])
+def test_first_lines_without_labels(root, line):
+    (root / "train.txt").write_text(line.format("images/0.png"))
+    with pytest.raises(ValueError, match=r"train\.txt, line 1: expected .*a class id or (at least 2 )?labels"):
+        load_dataset("list", root=root)
+
+
+def test_the_side_that_is_cut_follows_the_size(root):
+    assert load_dataset("list", root=root).train.rows.resize == 256
+    assert load_dataset("list", root=root, image_size=28).train.rows.resize == 32
 
 
 @pytest.mark.parametrize("name", LINES)

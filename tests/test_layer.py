@@ -66,6 +66,21 @@ def test_compiles_in_one_graph():
     torch.testing.assert_close(compiled(x), layer(x))
 
 
+@pytest.mark.parametrize("length", [64, np.int64(64), (64,), [64]])
+def test_an_integer_is_one_length(length):
+    layer = NestedHashLayer(128, length)
+    assert layer.code_lengths == (64,)
+    assert type(layer.code_lengths[0]) is int
+    (u,) = layer(torch.randn(3, 128))
+    assert u.shape == (3, 64)
+
+
+@pytest.mark.parametrize("length", [True, 64.0, "64", torch.tensor(64)])
+def test_what_is_no_length(length):
+    with pytest.raises(TypeError, match="code_lengths: expected a sequence of integers"):
+        NestedHashLayer(128, length)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -73,7 +88,7 @@ def test_compiles_in_one_graph():
         (lambda: NestedHashLayer(2.5), "in_features"),
         (lambda: NestedHashLayer(8, (16, 16)), "increasing"),
         (lambda: NestedHashLayer(8, "8,16"), "code_lengths"),
-        (lambda: NestedHashLayer(8, 16), "code_lengths"),
+        (lambda: NestedHashLayer(8, 16.0), "code_lengths"),
         (lambda: NestedHashLayer(8)(torch.randn(2, 9)), r"x: expected features of shape \(N, 8\)"),
         (lambda: NestedHashLayer(8)(torch.randn(8)), "x: expected"),
         (lambda: NestedHashLayer(8)(torch.ones(2, 8, dtype=torch.long)), "floating"),

@@ -227,7 +227,7 @@ BAD = [
     ({"lengths": (8, 17)}, ValueError, "lengths: expected at most 16"),
     ({"lengths": (16, 8)}, ValueError, "lengths: expected strictly increasing"),
     ({"lengths": ()}, ValueError, "lengths: expected at least one"),
-    ({"lengths": 8}, TypeError, "lengths: expected a sequence"),
+    ({"lengths": 8.0}, TypeError, "lengths: expected a sequence"),
     ({"lengths": (0, 8)}, ValueError, "lengths: .*at least 1"),
     ({"q_labels": QL[:1]}, ValueError, r"q_labels: expected ids of shape \(2,\)"),
     ({"db_labels": DL[:2]}, ValueError, r"db_labels: expected ids of shape \(3,\)"),

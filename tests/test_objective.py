@@ -1,5 +1,6 @@
 """The training step against its definition: full gradients, one backward pass a length, plain autograd."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -24,6 +25,21 @@ def problem(name="csq", n=12, d=10, lengths=LENGTHS, dtype=torch.float64, **opti
     features = torch.randn(n, d, dtype=dtype, requires_grad=True)
     labels, index = torch.arange(n) % 3, torch.arange(n)
     return NestedObjective(layer, loss, **options), features, labels, index
+
+
+@pytest.mark.parametrize(
+    "kind", ["int64", "int32", "uint8", "uint16", "uint64", "float32", "column", "list", "one-hot"]
+)
+def test_labels_and_index_as_numpy_gives_them(kind):
+    objective, features, labels, index = problem("dsh", lengths=8)
+    expected = objective(features, labels, index)
+    given = {"column": lambda: labels.numpy()[:, None], "list": labels.tolist, "one-hot": lambda: np.eye(3)[labels]}
+    given = given[kind]() if kind in given else labels.numpy().astype(kind)
+    for rows in (index.numpy(), index.numpy().astype(np.int32), index.tolist()):
+        result = objective(features, given, rows)
+        assert torch.equal(result.total, expected.total)
+    with pytest.raises(TypeError, match="index: expected"):
+        objective(features, given, index.numpy() / 2)
 
 
 def by_definition(objective, features, labels, index, lam):

@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 
@@ -219,6 +220,18 @@ def test_gallery_frames(tmp_path, figures):
     assert texts.count("×") == 8
     assert texts.count("32 bits") == 2
     assert "class 1" in texts
+
+
+def test_gallery_with_file_names(tmp_path, figures):
+    queries, results = gallery(answers=3)
+    named = [(image, f"{label}\n{'long-' * 9}{q}.png") for q, (image, label) in enumerate(queries)]
+    plot_gallery(named, results, tmp_path / "p.png", LENGTHS)
+    captions = [text for text in (t.get_text() for t in figures[0].axes[0].texts) if "\n" in text]
+    assert len(captions) == len(queries)
+    for q, caption in enumerate(captions):
+        assert caption.split("\n")[0] == str(queries[q][1])
+        assert re.fullmatch(rf"….*{q}\.png", caption.split("\n")[1])
+        assert len(caption.split("\n")[1]) == 24
 
 
 def test_gallery_of_large_colour_images_keeps_their_shape(tmp_path, figures):

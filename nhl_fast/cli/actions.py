@@ -13,7 +13,6 @@ from ..core import check, ranks
 from ..core.backend import backends as list_backends
 from ..core.environment import environment
 from ..core.files import as_path, atomic_write, read_json, write_json
-from ..core.labels import similarity
 from ..core.operation import ABSENT, SERVES, table
 from ..data import load_dataset
 from ..fit.run import is_fit
@@ -30,12 +29,13 @@ from ..training.lock import claim, hold
 from ..training.model import encode_split
 from ..training.run import Run
 from ..training.run_folder import RunFolder, check_output
-from ..training.run_pictures import label_text, write_pictures
-from ..training.trained import SUFFIXES, TrainedModel, find_pictures
+from ..training.run_pictures import write_pictures
 from ..training.trained import load as load_trained
 from ..training.trainer import Trainer
 from . import duplicates as duplicating
 from . import fit as fitted
+from . import search as searching
+from .search import encode_input
 
 
 def emit(args, obj, text: str) -> None:
@@ -192,7 +192,7 @@ def encode(args) -> None:
         raise ValueError(f"--length: expected 1 to {longest} bits, got {args.length}")
     listed = None
     if args.input is not None:
-        codes, listed = encode_input(run, args.input)
+        codes, listed = encode_input(run, args.input, "--input")
     else:
         codes = encode_split(run.model, getattr(run.data, args.split), workers=args.workers)
     codes = mask_tail(codes[:, : num_bytes(length)], length)
@@ -208,27 +208,15 @@ def encode(args) -> None:
     emit(args, said, text)
 
 
-def encode_input(trained: TrainedModel, given: str) -> tuple[torch.Tensor, list[str] | None]:
-    """Codes of an .npy file, of a picture or of a folder of pictures, and the names of the pictures."""
-    path = as_path(given, "--input")
-    if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
-        inputs, listed = load_array(given, "--input"), None
-    else:
-        inputs = find_pictures(path) if path.is_dir() else [path]
-        listed = [str(p.relative_to(path)) for p in inputs] if path.is_dir() else [path.name]
-    try:
-        return trained.encode(inputs), listed
-    except (TypeError, ValueError) as error:
-        if str(error).startswith("inputs: "):
-            raise type(error)(f"--input: {str(error)[8:]}") from None
-        raise
-
-
 def search(args) -> None:
     if args.run is not None:
         if args.queries or args.codes:
             raise ValueError("give either a run folder or --queries and --codes")
-        fitted.search(args) if is_fit(args.run) else search_run(args)
+        if is_fit(args.run):
+            fitted.search(args)
+        else:
+            trained = load_trained(args.run, device=args.device or "cpu", data_options=args.places)
+            emit(args, *searching.search_run(args, open_run(args), trained))
         return
     if not (args.queries and args.codes):
         raise ValueError("give a run folder, or both --queries and --codes")
@@ -240,33 +228,6 @@ def search(args) -> None:
     ]
     said = {"ids": ids.tolist(), "distances": distances.tolist()}
     emit(args, said, "\n".join([*lines, "(id:distance)"]))
-
-
-def search_run(args) -> None:
-    run = open_run(args)
-    data, wanted = run.data, args.query or [0]
-    bad = [i for i in wanted if not 0 <= i < len(data.query)]
-    if bad:
-        raise ValueError(f"--query: expected 0 to {len(data.query) - 1}, got {bad[0]}")
-    length = run.code_lengths[-1] if args.length is None else args.length
-    inputs = data.query.batch(torch.tensor(wanted))[0].to(next(run.model.parameters()).device)
-    queries = run.model.encode_batch(inputs).cpu()
-    database = encode_split(run.model, data.database, workers=args.workers)
-    distances, ids = hamming_search(queries, database, args.k, length=length)
-    relevant = similarity(data.query.labels[wanted], data.database.labels)
-    lines, found = [], []
-    for row, q in enumerate(wanted):
-        answers = [
-            {"id": i, "distance": d, "label": label_text(data, data.database, i), "relevant": bool(relevant[row, i])}
-            for i, d in zip(ids[row].tolist(), distances[row].tolist())
-        ]
-        found.append({"query": q, "label": label_text(data, data.query, q), "answers": answers})
-        right = sum(a["relevant"] for a in answers)
-        text = "  ".join(f"{a['label']}{'' if a['relevant'] else '(wrong)'}@{a['distance']}" for a in answers)
-        lines.append(
-            f"query {q} (class {found[-1]['label']}), {length} bits, {right} of {len(answers)} right: {text}"
-        )
-    emit(args, {"length": length, "queries": found}, "\n".join([*lines, "(class@distance, nearest first)"]))
 
 
 def duplicates(args) -> None:

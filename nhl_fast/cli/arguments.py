@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import sys
 
 from .. import losses
@@ -16,7 +17,7 @@ from ..retrieval.ties import RULES
 from ..training.config import TrainConfig
 from ..training.presets import PRESETS
 from ..training.run_folder import RunFolder, check_target
-from . import data_options, fit_arguments
+from . import completion, data_options, fit_arguments
 from . import resume as resume
 from .errors import one_line, silence
 from .parser import Help, Parser, losses_text
@@ -34,9 +35,10 @@ DATA_OPTIONS = {
 }
 PROTOCOLS_HELP = (
     "how rows are split. holdout: a tenth of every class as queries, the rest is searched and trains (the default of "
-    "features without numbers); paper: 100 queries and 500 training rows a class, the others are searched; "
+    "features and folders without numbers); paper: 100 queries and 500 training rows a class, the rest is searched; "
     "keep-train: the same with the training rows in the database; full: the leading rows train and are searched"
 )
+BACKBONE_HELP = f"what the layer sits on: {', '.join(names.BACKBONES)} (default mlp; of --data folder conv)"
 DATA_FLAGS = ("as_images", "standardize", "augment")
 
 
@@ -71,6 +73,11 @@ def option(text: str) -> tuple[str, object]:
         return name, value
 
 
+def query(text: str) -> int | str:
+    """A number as one of the run's own queries, anything else as a path."""
+    return int(text) if re.fullmatch(r"-?[0-9]{1,18}", text) else text
+
+
 def size(text: str) -> float:
     """'2GB', '512MiB' or a number of bytes."""
     units = {"": 1, "b": 1}
@@ -88,8 +95,14 @@ def size(text: str) -> float:
 
 def add_data(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--data", choices=names.DATASETS, help="which data set (default: digits)")
-    group.add_argument("--root", help="folder of cifar10's or list's files")
+    group.add_argument(
+        "--data",
+        type=data_options.dataset,
+        metavar="NAME",
+        help=f"which data set: {', '.join(names.DATASETS)} (default: digits); or where yours lies: a folder of "
+        "pictures per class or of list files, a file of features and labels",
+    )
+    group.add_argument("--root", help="folder of cifar10's or list's files, or of a folder of pictures per class")
     group.add_argument("--path", help="file of features and labels: .npz, .safetensors, .pt or .npy")
     group.add_argument("--labels", help="labels for features in an .npy file")
     group.add_argument("--protocol", choices=names.PROTOCOLS, help=PROTOCOLS_HELP)
@@ -97,7 +110,9 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--train-per-class", type=int, help="of paper and keep-train (default 500)")
     group.add_argument("--num-queries", type=int, help="multi-label data: number of queries")
     group.add_argument("--num-train", type=int, help="full: leading rows that train; multi-label data: training rows")
-    group.add_argument("--image-size", type=int, help="side of the pictures (default: cifar10 32, list 224)")
+    group.add_argument(
+        "--image-size", type=int, help="side of the pictures (default: cifar10 32, list and folder 224)"
+    )
     group.add_argument(
         "--as-images", action="store_true", default=None, help="digits as 1 x 8 x 8 images, for --backbone conv"
     )
@@ -105,7 +120,7 @@ def add_data(parser: argparse.ArgumentParser) -> None:
         "--standardize", action="store_true", default=None, help="features: mean 0 and deviation 1 on training rows"
     )
     group.add_argument(
-        "--augment", action="store_true", default=None, help="list: random crops and flips of training images"
+        "--augment", action="store_true", default=None, help="list, folder: random crops and flips of training images"
     )
     group.add_argument("--split-seed", type=int, help="seed of the split (default 0)")
     group.add_argument("--validation", type=float, help="share of training rows kept for validation (default 0.1)")
@@ -125,7 +140,7 @@ def given_data(args) -> dict:
     for name, dest in (("name", "data"), ("seed", "split_seed"), ("validation", "validation")):
         if getattr(args, dest) is not None:
             given[name] = getattr(args, dest)
-    return given
+    return data_options.found(given)
 
 
 def add_training(parser: Parser) -> None:
@@ -146,7 +161,7 @@ def add_training(parser: Parser) -> None:
     )
     group.add_argument("--distill-weight", type=float, help="weight of the long-short self-distillation")
     group.add_argument("--weighting", type=weighting, help="dominance, uniform, or numbers with commas")
-    group.add_argument("--backbone", choices=names.BACKBONES, help="what the layer sits on")
+    group.add_argument("--backbone", choices=names.BACKBONES, metavar="NAME", help=BACKBONE_HELP)
     group.add_argument("--hidden", type=lengths, metavar="512,...", help="widths of the mlp's hidden layers")
     group.add_argument("--dropout", type=float, help="after each hidden layer of the mlp")
     group.add_argument("--weights", help="torchvision's name of pretrained weights")
@@ -179,7 +194,7 @@ def given_settings(args) -> dict:
     return given
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The parser of all commands."""
     parser = Parser(
         prog="nhl-fast",
@@ -209,6 +224,7 @@ def build_parser() -> argparse.ArgumentParser:
         "Train one nested model, then evaluate it and draw its pictures.\n\n"
         "  nhl-fast train --out runs/digits\n"
         "  nhl-fast train --data cifar10 --root DIR --backbone conv --out runs/cifar\n"
+        "  nhl-fast train --data folder --root pictures/ --image-size 64 --out runs/mine  # pictures/CLASS/a.jpg\n"
         "  nhl-fast train --resume runs/cifar              # after a kill\n"
         "  nhl-fast train --resume runs/cifar --epochs 60  # longer",
     )
@@ -278,12 +294,19 @@ def build_parser() -> argparse.ArgumentParser:
     sub = command(
         "search",
         "nearest codes of queries",
-        "Search a run's database with some of its queries, or codes from files.\n\n"
+        "Search a run's database with pictures or features of yours or some of its queries, or codes from files.\n\n"
+        "  nhl-fast search runs/mine --query my.jpg        # or few.npy: rows of what the model takes\n"
         "  nhl-fast search runs/digits --query 0 7 --length 32\n"
         "  nhl-fast search --queries q.npy --codes d.npy -k 100 --length 64 --json",
     )
     sub.add_argument("run", nargs="?", metavar="RUN", help="run folder")
-    sub.add_argument("--query", type=int, nargs="+", metavar="I", help="which queries of the run (default: 0)")
+    sub.add_argument(
+        "--query",
+        type=query,
+        nargs="+",
+        metavar="Q",
+        help="pictures, folders of them or .npy files; or numbers of the run's own queries (default: 0)",
+    )
     sub.add_argument("--queries", metavar="NPY", help="packed query codes")
     sub.add_argument("--codes", metavar="NPY", help="packed database codes")
     sub.add_argument("--length", type=int, help="code length in bits (default: all)")
@@ -350,6 +373,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     fit_arguments.add(command, lengths)
     command("backends", "what is built and active on this machine, and why not")
+    completion.add(command)
     return parser
 
 
@@ -367,8 +391,11 @@ def prepare(args) -> None:
     if args.command == "train" and args.resume is not None:
         resume.prepare(args, given_settings(args), given_data(args))
         return
-    args.config = TrainConfig.preset(args.preset or "default", **given_settings(args))
     args.data_spec = {"name": "digits", "seed": 0, "validation": 0.1, **given_data(args)}
+    preset, settings = args.preset or "default", given_settings(args)
+    if args.data_spec["name"] == "folder" and "backbone" not in PRESETS[preset]:
+        settings.setdefault("backbone", "conv")
+    args.config = TrainConfig.preset(preset, **settings)
     data_options.refuse_impossible(args.data_spec)
     if args.command == "train":
         check_target(args.out, resume=False, name="--out")
@@ -393,6 +420,9 @@ def main(argv: list[str] | None = None) -> int:
         args.out = args.resume if args.out is None else args.out
     try:
         prepare(args)
+        if args.command == "completion":
+            print(completion.said(args, parser))
+            return 0
         from . import actions as cli_actions  # PyTorch is loaded once the arguments are right
 
         status = getattr(cli_actions, args.action)(args) or 0

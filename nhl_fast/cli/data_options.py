@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import argparse
+import os
 import re
+
+from ..core.files import as_path
+from ..core.names import DATASETS
 
 _NUMBERS = ("queries_per_class", "train_per_class")
 TAKEN = {
     "digits": ("queries_per_class", "as_images"),
     "cifar10": ("root", "protocol", *_NUMBERS, "image_size"),
     "list": ("root", "image_size", "augment"),
+    "folder": ("root", "protocol", *_NUMBERS, "image_size", "augment"),
     "features": ("path", "labels", "protocol", *_NUMBERS, "num_queries", "num_train", "standardize"),
 }
 NEEDED = {"cifar10": ("root", "the folder of its files"), "list": ("root", "the folder of its lists")}
+NEEDED |= {"folder": ("root", "the folder of the classes' folders")}
 NEEDED |= {"features": ("path", "an .npz, .npy, .safetensors or .pt file")}
 _COMMON = ("name", "seed", "validation")
+
+
+def dataset(text: str) -> str:
+    """The name of a data set, or the path of a folder or file that is there."""
+    if text in DATASETS or os.path.exists(os.path.expanduser(text)):
+        return text
+    raise argparse.ArgumentTypeError(
+        f"no such folder or file, invalid choice: {text!r} (choose from {', '.join(map(repr, DATASETS))})"
+    )
+
+
+def found(spec: dict) -> dict:
+    """The options with the kind of data in the place of a path, and where they lie."""
+    name = spec.get("name")
+    if name is None or name in DATASETS:
+        return spec
+    path = as_path(name, "--data").resolve()
+    place = "root" if path.is_dir() else "path"
+    if place in spec:
+        raise ValueError(f"--{place}: --data {name} says where the data lie, got {spec[place]}")
+    kind = "features" if place == "path" else "list" if (path / "train.txt").is_file() else "folder"
+    return {**spec, "name": kind, place: str(path)}
 
 
 def flag(name: str) -> str:
@@ -31,6 +60,10 @@ def refuse_impossible(spec: dict) -> None:
                 f"{flag(option)}: --data {name} takes {', '.join(map(flag, TAKEN[name]))}, not {flag(option)}, "
                 f"which goes with --data {' or '.join(ways)}"
             )
+    if name == "features" and "path" in spec and as_path(spec["path"]).is_dir():
+        raise ValueError(
+            f"--path: expected a file, got the folder {spec['path']}; a folder of pictures goes with --data"
+        )
     if name in NEEDED and NEEDED[name][0] not in spec:
         needed, what = NEEDED[name]
         raise ValueError(f"{flag(needed)}: --data {name} needs it, {what}")

@@ -107,6 +107,11 @@ def search(args) -> None:
     run = FitRun.open(args.run, args.device)
     queries, database = (torch.from_numpy(load_array(run.folder.codes(s), "run")) for s in ("query", "database"))
     wanted = args.query or [0]
+    if files := [q for q in wanted if not isinstance(q, int)]:
+        raise ValueError(
+            f"--query: a fit of vectors takes numbers of its held-out rows, got {files[0]}; encode yours and give "
+            "the codes as --queries"
+        )
     if bad := [i for i in wanted if not 0 <= i < len(queries)]:
         raise ValueError(f"--query: expected 0 to {len(queries) - 1}, got {bad[0]}")
     length = run.config.code_lengths[-1] if args.length is None else args.length

@@ -50,6 +50,15 @@ class Parser(argparse.ArgumentParser):
             text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
             action.help = f"{action.help or ''} (default {text})".strip()
 
+    def complete_with(self, rules: dict) -> None:
+        """How shtab completes the arguments, by name, of this parser and those of its commands."""
+        for action in self._actions:
+            if isinstance(action.choices, dict):
+                for command in action.choices.values():
+                    command.complete_with(rules)
+            elif action.dest in rules and action.type is not int:
+                action.complete = rules[action.dest]
+
     def _near(self, message: str) -> str:
         found = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)$", message, re.DOTALL)
         return _suggest(found[1], re.findall(r"[\w-]+", found[2])) if found else ""

@@ -35,7 +35,7 @@ def prepare(args, settings: dict, data: dict) -> None:
     run = check_target(args.out, resume=True, name="--resume")
     stored = RunFolder(run).read_config()
     config = TrainConfig.from_dict(stored["config"])
-    for name in ("backbone", "weighting"):
+    for name in ("loss", "backbone", "weighting"):
         if getattr(config, name) == "custom":
             raise ValueError(f"--resume: {run} was trained in Python with a {name} of its own; go on with it there")
     if stored["data"].get("name") not in names.DATASETS:

@@ -72,7 +72,9 @@ def flag(value, name: str) -> bool:
 
 
 def code_lengths(lengths, name: str = "code_lengths") -> tuple[int, ...]:
-    """A strictly increasing, non-empty tuple of positive code lengths in bits."""
+    """A strictly increasing, non-empty tuple of positive code lengths in bits; an integer is one length."""
+    if hasattr(lengths, "__index__") and not hasattr(lengths, "__iter__") and not isinstance(lengths, bool):
+        return (positive_int(lengths, name, maximum=MAX_BITS),)
     if isinstance(lengths, str) or not hasattr(lengths, "__iter__"):
         raise TypeError(f"{name}: expected a sequence of integers, got {describe(lengths)}")
     try:

@@ -18,8 +18,11 @@ def as_labels(labels, like: torch.Tensor, num_classes: int | None = None, name: 
     """
     if isinstance(labels, (list, tuple, np.ndarray, np.generic)):
         try:
+            labels = np.asarray(labels)
+            if labels.dtype.kind == "u" and labels.itemsize > 1:  # PyTorch computes little with them
+                labels = labels.astype(np.int64)
             with torch.device("cpu"):
-                labels = torch.as_tensor(np.asarray(labels))
+                labels = torch.as_tensor(labels)
         except (TypeError, ValueError, RuntimeError, OverflowError):
             raise TypeError(f"{name}: expected class ids or multi-hot rows, got {check.describe(labels)}") from None
         labels = labels.to(like.device)

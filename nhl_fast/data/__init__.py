@@ -1,4 +1,4 @@
-"""Data sets for retrieval: digits, CIFAR-10, list files and feature files, split the same way every time."""
+"""Data sets for retrieval: digits, CIFAR-10, folders, list files and feature files, split the same way every time."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .dataset import RetrievalData, Split
 
 __all__ = ["RetrievalData", "Split", "load_dataset"]
 
-_LOADERS = {"digits": "digits", "cifar10": "cifar10", "list": "listfile", "features": "features"}
+_LOADERS = {"digits": "digits", "cifar10": "cifar10", "list": "listfile", "folder": "folder", "features": "features"}
 
 
 def load_dataset(name: str, *, seed: int = 0, validation: float = 0.1, split_file=None, **options) -> RetrievalData:
@@ -35,11 +35,16 @@ def load_dataset(name: str, *, seed: int = 0, validation: float = 0.1, split_fil
               `queries_per_class`, `train_per_class` change the numbers; `image_size` resizes the pictures.
               Inputs are float32 (3, 32, 32), normalised as ImageNet models expect.
             - "list": `root`, a directory with train.txt, test.txt (queries) and database.txt; every line is a
-              path below `image_root` (default: `root`), which may hold spaces, and then C labels, 0 or 1, with
-              blanks or tabs between them. `multi_label` None looks whether every line has exactly one 1. Pictures
-              are opened when they are needed: `resize=256`, `image_size=224`; `augment=True` crops and flips those
-              of `train` at random. They are turned as their EXIF orientation says (`upright=False` leaves them),
+              path below `image_root` (default: `root`), which may hold spaces, and then C labels, 0 or 1, or one
+              class id, with blanks, tabs or commas between them. `multi_label` None looks whether every line has
+              exactly one 1. Pictures are opened when they are needed: `image_size=224`, cut out of a shorter side
+              of `resize` (default: 256 for 224, in proportion); `augment=True` crops and flips those of `train` at
+              random. They are turned as their EXIF orientation says (`upright=False` leaves them),
               and those of more than 8 bits a pixel keep their range.
+            - "folder": `root`, a directory with a folder of pictures per class, whose name is the class's. `protocol`
+              "holdout" (the default without numbers), "paper" or "keep-train", as of "features"; pictures as of
+              "list". Where `root` holds nothing but train/ and test/ (or query/, val/) of such folders, they are the
+              split: a val/ beside test/ joins train/, and the database is database/, or train/ where there is none.
             - "features": `path` of an .npz, .safetensors or .pt file with `features` (n, d) and `labels` (or X and
               y, ...; ids, strings or multi-hot rows), or of an .npy file with `labels=` another one. `protocol`
               "holdout" (the default without numbers): a tenth of every class are queries, at most 10,000, the rest

@@ -99,6 +99,10 @@ class Split(Dataset):
         """The picture of item i, uint8 (H, W) or (H, W, 3); None where the rows are no pictures."""
         return self.rows.raw(int(self.indices[self._position(i)]))
 
+    def file_name(self, i) -> str | None:
+        """The file of item i, below the data set's directory; None where items are in no files of their own."""
+        return self.rows.file_name(int(self.indices[self._position(i)]))
+
     def __repr__(self) -> str:
         return f"Split({self.name!r}, {len(self)} items)"
 

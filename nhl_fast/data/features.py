@@ -13,6 +13,7 @@ from ..core.names import PROTOCOLS
 from . import splits
 from .dataset import Table, check_class_names, single_or_multi
 from .feature_files import SPLIT_NAMES, read_arrays
+from .protocols import by_protocol
 from .rows import TensorRows
 
 _MAX_CLASSES = 1 << 20
@@ -145,31 +146,6 @@ def _split_of_file(arrays: dict, num_rows: int, path: Path) -> splits.Indices | 
     return splits.Indices(ids["train"], ids["train"][:0], ids["query"], database)
 
 
-def _sizes(protocol: str, multi_label: bool, given: dict) -> dict:
-    """The options of `protocol`, checked, with defaults; ValueError for one that it does not use."""
-    if protocol == "holdout":
-        used, defaults = (), {}
-    elif protocol == "full":
-        used, defaults = ("num_train",), {}
-    elif multi_label:
-        used, defaults = ("num_queries", "num_train"), {}
-    else:
-        used = ("queries_per_class", "train_per_class")
-        defaults = {"queries_per_class": 100, "train_per_class": 500}
-    kind = "multi-label" if multi_label else "single-label"
-    for name, value in given.items():
-        if value is not None and name not in used:
-            takes = " and ".join(used) or "no numbers"
-            raise ValueError(f"{name}: protocol {protocol!r} of {kind} data takes {takes}, got {value!r}")
-    sizes = {}
-    for name in used:
-        value = defaults.get(name) if given[name] is None else given[name]
-        if value is None:
-            raise ValueError(f"{name}: protocol {protocol!r} of {kind} data needs it")
-        sizes[name] = check.positive_int(value, name)
-    return sizes
-
-
 def load(
     path,
     labels=None,
@@ -218,17 +194,6 @@ def load(
                 if value is not None:
                     raise ValueError(f"{name}: {path} has its own split; a protocol makes another, got None")
             return own, "split of the file"
-        chosen = protocol
-        if chosen is None and all(value is None for value in given.values()):
-            chosen = "holdout"
-        if chosen is None:
-            chosen = "full" if num_train is not None and num_queries is None else "paper"
-        sizes = _sizes(chosen, targets.ndim == 2, given)
-        if chosen == "holdout":
-            return splits.holdout(targets.numpy(), seed), chosen
-        if chosen == "full":
-            return splits.leading(len(features), sizes["num_train"]), chosen
-        keep = chosen == "keep-train"
-        return splits.pooled(targets.numpy(), *sizes.values(), keep, seed, tuple(sizes)), chosen
+        return by_protocol(targets.numpy(), protocol, given, seed)
 
     return table, split

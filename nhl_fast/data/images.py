@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import math
 import os
+from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..core import check
+from ..core.files import as_path
 from .rows import Rows
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 
 
 class Normalize:
@@ -30,6 +34,20 @@ class Normalize:
         elif self.size is not None:
             x = x.new_empty(0, 3, self.size, self.size)
         return x.sub_(self.mean).div_(self.std)
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file bears a picture's name; hidden files (macOS writes `._a.jpg`) are none."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file()
+
+
+def find_pictures(folder) -> list[Path]:
+    """The pictures of a folder and those below it, in the order of their names."""
+    folder = as_path(folder, "folder")
+    found = sorted(p for p in folder.rglob("*") if is_picture(p))
+    if not found:
+        raise ValueError(f"{folder}: expected pictures ({', '.join(SUFFIXES)}), found none")
+    return found
 
 
 def open_picture(path: str, upright: bool = True):
@@ -91,6 +109,13 @@ def eight_bits(pixels: np.ndarray, mode: str) -> np.ndarray:
     elif low < 0 or high > 255:
         x = (x - low) * (255 / ((high - low) or 1))
     return np.rint(x).astype(np.uint8)
+
+
+def resize_for(image_size: int, resize: int | None) -> int:
+    """The shorter side before `image_size` is cut: as given, or 256 for 224 and in proportion."""
+    if resize is None:
+        return round(image_size * 256 / 224)
+    return check.positive_int(resize, "resize", minimum=image_size)
 
 
 def center_view(picture, resize: int, size: int) -> np.ndarray:
@@ -157,6 +182,9 @@ class FileRows(Rows):
     def path(self, row: int) -> str:
         """The file of a row."""
         return os.path.join(self.root, os.fsdecode(self.paths[row].item()))
+
+    def file_name(self, row):
+        return self.paths[row].item().decode("utf-8", "replace")
 
     def item(self, row, rng):
         picture = open_picture(self.path(row), self.upright)

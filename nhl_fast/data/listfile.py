@@ -1,4 +1,4 @@
-"""The field's list files: train.txt, test.txt, database.txt, each line a path and 0/1 labels, one a class."""
+"""List files: train.txt, test.txt, database.txt, each line a path and 0/1 labels, one a class, or a class id."""
 
 from __future__ import annotations
 
@@ -7,15 +7,36 @@ import re
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from ..core import check, extras
 from ..core.files import as_path, existing_file
 from . import splits
 from .dataset import Table, check_class_names, single_or_multi
-from .images import FileRows
+from .images import FileRows, resize_for
 
 _BLANKS = " \t\r\n\f\v"
 _FILES = {"train": "train.txt", "query": "test.txt", "database": "database.txt"}
+# What stands between path and labels. Only blanks and tabs, or commas, do; U+00A0 does not.
+_FIELDS = {"blanks": re.compile(r"[^ \t]+"), "commas": re.compile(r"[^,]+")}
+_ID = re.compile(r"[0-9]{1,6}")
+
+
+class _Line:
+    """A line, taken apart from its right: a path, which may hold separators, and labels."""
+
+    def __init__(self, line: str, separator: str):
+        self.text = line.strip(_BLANKS)
+        spans = [field.span() for field in _FIELDS[separator].finditer(self.text)]
+        self.fields = [self.text[slice(*span)].strip(_BLANKS) for span in spans]
+        self._ends = [end for _, end in spans]
+        self.ones = 0  # how many labels 0 or 1 it may end in
+        while self.ones < len(self.fields) - 1 and self.fields[-1 - self.ones] in ("0", "1"):
+            self.ones += 1
+        self.has_id = len(self.fields) > 1 and _ID.fullmatch(self.fields[-1]) is not None
+
+    def path(self, labels: int) -> str:
+        return self.text[: self._ends[-1 - labels]].rstrip(_BLANKS)
 
 
 class _Reader:
@@ -26,7 +47,8 @@ class _Reader:
         self.rows: dict[str, int] = {}
         self.labels: list[bytes] = []
         self.seen: list[dict[str, str]] = []
-        self.num_classes: int | None = None
+        self.separator: str | None = None
+        self.columns: int | None = None  # of labels 0 or 1; 0: the label is a class id
 
     def read(self, file: Path, name: str) -> np.ndarray:
         """The row ids of one list file, in its order. Errors name the file and the line."""
@@ -36,35 +58,44 @@ class _Reader:
                 if line.strip(_BLANKS):
                     ids.append(self._row(line, name, f"{file}, line {number}"))
         if not ids:
-            raise ValueError(f"{file}: expected at least one line 'path l1 l2 ... lC', got none")
+            raise ValueError(f"{file}: expected at least one line 'path l1 l2 ... lC' or 'path id', got none")
         return np.array(ids, np.int64)
 
     def _exists(self, path: str) -> bool:
         return os.path.isfile(os.path.join(self.image_root, path))
 
+    def _look(self, line: str) -> None:
+        """Find out from the first line what stands in all.
+
+        A name may end in " 0" or " 1" and hold commas: here only the files there can tell that from labels.
+        """
+        lines = {separator: _Line(line, separator) for separator in _FIELDS}
+        counts = [(s, n) for s, one in lines.items() for n in (*range(one.ones, 1, -1), *([0] if one.has_id else []))]
+        there = [(s, n) for s, n in counts if self._exists(lines[s].path(max(n, 1)))]
+        self.separator, self.columns = next(iter(there or counts), ("blanks", None))
+
     def _parts(self, line: str, where: str) -> tuple[str, list[str]]:
-        """The path, which may hold blanks, and the labels. Only blanks and tabs separate, U+00A0 does not."""
-        text = line.strip(_BLANKS)
-        starts = [field.span() for field in re.finditer(r"[^ \t]+", text)]
-        fields = [text[slice(*span)] for span in starts]
-        found = 0
-        while found < len(fields) - 1 and fields[-1 - found] in ("0", "1"):
-            found += 1
-
-        def path(labels: int) -> str:
-            return text[: starts[-1 - labels][1]]
-
-        count = self.num_classes
-        if count is None:
-            # A name may end in " 0" or " 1": in the first line only the files there can tell that from labels.
-            count = next((n for n in range(found, 1, -1) if self._exists(path(n))), found)
-        if found < max(count, 2) and found < len(fields) - 1 and not self._exists(path(found)):
-            raise ValueError(f"{where}: expected labels 0 or 1 after the path, got {fields[-1 - found]!r:.60}")
-        if found < max(count, 2) or (found > count and not self._exists(path(count))):
-            expected = "at least 2" if self.num_classes is None else f"{count}, as in the first line,"
-            raise ValueError(f"{where}: expected a path and {expected} labels, got {found} labels")
-        self.num_classes = count
-        return path(count), fields[len(fields) - count :]
+        """The path and the labels of a line."""
+        if self.separator is None:
+            self._look(line)
+        parts = _Line(line, self.separator)
+        if self.columns == 0:
+            if not parts.has_id:
+                raise ValueError(
+                    f"{where}: expected a class id after the path, as in the first line, got {parts.fields[-1]!r:.60}"
+                )
+            return parts.path(1), [str(int(parts.fields[-1]))]
+        found, count = parts.ones, parts.ones if self.columns is None else self.columns
+        last = len(parts.fields) - 1
+        if found < max(count, 2) and found < last and not self._exists(parts.path(found)):
+            expected = (
+                "labels 0 or 1 after the path" if self.columns else "a class id or labels 0 or 1 after the path"
+            )
+            raise ValueError(f"{where}: expected {expected}, got {parts.fields[-1 - found]!r:.60}")
+        if found < max(count, 2) or (found > count and not self._exists(parts.path(count))):
+            expected = f"{count}, as in the first line, labels" if self.columns else "a class id or at least 2 labels"
+            raise ValueError(f"{where}: expected a path and {expected}, got {found} labels")
+        return parts.path(count), parts.fields[last + 1 - count :]
 
     def _row(self, line: str, name: str, where: str) -> int:
         path, columns = self._parts(line, where)
@@ -90,13 +121,25 @@ class _Reader:
         seen[name] = where
         return row
 
+    def table(self, multi_label: bool | None) -> tuple[torch.Tensor, int]:
+        """The labels of all rows, ids or multi-hot, and the number of classes."""
+        if self.columns:
+            rows = np.frombuffer(b"".join(self.labels), np.uint8).reshape(-1, self.columns) - ord("0")
+            return single_or_multi(rows, multi_label), self.columns
+        if multi_label:
+            raise ValueError("multi_label: True needs labels 0 or 1, one a class, but the lists hold class ids")
+        if multi_label not in (None, False):
+            raise TypeError(f"multi_label: expected True, False or None, got {check.describe(multi_label)}")
+        ids = torch.tensor([int(label) for label in self.labels])
+        return ids, int(ids.max()) + 1
+
 
 def load(
     root,
     image_root=None,
     multi_label: bool | None = None,
     class_names=None,
-    resize: int = 256,
+    resize: int | None = None,
     image_size: int = 224,
     augment: bool = False,
     upright: bool = True,
@@ -105,20 +148,20 @@ def load(
     root = as_path(root, "root")
     image_root = root if image_root is None else as_path(image_root, "image_root")
     image_size = check.positive_int(image_size, "image_size")
-    resize = check.positive_int(resize, "resize", minimum=image_size)
+    resize = resize_for(image_size, resize)
     augment, upright = check.flag(augment, "augment"), check.flag(upright, "upright")
     extras.require("PIL", "data", "load_dataset('list')")
     files = {name: existing_file(root / file, "root") for name, file in _FILES.items()}
     reader = _Reader(image_root)
     ids = {name: reader.read(file, name) for name, file in files.items()}
-    rows = np.frombuffer(b"".join(reader.labels), np.uint8).reshape(-1, reader.num_classes) - ord("0")
+    labels, num_classes = reader.table(multi_label)
     table = Table(
         name="list",
         rows=FileRows(str(image_root), list(reader.rows), resize, image_size, upright),
-        labels=single_or_multi(rows, multi_label),
-        num_classes=reader.num_classes,
+        labels=labels,
+        num_classes=num_classes,
         input_kind="images",
-        class_names=check_class_names(class_names, reader.num_classes),
+        class_names=check_class_names(class_names, num_classes),
         augment=augment,
     )
 

@@ -35,6 +35,10 @@ class Rows:
         """The picture of one row, uint8 (H, W) or (H, W, 3), or None where rows are no pictures."""
         return None
 
+    def file_name(self, row: int) -> str | None:
+        """The file of one row, below the data set's directory; None where rows are in no files of their own."""
+        return None
+
     def fit(self, train: torch.Tensor) -> None:
         """Learn from the training rows what `batch` needs (standardisation)."""
 

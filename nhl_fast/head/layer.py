@@ -19,7 +19,8 @@ class NestedHashLayer(nn.Module):
 
     Args:
         in_features: width d of the features.
-        code_lengths: the m code lengths in bits, strictly increasing; the longest, L, is the layer's width.
+        code_lengths: the m code lengths in bits, strictly increasing; the longest, L, is the layer's width. One
+            integer is one length.
 
     The weight (L, d) starts as N(0, 0.01), the bias (L,) as 0. The parameters are named `hash_layer.weight` and
     `hash_layer.bias`, so that weights saved by the authors' layer load as they are.

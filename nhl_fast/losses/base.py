@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -23,7 +24,7 @@ class NestedLoss(nn.Module):
 
     Args:
         num_classes: number of classes C.
-        code_lengths: the m code lengths in bits, strictly increasing.
+        code_lengths: the m code lengths in bits, strictly increasing, or one as an integer.
     """
 
     momentum_bank = False  # True: its bank is meant for the outputs of a momentum encoder, where there is one
@@ -191,7 +192,10 @@ class NestedLoss(nn.Module):
 
 
 def beside(index, like: torch.Tensor):
-    """A tensor `index` on the device of `like`: loaders leave it on the CPU."""
+    """An index on the device of `like`: loaders leave it on the CPU; lists and arrays of integers as tensors."""
+    if isinstance(index, (list, np.ndarray)) and np.asarray(index).dtype.kind in "iu":
+        with torch.device("cpu"):
+            index = torch.as_tensor(np.asarray(index).astype(np.int64))
     if not isinstance(index, torch.Tensor) or index.device == like.device:
         return index
     return (index if like.is_meta else check.present(index, "index")).to(like.device)

@@ -28,7 +28,8 @@ def plot_gallery(
     A right answer has a blue frame, a wrong one an orange dashed frame and a cross.
 
     Args:
-        queries: (image, label) of each query; an image is uint8, (H, W) or (H, W, 3), a label any text.
+        queries: (image, label) of each query; an image is uint8, (H, W) or (H, W, 3), a label any text; a second line
+            of it is a file name, cut from its left where it is long.
         results: {length: for each query, in rank order, (image, label, correct)}.
         path: the .png, .pdf or .svg to write.
         lengths: the lengths to show, each a key of `results`.
@@ -59,16 +60,18 @@ def plot_gallery(
             ]
             rows.append((q, b, ranked))
     shown = max(len(ranked) for *_, ranked in rows)
-    group = len(lengths) * 1.3 + 0.35
+    texts = [label for _, label in queries] + [label for *_, ranked in rows for _, label, _ in ranked]
+    pitch = 1.3 if max(text.count("\n") for text in texts) == 0 else 1.56  # room for a second line
+    group = len(lengths) * pitch + 0.35
 
     def draw(figure):
         from matplotlib.patches import Patch
 
         axes = figure.subplots()
         for i, (q, b, ranked) in enumerate(rows):
-            y = q * group + i % len(lengths) * 1.3
+            y = q * group + i % len(lengths) * pitch
             if i % len(lengths) == 0:
-                size = min(1.9, 1.3 * len(lengths) - 0.3)
+                size = min(1.9, pitch * len(lengths) - (pitch - 1))
                 _cell(axes, queries[q][0], queries[q][1], -3.3, y, size, "#333333", "-", 9)
                 if q:
                     axes.plot([-3.3, shown * 1.1 + 0.9], [y - 0.22] * 2, color="#dddddd", linewidth=0.8)
@@ -119,8 +122,12 @@ def _cell(axes, image, caption: str, x: float, y: float, size: float, color: str
     )
     frame = Rectangle((x, y), size, size, fill=False, edgecolor=color, linewidth=2, linestyle=line, zorder=2)
     axes.add_patch(frame)
-    fits = 16 if size == 1 else 21
-    caption = caption if len(caption) <= fits else caption[: fits - 1] + "…"
+    fits, file_fits = (16, 12) if size == 1 else (21, 24)
+    first, *others = caption.split("\n")
+    first = first if len(first) <= fits else first[: fits - 1] + "…"
+    caption = "\n".join(
+        [first, *(line if len(line) <= file_fits else "…" + line[1 - file_fits :] for line in others)]
+    )
     axes.text(x + size / 2, y + size + 0.06, caption, ha="center", va="top", fontsize=fontsize, color="#333333")
 
 

@@ -25,7 +25,7 @@ class TrainConfig:
     """Settings of a training run.
 
     Attributes:
-        loss: one of `nhl_fast.losses.NAMES`.
+        loss: one of `nhl_fast.losses.NAMES`, or "custom" where a loss is given to the trainer.
         loss_options: further arguments of that loss.
         centers: hash centres of the losses that have them, see `make_centers`; or "aligned", nested centres by the
             similarity of the classes in the training rows (see `class_similarity`).
@@ -82,7 +82,7 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self):
-        check.one_of(self.loss, "loss", losses.NAMES)
+        check.one_of(self.loss, "loss", (*losses.NAMES, "custom"))
         self.code_lengths = check.code_lengths(self.code_lengths)
         _whole(self.code_lengths[-1], "code_lengths")
         if isinstance(self.hidden, str) or not hasattr(self.hidden, "__iter__"):
@@ -123,7 +123,8 @@ class TrainConfig:
             if name in options:
                 where = "code_lengths of the settings" if name == "code_lengths" else "loss and the data"
                 raise ValueError(f"loss_options: {name} follows from the {where}, got {options[name]!r}")
-
+        if options and self.loss == "custom":
+            raise ValueError(f"loss_options: expected none with loss='custom', got {', '.join(options)}")
         centers = options.get("centers")
         several = centers if isinstance(centers, (list, tuple)) else [centers]
         if centers is not None and not all(isinstance(c, str) or hasattr(c, "shape") for c in several):
@@ -152,6 +153,8 @@ class TrainConfig:
 
     def build_loss(self, num_classes: int, num_train: int, train=None) -> losses.NestedLoss:
         """The loss of this run; `train` is the training split, which aligned centres need."""
+        if self.loss == "custom":
+            raise ValueError("loss: 'custom' has no definition here; give the loss to the trainer")
         options, taken = dict(self.loss_options), losses.options_of(self.loss)
         if "centers" in taken:
             options = {"centers": self.centers, "seed": self.seed, **options}

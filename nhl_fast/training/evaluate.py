@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
-from ..core.files import write_json
+from ..core.files import read_json, write_json
 from ..data import RetrievalData
+from ..retrieval.codes import num_bytes
 from ..retrieval.metrics import RetrievalResult, evaluate_retrieval
-from .arrays import save_array, save_csv
+from .arrays import load_array, save_array, save_csv
 from .model import HashModel, encode_split
 from .run import Run, load_model
 from .run_folder import RunFolder
@@ -104,6 +106,18 @@ def write_evaluation(folder: RunFolder, evaluation: Evaluation, data: RetrievalD
     write_json(folder.metrics, metrics)
     save_csv(folder.metrics_table, rows)
     return metrics
+
+
+def database_codes(run: Run, workers: int = 0) -> torch.Tensor:
+    """Packed codes (N, ceil(L/8)) of a run's database: those of its evaluation where its weights are the same."""
+    folder, rows = run.folder, len(run.data.database)
+    if folder.metrics.is_file() and folder.codes("database").is_file():
+        stored = read_json(folder.metrics)
+        if isinstance(stored, dict) and stored.get("weights_sha256") == weights_sha256(folder):
+            codes = load_array(folder.codes("database"), "run")
+            if codes.dtype == np.uint8 and codes.shape == (rows, num_bytes(run.code_lengths[-1])):
+                return torch.from_numpy(codes)
+    return encode_split(run.model, run.data.database, workers=workers)
 
 
 def weights_sha256(folder: RunFolder) -> str | None:

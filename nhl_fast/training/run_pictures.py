@@ -43,14 +43,17 @@ def write_gallery(path: Path, evaluation: Evaluation, data: RetrievalData, queri
     for b in evaluation.result.lengths:
         _, ids = search(evaluation.query_codes[chosen], evaluation.database_codes, top, length=b)
         results[b] = [
-            [
-                (data.database.raw(i), label_text(data, data.database, i), bool(relevant[row, i]))
-                for i in found.tolist()
-            ]
+            [(data.database.raw(i), _caption(data, data.database, i), bool(relevant[row, i])) for i in found.tolist()]
             for row, found in enumerate(ids)
         ]
-    pictures = [(data.query.raw(q), label_text(data, data.query, q)) for q in chosen]
+    pictures = [(data.query.raw(q), _caption(data, data.query, q)) for q in chosen]
     return plots.plot_gallery(pictures, results, path, evaluation.result.lengths, top=top)
+
+
+def _caption(data: RetrievalData, split, i: int) -> str:
+    """An item's class and, in a second line, its file."""
+    name = split.file_name(i)
+    return label_text(data, split, i) + ("" if name is None else f"\n{Path(name).name}")
 
 
 def label_text(data: RetrievalData, split, i: int) -> str:

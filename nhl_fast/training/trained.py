@@ -12,23 +12,13 @@ import torch
 from ..core import check
 from ..core.files import as_path
 from ..core.names import FIT_DATA
-from ..data.images import Normalize, center_view, open_picture
+from ..data.images import Normalize, center_view, find_pictures, open_picture, resize_for
 from ..retrieval.codes import mask_tail, num_bytes
 from .model import HashModel, resolve_device
 from .run import Run, load_model
 from .run_folder import RunFolder
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 _CIFAR_SIDE = 32
-
-
-def find_pictures(folder) -> list[Path]:
-    """The pictures of a folder and those below it, in the order of their names."""
-    folder = as_path(folder, "folder")
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not found:
-        raise ValueError(f"{folder}: expected pictures ({', '.join(SUFFIXES)}), found none")
-    return found
 
 
 class TrainedModel:
@@ -99,7 +89,7 @@ class TrainedModel:
         return inputs
 
     def _paths(self, inputs) -> list[Path]:
-        if self._data.get("name") not in ("list", "cifar10"):
+        if self._data.get("name") not in ("list", "folder", "cifar10"):
             raise TypeError(
                 f"inputs: this model takes numbers of shape {self.input_shape}, not pictures, "
                 f"got {check.describe(inputs)}"
@@ -118,7 +108,7 @@ class TrainedModel:
         if self._data["name"] == "cifar10":
             resize, cut, normalize = _CIFAR_SIDE, _CIFAR_SIDE, Normalize(self._data.get("image_size"))
         else:
-            resize, cut, normalize = self._data.get("resize", 256), side, Normalize()
+            resize, cut, normalize = resize_for(side, self._data.get("resize")), side, Normalize()
         views = [center_view(open_picture(str(path), upright), resize, cut) for path in paths]
         return normalize(torch.from_numpy(np.stack(views)).permute(0, 3, 1, 2))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -12,13 +12,15 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..core import ranks
+from ..core import check, ranks
 from ..data import RetrievalData
 from ..head.graphs import make_graphed, replayable
 from ..head.objective import NestedObjective
-from ..losses.bank import joined_rows
+from ..losses.bank import banks, joined_rows
+from ..losses.base import NestedLoss
 from ..retrieval.metrics import evaluate_retrieval
 from .backbones import build_backbone
+from .callbacks import Callback, check_callbacks
 from .config import TrainConfig
 from .lock import claim
 from .model import HashModel, batches, encode_split, resolve_device
@@ -51,6 +53,27 @@ def epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch * 7_919 + 1) % 2**63
 
 
+def _check_loss(loss, config: TrainConfig, data: RetrievalData) -> None:
+    """Raise unless a loss is given where the settings say so, one that fits them and the data."""
+    if (loss is not None) != (config.loss == "custom"):
+        raise ValueError("loss: give a nested loss together with config.loss='custom', and only then")
+    if loss is None:
+        return
+    if not isinstance(loss, NestedLoss):
+        raise TypeError(
+            f"loss: expected a nested loss (wrap yours in nhl_fast.losses.PerLength), got {check.describe(loss)}"
+        )
+    if loss.code_lengths != config.code_lengths:
+        raise ValueError(
+            f"loss: its code lengths {loss.code_lengths} differ from the settings' {config.code_lengths}"
+        )
+    if loss.num_classes not in (None, data.num_classes):
+        raise ValueError(f"loss: made for {loss.num_classes} classes, but the data set has {data.num_classes}")
+    for bank in banks(loss):
+        if bank.num_train < len(data.train):
+            raise ValueError(f"loss: made for {bank.num_train} training rows, but the data set has {len(data.train)}")
+
+
 class _Step(nn.Module):
     """What DistributedDataParallel wraps: the backbone and the objective, called as one."""
 
@@ -76,11 +99,13 @@ class Trainer:
         config: the settings.
         run_dir: folder for config, log, checkpoint and weights; None keeps everything in memory.
         backbone: a module to use in place of the one that `config.backbone` names (set that to "custom").
+        loss: a nested loss to use in place of the one that `config.loss` names (set that to "custom").
         weighting: a callable as `NestedObjective` takes it, with `config.weighting` set to "custom". Its state is
             not in the checkpoints: such a run cannot be resumed.
         progress: show bars on a terminal, elsewhere one line an epoch (on stderr).
         data_spec: how to load `data` again (name and options), written to the run's config.
         on_epoch: called with each epoch's record.
+        callbacks: see `nhl_fast.training.callbacks`; loggers for TensorBoard and Weights & Biases are there.
     """
 
     def __init__(
@@ -90,10 +115,12 @@ class Trainer:
         run_dir=None,
         *,
         backbone: nn.Module | None = None,
+        loss: NestedLoss | None = None,
         weighting: Callable | None = None,
         progress: bool = True,
         data_spec: dict | None = None,
         on_epoch: Callable[[dict], None] | None = None,
+        callbacks: Sequence[Callback] = (),
     ):
         if not isinstance(config, TrainConfig):
             raise TypeError(f"config: expected a TrainConfig, got {type(config).__name__}")
@@ -101,6 +128,7 @@ class Trainer:
             raise ValueError("data: the training split is empty")
         if (backbone is not None) != (config.backbone == "custom"):
             raise ValueError("backbone: give a module together with config.backbone='custom', and only then")
+        _check_loss(loss, config, data)
         if (weighting is not None) != (config.weighting == "custom"):
             raise ValueError("weighting: give a callable together with config.weighting='custom', and only then")
         if len(data.validation) == 0 and (config.patience or config.best_per_length):
@@ -113,6 +141,7 @@ class Trainer:
         if config.best_per_length and run_dir is None:
             raise ValueError("best_per_length: needs a run_dir to keep each length's weights")
         self.data, self.config, self.progress, self.on_epoch = data, config, progress, on_epoch
+        self.callbacks = check_callbacks(callbacks)
         self.group = ranks.resolve_group("auto")
         self.rank, self.ranks = (0, 1) if self.group is None else (self.group.rank(), self.group.size())
         self.has_folder = run_dir is not None
@@ -130,7 +159,9 @@ class Trainer:
                     weights=config.weights,
                 )
             self.model = HashModel(backbone, config.code_lengths).to(self.device)
-        loss = config.build_loss(data.num_classes, len(data.train), data.train).to(self.device)
+        if loss is None:
+            loss = config.build_loss(data.num_classes, len(data.train), data.train)
+        loss = loss.to(self.device)
         # With fp16 an overflow is the scaler's to handle: it skips the step and lowers the scale.
         self.objective = NestedObjective(
             self.model.layer,
@@ -148,7 +179,7 @@ class Trainer:
             self.scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(self.optimizer, config.epochs)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.amp == "fp16")
         self.momentum_model = None
-        if loss.momentum_bank and loss.bank is not None:
+        if loss.momentum_bank and loss.bank is not None and loss.external_bank:
             average = get_ema_multi_avg_fn(config.momentum)
             self.momentum_model = AveragedModel(self.model, multi_avg_fn=average, use_buffers=True).eval()
         self.state = TrainState(
@@ -212,9 +243,23 @@ class Trainer:
         with contextlib.nullcontext() if self.folder is None else claim(self.folder.path, resume):
             return self._fit(resume)
 
+    def _tell(self, moment: str, *arguments) -> None:
+        """Call the callbacks of the first rank."""
+        if self.rank == 0:
+            for callback in self.callbacks:
+                getattr(callback, moment)(self, *arguments)
+
     def _fit(self, resume: bool) -> TrainResult:
-        start = self._open(resume)
-        epochs = range(start, self.config.epochs + 1)
+        start, result = self._open(resume), None
+        try:
+            self._on_first(lambda: self._tell("on_fit_begin"))
+            self._epochs(range(start, self.config.epochs + 1))
+            result = self._finish()
+        finally:
+            self._tell("on_fit_end", result)
+        return result
+
+    def _epochs(self, epochs: range) -> None:
         with torch.random.fork_rng(self._rng_devices()), _deterministic(self.device):
             for epoch in self._progress.epochs(epochs):
                 if self.state.out_of_patience():
@@ -224,8 +269,8 @@ class Trainer:
                 self.state.close_epoch(record)
                 if self.rank == 0 and self.on_epoch is not None:
                     self.on_epoch(record)
+                self._on_first(lambda: self._tell("on_epoch_end", record))  # noqa: B023
                 self._progress.close_epoch(record)
-        return self._finish()
 
     def _on_first(self, function: Callable):
         """What the function gives on the first rank, on every rank."""
@@ -267,6 +312,7 @@ class Trainer:
                 negative = (result.dots < 0).float()
                 conflicts = negative if conflicts is None else conflicts + negative
             steps += 1
+            self._tell("on_step_end", (epoch - 1) * number + steps, result._replace(total=total))
         if self.scheduler is not None:
             self.scheduler.step()
         losses, distill, weights = (sums[0] / steps).tolist()
