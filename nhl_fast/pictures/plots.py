@@ -16,6 +16,7 @@ import numpy as np
 from ..core import check
 from .gallery import plot_gallery
 from .style import COLORS, LINES, MARKERS, length_style, picture
+from .values import named, unit_interval
 
 __all__ = ["plot_gallery", "plot_history", "plot_map_vs_bits", "plot_pr_curves"]
 
@@ -42,7 +43,7 @@ def plot_map_vs_bits(
         TypeError, ValueError: no curve, an empty one, or a value that is not a number from 0 to 1.
         ImportError: matplotlib is missing.
     """
-    seeds = {n: _seed_curves(c, f"curves[{n!r}]") for n, c in _named(curves, "curves").items()}
+    seeds = {n: _seed_curves(c, f"curves[{n!r}]") for n, c in named(curves, "curves").items()}
     curves = {n: {b: float(np.mean([c[b] for c in several])) for b in several[0]} for n, several in seeds.items()}
     marked = sorted({check.positive_int(b, "marked_lengths") for b in marked_lengths})
     low = min(min(c) for c in curves.values())
@@ -98,13 +99,13 @@ def plot_pr_curves(
         TypeError, ValueError: no curve, arrays of unequal length, or a value outside [0, 1].
         ImportError: matplotlib is missing.
     """
-    curves = _named(curves, "curves")
+    curves = named(curves, "curves")
     lengths = check.code_lengths(sorted(curves), "curves")
     pairs = []
     for b in lengths:
         if not isinstance(curves[b], Sequence) or len(curves[b]) != 2:
             raise TypeError(f"curves[{b}]: expected (precision, recall), got {check.describe(curves[b])}")
-        precision, recall = (_unit_interval(v, f"curves[{b}]") for v in curves[b])
+        precision, recall = (unit_interval(v, f"curves[{b}]") for v in curves[b])
         if precision.shape != recall.shape:
             raise ValueError(f"curves[{b}]: got {precision.size} precisions and {recall.size} recalls")
         pairs.append((precision, recall))
@@ -239,32 +240,17 @@ def _mark_best(axes, epochs, values) -> None:
     axes.legend(handles=line, loc="lower right")
 
 
-def _named(value, name: str) -> dict:
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{name}: expected a mapping, got {check.describe(value)}")
-    if not value:
-        raise ValueError(f"{name}: expected at least one entry, got none")
-    return dict(value)
-
-
 def _seed_curves(value, name: str) -> list[dict[int, float]]:
     """One curve, or several over the same bits, sorted by bits."""
     several = [value] if isinstance(value, Mapping) or not isinstance(value, Sequence) else list(value)
     if not several:
         raise ValueError(f"{name}: expected at least one curve, got none")
-    curves = [{check.positive_int(b, "bits"): v for b, v in sorted(_named(c, name).items())} for c in several]
+    curves = [{check.positive_int(b, "bits"): v for b, v in sorted(named(c, name).items())} for c in several]
     for curve in curves:
-        _unit_interval(list(curve.values()), name)
+        unit_interval(list(curve.values()), name)
         if curve.keys() != curves[0].keys():
             raise ValueError(f"{name}: expected curves over the same bits, got {list(curves[0])} and {list(curve)}")
     return curves
-
-
-def _unit_interval(values, name: str) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not values.size or not ((values >= 0) & (values <= 1 + 1e-6)).all():
-        raise ValueError(f"{name}: expected a list of numbers from 0 to 1, got another value or none")
-    return values
 
 
 def _get(record, key: str, i: int):
