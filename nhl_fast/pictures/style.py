@@ -9,9 +9,10 @@ from pathlib import Path
 from ..core.extras import require
 from ..core.files import as_path, atomic_write
 
+TITLE_SIZE = 11
 STYLE = {
     "font.size": 10,
-    "axes.titlesize": 11,
+    "axes.titlesize": TITLE_SIZE,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 9,
@@ -58,9 +59,30 @@ def picture(size: tuple[float, float], draw: Callable, path) -> Path:
         figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure)
+        _mend_texts(figure)
         with atomic_write(path) as handle:
             figure.savefig(handle, format=kind, metadata=_METADATA[kind])
     return path
+
+
+def _mend_texts(figure) -> None:
+    """Names of data and runs may hold anything and be long: what no font draws becomes "?", titles are cut to fit."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        given = text.get_text()
+        drawn = "".join(c if c.isprintable() else "?" for c in given)
+        if drawn != given:
+            text.set_text(drawn)
+    renderer = figure.canvas.get_renderer()
+    titles = [(text, 0.98) for text in figure.texts]
+    if len(figure.axes) == 1:  # its title begins where the axes do
+        titles += [(text, 0.88) for text in figure.axes[0].findobj(Text) if text.get_fontsize() == TITLE_SIZE]
+    for text, share in titles:
+        room = share * figure.bbox.width
+        while (width := text.get_window_extent(renderer).width) > room:
+            said = text.get_text().rstrip("…")
+            text.set_text(said[: min(len(said) - 1, int(len(said) * room / width))] + "…")
 
 
 def share_limits(low: float, high: float) -> tuple[float, float]:

@@ -86,9 +86,9 @@ DEFINITIONS = (
     "correlation of two bits, constant bits left out; entropies are Shannon's, in bits; colliding pairs are pairs of "
     "database items with equal codes, colliding items those with at least one equal. Codes that are learned from "
     "classes collide on purpose.",
-    "Distances of pairs are those of all queries and database items; pairs that share a class stand apart. Confusion is "
-    "the share of each class among the nearest database items of a class's queries; of items as far as the last one, "
-    "each counts with its chance to be among them.",
+    "Distances of pairs are those of all queries and database items; pairs that share a class stand apart. "
+    "Confusion: the share of each class among the nearest database items of a class's queries; of items as far as "
+    "the last one, each counts with its chance to be among them.",
     "Nested hash layer: He et al., arXiv 2412.08922.",
 )
 
