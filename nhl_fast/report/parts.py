@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
+from ..core.names import data_title
 from ..paper_table import cell_of, cell_text, methods_table
 from ..pictures import plots
 from ..text.markup import Markup, html_table, scroll, tag
@@ -86,7 +87,7 @@ def curves(section: Section, measured: Mapping[int, Measured]) -> list[Markup]:
     lengths = sorted({b for of_lengths in means.values() for b in of_lengths})
     if len(means) > 1 and lengths:
         image = svg(
-            lambda path: plot_method_grid(means, lengths, path),
+            lambda path: plot_method_grid(means, lengths, path, title=f"{section.data}: precision and recall"),
             f"Precision against recall of {', '.join(means)}, a panel for each of {value_text(lengths)} bits.",
         )
         caption = "Methods at each code length: precision against recall (mean over queries, seeds)."
@@ -94,7 +95,15 @@ def curves(section: Section, measured: Mapping[int, Measured]) -> list[Markup]:
         ranks = next(iter(several.values()))[0].ranks
         at_n = {n: {b: (precision, ranks) for b, (precision, _) in c.items()} for n, c in means.items()}
         image = svg(
-            lambda path: plot_method_grid(at_n, lengths, path, x="N (logarithmic)", y="Precision at N", ranks=True),
+            lambda path: plot_method_grid(
+                at_n,
+                lengths,
+                path,
+                title=f"{section.data}: precision at N",
+                x="N (logarithmic)",
+                y="Precision at N",
+                ranks=True,
+            ),
             f"Precision at N of {', '.join(means)}, a panel for each of {value_text(lengths)} bits.",
         )
         caption = "Methods at each code length: precision at N (mean over queries, seeds)."
@@ -172,9 +181,10 @@ def training(section: Section, pictures: bool) -> list[Markup]:
 def _history(method: Method, record: Record) -> Markup:
     lengths = record.config["code_lengths"]
     name = f"{method.name}, seed {record.seed}"
+    title = f"{data_title(record.conditions.data, record.data_options)}: {name}"
     with naming(RunFolder(record.path).log):
         image = svg(
-            lambda path: plots.plot_history(record.history, path, code_lengths=lengths, title=name),
+            lambda path: plots.plot_history(record.history, path, code_lengths=lengths, title=title),
             f"Training log of {name} over {record.epochs} epochs: loss, weight, self-distillation and validation mAP "
             f"of each length.",
         )

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..pictures.style import COLORS, LINES, MARKERS, panels, picture, share_axis
+from ..pictures.style import COLORS, LINES, MARKERS, SUPTITLE, panels, picture, share_axis
 from ..text.markup import Markup, tag
 
 # The address of the document type and matplotlib's metadata: nobody fetches them, but nothing should point out.
@@ -52,6 +52,7 @@ def plot_method_grid(
     lengths: Sequence[int],
     path,
     *,
+    title: str,
     x: str = "Recall",
     y: str = "Precision",
     ranks: bool = False,
@@ -62,6 +63,7 @@ def plot_method_grid(
         curves: {method: {length: (values of y, values of x)}}; a method without a length is missing in its panel.
         lengths: the panels.
         path: the .png, .pdf or .svg to write.
+        title: over the panels.
         x, y: labels.
         ranks: whether x are ranks, on a logarithmic axis, and no shares.
 
@@ -89,9 +91,10 @@ def plot_method_grid(
             axes.set_ylabel("" if panel % columns else y)
         lines = {line.get_label(): line for axes in grid for line in axes.get_lines()}
         figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=wide)
+        figure.suptitle(title, x=0.01, ha="left", **SUPTITLE)
 
     wide = max(1, min(len(curves), 120 // (max(map(len, curves)) + 8)))
-    height = 3.1 * -(-len(lengths) // columns) + 0.25 * -(-len(curves) // wide)
+    height = 0.3 + 3.1 * -(-len(lengths) // columns) + 0.25 * -(-len(curves) // wide)
     return picture((3.35 * columns, height), draw, path)
 
 

@@ -12,6 +12,7 @@ from nhl_fast.core import extras
 from nhl_fast.pictures import plots
 from nhl_fast.report import code_parts
 from nhl_fast.report.codes import mean_confusion, mean_distances, measure_codes
+from nhl_fast.report.pictures import plot_method_grid
 from nhl_fast.report.write import write_report
 
 pytest.importorskip("matplotlib")
@@ -91,6 +92,24 @@ def test_a_multi_label_run_with_names(hot, tmp_path, monkeypatch, drawn):
         expected.append(own[0] if len(own) == 1 else "several classes" if own else "no class")
     assert texts == expected
     assert np.array_equal(points[20], d)
+
+
+def test_methods_side_by_side_show_the_curves_that_went_in(tmp_path, figures):
+    ranks = np.array([1, 3, 10, 50])
+    curves = {
+        name: {b: (np.linspace(0.9, last, 4), ranks) for b in (5, 12)} for name, last in (("a", 0.2), ("b", 0.4))
+    }
+    del curves["b"][5]
+    plot_method_grid(
+        curves, (5, 12), tmp_path / "p.png", title="mine: precision at N", y="Precision at N", ranks=True
+    )
+    assert figures[0].get_suptitle() == "mine: precision at N"
+    for axes, names in zip(figures[0].axes, (["a"], ["a", "b"])):
+        assert [line.get_label() for line in axes.lines] == names
+        assert axes.get_xscale() == "log"
+        for line in axes.lines:
+            assert line.get_xdata().tolist() == ranks.tolist()
+            assert line.get_ydata().tolist() == curves[line.get_label()][12][0].tolist()
 
 
 def test_projection_takes_a_thousand_rows_and_leaves_out_short_lengths(runs, monkeypatch, drawn):
