@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     from .retrieval.duplicates import near_duplicate_blocks, near_duplicates
     from .retrieval.funnel.search import funnel_search, search
     from .retrieval.hamming import hamming_distances, radius_search
-    from .retrieval.metrics import RetrievalResult, evaluate_retrieval
-    from .retrieval.quality import code_quality
+    from .retrieval.metrics import RetrievalResult, class_confusion, evaluate_retrieval
+    from .retrieval.quality import bit_statistics, code_quality
     from .retrieval.recall import NeighborRecall, neighbor_recall
     from .retrieval.rescore import rescore
     from .training.trained import load
@@ -48,6 +48,8 @@ __all__ = [
     "RetrievalResult",
     "as_codes",
     "backends",
+    "bit_statistics",
+    "class_confusion",
     "class_similarity",
     "code_quality",
     "distillation_losses",
@@ -85,6 +87,8 @@ _HOMES = {
     "RetrievalResult": "retrieval.metrics",
     "as_codes": "retrieval.convert",
     "backends": "core.backend",
+    "bit_statistics": "retrieval.quality",
+    "class_confusion": "retrieval.metrics",
     "class_similarity": "centers.aligned",
     "code_quality": "retrieval.quality",
     "distillation_losses": "head.distillation",

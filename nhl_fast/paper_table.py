@@ -36,7 +36,8 @@ def methods_table(
     caption: str = "",
     label: str = "",
     metric: str = "mAP",
-    digits: int = 4,
+    digits: int | None = None,
+    percent: bool = False,
 ) -> str:
     """Methods x code lengths, as papers on hashing print them, from one row a measurement.
 
@@ -49,7 +50,8 @@ def methods_table(
         caption: what was measured: data, protocol, rule for ties. Sentences on seeds and on bold are added.
         label: LaTeX label.
         metric: which number of the rows, and the name of the columns.
-        digits: decimals.
+        digits: decimals; None for 4, or 2 with `percent`.
+        percent: whether shares are given in percent.
 
     Returns:
         The table as text; special characters of names and caption are escaped.
@@ -58,14 +60,17 @@ def methods_table(
         TypeError, ValueError: no row, a missing or wrong entry, or one seed twice for a method and length.
     """
     check.one_of(format, "format", FORMATS)
-    digits = check.positive_int(digits, "digits", 0)
+    percent = check.flag(percent, "percent")
+    digits = check.positive_int((2 if percent else 4) if digits is None else digits, "digits", 0)
     table = summarize(rows, metric)
+    if percent:
+        table = {m: {b: in_percent(cell) for b, cell in cells.items()} for m, cells in table.items()}
     lengths = sorted({b for cells in table.values() for b in cells})
     best = _best(table, lengths, digits)
     counts = {m: _seed_text(cells.values()) for m, cells in table.items()}
     said = " ".join(filter(None, (caption.strip(), *_notes(counts, any(best.values())))))
     if format == "csv":
-        return _csv(table, lengths, metric)
+        return _csv(table, lengths, f"{metric}_percent" if percent else metric)
     with_seeds = len(set(counts.values())) > 1
     head = ["Method", *(["Seeds"] if with_seeds else []), *map(str, lengths)]
     dialect = _DIALECTS[format]
@@ -76,7 +81,7 @@ def methods_table(
             text = _number(cells.get(b), digits, dialect)
             line.append(dialect.bold(text) if method in best[b] else text)
         body.append(line)
-    return dialect.render(head, body, said, metric, label)
+    return dialect.render(head, body, said, f"{metric} (%)" if percent else metric, label)
 
 
 def summarize(rows: Sequence[Mapping], metric: str = "mAP") -> dict[str, dict[int, Cell]]:
@@ -106,6 +111,11 @@ def summarize(rows: Sequence[Mapping], metric: str = "mAP") -> dict[str, dict[in
 def cell_of(values: Sequence[float]) -> Cell:
     """Mean and sample standard deviation of at least one value."""
     return Cell(statistics.fmean(values), statistics.stdev(values) if len(values) > 1 else None, len(values))
+
+
+def in_percent(cell: Cell) -> Cell:
+    """A share's cell in percent."""
+    return Cell(100 * cell.mean, None if cell.std is None else 100 * cell.std, cell.seeds)
 
 
 def cell_text(cell: Cell, digits: int) -> str:

@@ -211,7 +211,14 @@ def calls(folder) -> dict[str, tuple]:
             lambda length, by, points: result().pr_curve(length, by, points),
             {"length": 8, "by": "rank", "points": None},
         ),
+        "RetrievalResult.distance_histogram": (lambda length: result().distance_histogram(length), {"length": 8}),
         "RetrievalResult.curve_ranks": (lambda points: result().curve_ranks(points), {"points": 5}),
+        "class_confusion": (
+            nhl.class_confusion,
+            {"q_codes": CODES, "db_codes": CODES, "q_labels": LABELS, "db_labels": LABELS, "lengths": LENGTHS, "k": 3,
+             "chunk_bytes": 2**20, "backend": "auto"},
+        ),
+        "bit_statistics": (nhl.bit_statistics, {"codes": CODES, "length": 12}),
         "code_quality": (nhl.code_quality, {"codes": CODES, "lengths": LENGTHS}),
         "class_similarity": (nhl.class_similarity, {"features": FEATURES, "labels": LABELS, "num_classes": 3}),
         "make_centers": (

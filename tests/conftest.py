@@ -18,3 +18,14 @@ def golden(request):
         data = {name: archive[name] for name in archive.files}
     data["name"] = request.param
     return data
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """The figures drawn, kept for a look at their contents."""
+    from matplotlib.figure import Figure
+
+    kept = []
+    save = Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: (kept.append(self), save(self, *a, **k)))
+    return kept

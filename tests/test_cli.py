@@ -45,7 +45,8 @@ def test_a_run_folder_holds_everything(run):
     expected = {"config.json", "log.jsonl", "model.safetensors", "checkpoint.safetensors", "split.json"}
     expected |= {"metrics.json", "metrics.csv", "model_5.safetensors", "model_12.safetensors", "model_20.safetensors"}
     expected |= {f"codes/{n}.npy" for n in ("query", "query_labels", "database", "database_labels")}
-    expected |= {f"pictures/{n}.png" for n in ("map_vs_bits", "precision_recall", "training", "gallery")}
+    pictures = "map_vs_bits precision_recall precision_recall_at_n distances bits confusion training gallery"
+    expected |= {f"pictures/{n}.png" for n in pictures.split()}
     assert names == expected
     metrics = json.loads((run / "metrics.json").read_text())
     assert list(metrics["prefix_map"]) == [str(b) for b in range(1, 21)]

@@ -67,6 +67,22 @@ def test_csv_has_every_digit():
     assert methods_table(one, "csv") == "method,seeds,mAP_8\nm,1,0.30000000000000004\n"
 
 
+def test_percent():
+    lines = methods_table(ROWS, "markdown", percent=True).splitlines()
+    assert lines[0].startswith("mAP (%). Mean ± ")
+    assert lines[4:] == ["| CSQ | 3 | 51.00 ± 1.00 | 71.00 ± 1.00 | – |", r"| A\_&B | 1 | **60.00** | – | 90.00 |"]
+    assert r"mAP (\%) at code length" in methods_table(ROWS, "latex", percent=True)
+    assert "| CSQ | 3 | 51.0 ± 1.0 |" in methods_table(ROWS, "markdown", percent=True, digits=1)
+    row = next(csv.DictReader(io.StringIO(methods_table(ROWS, "csv", percent=True))))
+    assert float(row["mAP_percent_8"]) == pytest.approx(51)
+    assert float(row["mAP_percent_8_std"]) == pytest.approx(1)
+    # Bold follows what is printed in percent, too.
+    close = [{"method": m, "bits": 8, "mAP": v} for m, v in (("a", 0.50001), ("b", 0.50004), ("c", 0.4989))]
+    assert methods_table(close, "markdown", percent=True).count("**50.00**") == 2
+    with pytest.raises(TypeError, match="percent: expected True or False"):
+        methods_table(ROWS, percent="yes")
+
+
 def test_bold_follows_what_is_printed():
     rows = [{"method": m, "bits": 8, "mAP": v} for m, v in (("a", 0.50001), ("b", 0.50004), ("c", 0.4999))]
     assert methods_table(rows, "markdown").count("**0.5000**") == 2

@@ -111,7 +111,7 @@ def train_and_evaluate(args, trainer: Trainer, resume: bool, folder: Path) -> No
     data = trainer.data
     if not args.json:
         print(
-            f"{data.name}: {len(data.train)} training, {len(data.validation)} validation, {len(data.query)} query, "
+            f"{data.title}: {len(data.train)} training, {len(data.validation)} validation, {len(data.query)} query, "
             f"{len(data.database)} database rows, {data.num_classes} classes (protocol: {data.protocol})"
         )
     result = trainer.fit(resume)
@@ -169,7 +169,7 @@ def evaluate_run(args, run: Run, said: dict) -> None:
     written = [str(p) for p in (folder.metrics, folder.metrics_table, folder.all_codes)]
     paths = [str(p) for p in pictures]
     where = "over the whole ranking" if args.topk is None else f"over the first {args.topk}"
-    title = f"{run.data.name}: {len(run.data.query)} queries, {len(run.data.database)} database items, mAP {where}"
+    title = f"{run.data.title}: {len(run.data.query)} queries, {len(run.data.database)} database items, mAP {where}"
     lines = [title, format_table(rows), "", "files:", *(f"  {p}" for p in written + paths), *([note] if note else [])]
     emit(args, {**said, **metrics, "lengths": rows, "files": written + paths}, "\n".join(lines))
 
@@ -276,7 +276,10 @@ def report(args) -> None:
     if args.output is None and args.table is None:
         raise ValueError("give -o PAGE.html, --table FILE (.tex, .md or .csv), or both")
     check_targets(args.output, args.table, ("--output", "--table"))
-    said = write_report(args.runs, args.output, args.table, title=args.title)
+    said = write_report(
+        args.runs, args.output, args.table, title=args.title, percent=args.percent, projection=args.projection
+    )
+    scale, digits = (100, 2) if args.percent else (1, 4)
     lines = []
     for section in said["sections"]:
         lines.append(section["title"])
@@ -285,9 +288,10 @@ def report(args) -> None:
             format_table(
                 [
                     {"method": m["method"], "seeds": len(m["seeds"])}
-                    | {str(b): m["mAP"][b]["mean"] if b in m["mAP"] else None for b in bits}
+                    | {str(b): scale * m["mAP"][b]["mean"] if b in m["mAP"] else None for b in bits}
                     for m in section["methods"]
-                ]
+                ],
+                digits,
             )
         )
         lines.append("")

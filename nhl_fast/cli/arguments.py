@@ -355,6 +355,12 @@ def build_parser() -> Parser:
     sub.add_argument("-o", "--output", metavar="HTML", help="the page to write")
     sub.add_argument("--table", metavar="FILE", help="the table to write: .tex (booktabs), .md or .csv")
     sub.add_argument("--title", help="heading of the page")
+    sub.add_argument("--percent", action="store_true", help="tables of measures in percent")
+    sub.add_argument(
+        "--projection",
+        choices=names.PROJECTIONS,
+        help="show the page's codes in the plane: tsne needs nhl-fast[data], umap nhl-fast[umap]",
+    )
 
     sub = command(
         "advise",

@@ -6,6 +6,7 @@ import importlib
 import inspect
 
 from ..core import check
+from ..core.names import data_title
 from . import splits
 from .dataset import RetrievalData, Split
 
@@ -76,6 +77,7 @@ def load_dataset(name: str, *, seed: int = 0, validation: float = 0.1, split_fil
         if parameter.default is parameter.empty and option not in options:
             raise TypeError(f"{option}: load_dataset({name!r}) needs it")
     table, split = loader(**options)
+    table.title = data_title(name, options)
     if split_file is None:
         split_seed = seed
         indices, protocol = split(seed)

@@ -146,6 +146,7 @@ class Table:
     input_kind: str
     class_names: list[str] | None = None
     augment: bool = False
+    title: str | None = None
 
     def fingerprint(self) -> str:
         """SHA-256 of all labels (and of the file names, for list files), in row order."""
@@ -176,6 +177,7 @@ class RetrievalData:
         protocol: how the rows were split.
         seed: of the split.
         fingerprint: SHA-256 of all labels.
+        title: what titles call it: the file of features or the folder of lists, else the name.
     """
 
     name: str
@@ -193,6 +195,7 @@ class RetrievalData:
     seed: int
     fingerprint: str
     num_rows: int
+    title: str
 
     @classmethod
     def from_table(
@@ -217,6 +220,7 @@ class RetrievalData:
             seed=seed,
             fingerprint=table.fingerprint(),
             num_rows=len(table.labels),
+            title=table.title or table.name,
             **parts,
         )
 

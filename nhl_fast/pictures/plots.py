@@ -1,4 +1,4 @@
-"""Pictures of a run: mAP against bits, precision-recall curves, the training log and a retrieval gallery.
+"""Pictures of a run: mAP against bits, precision and recall, the training log, what the codes are like, a gallery.
 
 Every function takes plain data and a path ending in .png, .pdf or .svg, writes the file whole or not at all, and
 returns its path. Colours are those of Okabe and Ito for methods and of viridis for code lengths; line styles
@@ -14,10 +14,22 @@ from pathlib import Path
 import numpy as np
 
 from ..core import check
+from .codes import plot_bits, plot_confusion, plot_distances, plot_projection
 from .gallery import plot_gallery
-from .style import COLORS, LINES, MARKERS, length_style, picture
+from .style import COLORS, LINES, MARKERS, SUPTITLE, least_span, length_style, panels, picture, share_axis
+from .values import named, unit_interval
 
-__all__ = ["plot_gallery", "plot_history", "plot_map_vs_bits", "plot_pr_curves"]
+__all__ = [
+    "plot_at_n",
+    "plot_bits",
+    "plot_confusion",
+    "plot_distances",
+    "plot_gallery",
+    "plot_history",
+    "plot_map_vs_bits",
+    "plot_pr_curves",
+    "plot_projection",
+]
 
 
 def plot_map_vs_bits(
@@ -42,7 +54,7 @@ def plot_map_vs_bits(
         TypeError, ValueError: no curve, an empty one, or a value that is not a number from 0 to 1.
         ImportError: matplotlib is missing.
     """
-    seeds = {n: _seed_curves(c, f"curves[{n!r}]") for n, c in _named(curves, "curves").items()}
+    seeds = {n: _seed_curves(c, f"curves[{n!r}]") for n, c in named(curves, "curves").items()}
     curves = {n: {b: float(np.mean([c[b] for c in several])) for b in several[0]} for n, several in seeds.items()}
     marked = sorted({check.positive_int(b, "marked_lengths") for b in marked_lengths})
     low = min(min(c) for c in curves.values())
@@ -76,6 +88,7 @@ def plot_map_vs_bits(
         axes.set_xlim(low / (high / low) ** 0.03 / 1.01, high * (high / low) ** 0.03 * 1.01)
         axes.set_xlabel("Code length (bits, logarithmic scale)")
         axes.set_ylabel(f"{quantity} (0 to 1)")
+        share_axis(axes, [v for several in seeds.values() for curve in several for v in curve.values()])
         axes.set_title(title or "Retrieval quality of every prefix")
         if marked:
             axes.plot([], [], color="#bbbbbb", linewidth=0.9, linestyle=(0, (2, 2)), label="trained length")
@@ -98,13 +111,13 @@ def plot_pr_curves(
         TypeError, ValueError: no curve, arrays of unequal length, or a value outside [0, 1].
         ImportError: matplotlib is missing.
     """
-    curves = _named(curves, "curves")
+    curves = named(curves, "curves")
     lengths = check.code_lengths(sorted(curves), "curves")
     pairs = []
     for b in lengths:
         if not isinstance(curves[b], Sequence) or len(curves[b]) != 2:
             raise TypeError(f"curves[{b}]: expected (precision, recall), got {check.describe(curves[b])}")
-        precision, recall = (_unit_interval(v, f"curves[{b}]") for v in curves[b])
+        precision, recall = (unit_interval(v, f"curves[{b}]") for v in curves[b])
         if precision.shape != recall.shape:
             raise ValueError(f"curves[{b}]: got {precision.size} precisions and {recall.size} recalls")
         pairs.append((precision, recall))
@@ -131,6 +144,60 @@ def plot_pr_curves(
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
     return picture((7, 4.4), draw, path)
+
+
+def plot_at_n(
+    curves: Mapping[int, tuple[Sequence[int], Sequence[float], Sequence[float]]], path, *, title: str | None = None
+) -> Path:
+    """Precision at N and recall at N side by side, one line a code length.
+
+    Args:
+        curves: {length: (N, precision, recall)}, N ascending: `result.curve_ranks(points)` and
+            `result.pr_curve(length, points=points)`.
+        path: the .png, .pdf or .svg to write.
+        title: replaces the default title.
+
+    Raises:
+        TypeError, ValueError: no curve, arrays of unequal length, ranks that do not rise from 1 or more, or a value
+            outside [0, 1].
+        ImportError: matplotlib is missing.
+    """
+    curves = named(curves, "curves")
+    lengths = check.code_lengths(sorted(curves), "curves")
+    drawn = []
+    for b in lengths:
+        if not isinstance(curves[b], Sequence) or len(curves[b]) != 3:
+            raise TypeError(f"curves[{b}]: expected (N, precision, recall), got {check.describe(curves[b])}")
+        ranks = np.asarray(curves[b][0])
+        if ranks.ndim != 1 or ranks.dtype.kind not in "iu" or (np.diff(ranks, prepend=0) < 1).any():
+            raise ValueError(f"curves[{b}]: expected rising ranks of 1 or more, got {check.describe(curves[b][0])}")
+        precision, recall = (unit_interval(v, f"curves[{b}]") for v in curves[b][1:])
+        if not ranks.size == precision.size == recall.size:
+            raise ValueError(
+                f"curves[{b}]: got {ranks.size} ranks, {precision.size} precisions and {recall.size} recalls"
+            )
+        drawn.append((ranks, precision, recall))
+    last = max(int(ranks[-1]) for ranks, *_ in drawn)
+
+    def draw(figure):
+        both = panels(figure, 2)
+        for column, (axes, name) in enumerate(zip(both, ("Precision", "Recall")), 1):
+            for i, curve in enumerate(drawn):
+                style = length_style(i, len(lengths))
+                marked = _at_levels(np.log(curve[0]), np.linspace(0.05, 0.95, 6) * math.log(max(2, last))).tolist()
+                axes.plot(curve[0], curve[column], label=f"{lengths[i]} bits", markevery=marked, **style)
+            axes.set_xscale("log")
+            axes.set_xlim(0.9, last * 1.1)
+            axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+            axes.minorticks_off()
+            share_axis(axes, np.concatenate([curve[column] for curve in drawn]).tolist())
+            axes.set_xlabel("N, first items of the ranking (logarithmic)")
+            axes.set_ylabel(f"{name} (0 to 1)")
+            axes.set_title(f"{name} at N")
+        figure.legend(handles=both[0].get_lines(), loc="outside lower center", ncols=min(8, len(lengths)))
+        figure.suptitle(title or "Precision and recall of the first N", x=0.01, ha="left", **SUPTITLE)
+
+    return picture((10, 4.4), draw, path)
 
 
 def plot_history(history: Sequence[Mapping], path, *, code_lengths: Sequence[int], title: str | None = None) -> Path:
@@ -160,7 +227,7 @@ def plot_history(history: Sequence[Mapping], path, *, code_lengths: Sequence[int
         for b, value in (record.get("validation") or {}).items():
             if int(b) in lengths:
                 validation[i, lengths.index(int(b))] = value
-    panels = [
+    shown = [
         ("Loss of each length", "Loss (mean over the epoch)", losses, True),
         ("Weight of each length", "Weight (mean over the lengths is 1)", weights, False),
         (
@@ -171,28 +238,28 @@ def plot_history(history: Sequence[Mapping], path, *, code_lengths: Sequence[int
         ),
         ("Validation", "Mean average precision (0 to 1)", validation, False),
     ]
-    panels = [p for p in panels if np.isfinite(p[2]).any()]
-    if not panels:
+    shown = [p for p in shown if np.isfinite(p[2]).any()]
+    if not shown:
         raise ValueError("history: expected losses, weights, distill or validation, got none in any record")
 
     def draw(figure):
-        columns = min(2, len(panels))
-        grid = figure.subplots(-(-len(panels) // columns), columns, squeeze=False)
-        for axes, (name, label, values, logarithmic) in zip(grid.flat, panels):
+        grid = panels(figure, len(shown), 2)
+        for axes, (name, label, values, logarithmic) in zip(grid, shown):
             _history_panel(axes, epochs, values, lengths, logarithmic and values[np.isfinite(values)].min() > 0)
             axes.set_title(name)
             axes.set_ylabel(label)
             axes.set_xlabel("Epoch")
             if name == "Validation":
+                share_axis(axes, values.flatten().tolist())
                 _mark_best(axes, epochs, values)
-        for axes in grid.flat[len(panels) :]:
-            axes.set_axis_off()
-        handles = grid.flat[0].get_lines()[: len(lengths)]
+            else:
+                least_span(axes, span=0.2)
+        handles = grid[0].get_lines()[: len(lengths)]
         figure.legend(handles=handles, loc="outside lower center", ncols=min(8, len(lengths)))
         if title:
-            figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+            figure.suptitle(title, x=0.01, ha="left", **SUPTITLE)
 
-    return picture((10, 3.7) if len(panels) <= 2 else (10, 7), draw, path)
+    return picture((10, 3.7) if len(shown) <= 2 else (10, 7), draw, path)
 
 
 def _at_levels(rising: np.ndarray, levels: np.ndarray) -> np.ndarray:
@@ -239,32 +306,17 @@ def _mark_best(axes, epochs, values) -> None:
     axes.legend(handles=line, loc="lower right")
 
 
-def _named(value, name: str) -> dict:
-    if not isinstance(value, Mapping):
-        raise TypeError(f"{name}: expected a mapping, got {check.describe(value)}")
-    if not value:
-        raise ValueError(f"{name}: expected at least one entry, got none")
-    return dict(value)
-
-
 def _seed_curves(value, name: str) -> list[dict[int, float]]:
     """One curve, or several over the same bits, sorted by bits."""
     several = [value] if isinstance(value, Mapping) or not isinstance(value, Sequence) else list(value)
     if not several:
         raise ValueError(f"{name}: expected at least one curve, got none")
-    curves = [{check.positive_int(b, "bits"): v for b, v in sorted(_named(c, name).items())} for c in several]
+    curves = [{check.positive_int(b, "bits"): v for b, v in sorted(named(c, name).items())} for c in several]
     for curve in curves:
-        _unit_interval(list(curve.values()), name)
+        unit_interval(list(curve.values()), name)
         if curve.keys() != curves[0].keys():
             raise ValueError(f"{name}: expected curves over the same bits, got {list(curves[0])} and {list(curve)}")
     return curves
-
-
-def _unit_interval(values, name: str) -> np.ndarray:
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or not values.size or not ((values >= 0) & (values <= 1 + 1e-6)).all():
-        raise ValueError(f"{name}: expected a list of numbers from 0 to 1, got another value or none")
-    return values
 
 
 def _get(record, key: str, i: int):

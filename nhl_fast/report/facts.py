@@ -34,7 +34,7 @@ def data_facts(section: Section) -> list[Markup]:
     train, validation = facts.get("train"), facts.get("validation")
     same = all((r.facts.get("train"), r.facts.get("validation")) == (train, validation) for r in section.records)
     rows = [
-        ["data set", c.data],
+        ["data set", section.data],
         ["protocol", c.protocol],
         ["classes", _known(facts.get("num_classes"))],
         ["training rows", _known(train) if same else "see below, they differ"],
@@ -86,6 +86,9 @@ DEFINITIONS = (
     "correlation of two bits, constant bits left out; entropies are Shannon's, in bits; colliding pairs are pairs of "
     "database items with equal codes, colliding items those with at least one equal. Codes that are learned from "
     "classes collide on purpose.",
+    "Distances of pairs are those of all queries and database items; pairs that share a class stand apart. "
+    "Confusion: the share of each class among the nearest database items of a class's queries; of items as far as "
+    "the last one, each counts with its chance to be among them.",
     "Nested hash layer: He et al., arXiv 2412.08922.",
 )
 

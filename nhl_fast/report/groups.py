@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from ..core.names import data_title
 from ..retrieval.ties import RULES
 from .records import Conditions, Record
 
@@ -42,6 +43,11 @@ class Section:
         return [record for method in self.methods for record in method.records]
 
     @property
+    def data(self) -> str:
+        """What titles call the data: of features the file's name, or the names."""
+        return ", ".join(dict.fromkeys(data_title(self.conditions.data, r.data_options) for r in self.records))
+
+    @property
     def metric(self) -> str:
         return "mAP" if self.conditions.topk is None else f"mAP@{self.conditions.topk}"
 
@@ -54,7 +60,7 @@ class Section:
             sizes = f"{facts['query']:,} queries against {facts['database']:,} database items, "
         ranking = "the whole ranking" if c.topk is None else f"the first {c.topk:,} of the ranking"
         return (
-            f"{c.data}, protocol: {c.protocol}; {sizes}{ranking}; "
+            f"{self.data}, protocol: {c.protocol}; {sizes}{ranking}; "
             f"ties: {c.ties} ({RULES[c.ties].says}); AP divides by the relevant items found."
         )
 
@@ -112,7 +118,7 @@ def _titles(sections: Sequence[Section]) -> list[str]:
     titles = []
     for s in sections:
         compared = ", nested against single-length models" if s.records[0].variant else ""
-        titles.append(f"{s.conditions.data}: {s.conditions.protocol}{compared}")
+        titles.append(f"{s.data}: {s.conditions.protocol}{compared}")
     for further in (
         lambda s: f"{s.metric}, ties {s.conditions.ties}",
         lambda s: f"rows {s.conditions.rows[:8]}",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from ..core.extras import require
 from ..text.markup import Markup, tag
+from . import code_parts as code_parts
 from . import facts as facts
 from . import parts as parts
 from .codes import measure_codes
@@ -73,7 +74,14 @@ summary { cursor: pointer; color: var(--link); }
 """
 
 
-def render(sections: Sequence[Section], title: str, date: str, made_with: str) -> str:
+def render(
+    sections: Sequence[Section],
+    title: str,
+    date: str,
+    made_with: str,
+    percent: bool = False,
+    projection: str | None = None,
+) -> str:
     """The page.
 
     Args:
@@ -81,6 +89,8 @@ def render(sections: Sequence[Section], title: str, date: str, made_with: str) -
         title: heading.
         date: as it is to be read.
         made_with: versions of what made the page.
+        percent: whether the tables of measures are in percent.
+        projection: a method of `project_codes`, None for no codes in the plane.
 
     Raises:
         FileNotFoundError, ValueError: files of a run that the page needs are gone or damaged; the message names it.
@@ -92,7 +102,7 @@ def render(sections: Sequence[Section], title: str, date: str, made_with: str) -
         no_pictures = str(error)
     bodies, contents = [], []
     for i, section in enumerate(sections, 1):
-        body, links = _section(section, i, no_pictures is None)
+        body, links = _section(section, i, no_pictures is None, percent, projection)
         bodies.append(body)
         contents.append(tag("li", tag("a", section.title, href=f"#s{i}"), tag("ul", links)))
     runs = sum(len(section.records) for section in sections)
@@ -125,15 +135,24 @@ def render(sections: Sequence[Section], title: str, date: str, made_with: str) -
     return f"<!DOCTYPE html>\n{document}\n"
 
 
-def _section(section: Section, number: int, pictures: bool) -> tuple[Markup, list[Markup]]:
+def _section(
+    section: Section, number: int, pictures: bool, percent: bool, projection: str | None
+) -> tuple[Markup, list[Markup]]:
     """A section's HTML, and the entries of the contents."""
     measured = {id(r): measure_codes(r) for r in section.records if not r.variant}
     found = [
-        ("results", "Results", parts.results(section, pictures)),
-        ("further", "Further measures", parts.further(section)),
+        ("results", "Results", parts.results(section, pictures, percent)),
+        ("further", "Further measures", parts.further(section, percent)),
         ("curves", "Precision and recall", parts.curves(section, measured) if pictures else None),
+        ("distances", "Distances of pairs", code_parts.distances(section, measured) if pictures else None),
+        ("confusion", "Confusion by class", code_parts.confusion(section, measured) if pictures else None),
         ("times", "Training time", parts.times(section)),
-        ("quality", "Quality of the codes", parts.quality(section, measured)),
+        ("quality", "Quality of the codes", code_parts.quality(section, measured, pictures)),
+        (
+            "projection",
+            "Codes in the plane",
+            code_parts.projection(section, measured, projection) if pictures and projection else None,
+        ),
         ("training", "Training", parts.training(section, pictures)),
         ("conflicts", "Conflicts between lengths", parts.conflicts(section)),
         ("gallery", "Gallery", parts.gallery(section)),

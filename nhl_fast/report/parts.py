@@ -5,27 +5,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping
 
+from ..core.names import data_title
 from ..paper_table import cell_of, cell_text, methods_table
 from ..pictures import plots
 from ..text.markup import Markup, html_table, scroll, tag
 from ..training.run_folder import RunFolder
-from .codes import Measured, common, mean_conflicts, mean_curves, mean_quality
+from .codes import Measured, common, mean_conflicts, mean_curves
 from .files import naming
 from .groups import Method, Section, value_text
-from .pictures import plot_pr_grid, png, svg
+from .pictures import plot_method_grid, png, svg
 from .records import Record
-
-_QUALITY = {
-    "imbalance": ("imbalance of bits", "{:.3f}"),
-    "constant_bits": ("constant bits", "{:,.1f}"),
-    "correlation": ("mean |r| of bits", "{:.3f}"),
-    "max_correlation": ("highest |r|", "{:.3f}"),
-    "bit_entropy": ("entropy of a bit", "{:.3f}"),
-    "code_entropy": ("entropy of a code", "{:.2f}"),
-    "distinct_codes": ("distinct codes", "{:,.1f}"),
-    "collision_rate": ("colliding pairs", "{:.2%}"),
-    "colliding_items": ("colliding items", "{:.1%}"),
-}
 
 
 def figure(image: Markup, caption: str, wide: bool = False) -> Markup:
@@ -34,9 +23,9 @@ def figure(image: Markup, caption: str, wide: bool = False) -> Markup:
     return tag("figure", shown, tag("figcaption", caption))
 
 
-def results(section: Section, pictures: bool) -> list[Markup]:
+def results(section: Section, pictures: bool, percent: bool) -> list[Markup]:
     rows = section.rows("mAP", section.metric)
-    table = methods_table(rows, "html", caption=section.caption, metric=section.metric)
+    table = methods_table(rows, "html", caption=section.caption, metric=section.metric, percent=percent)
     found = [scroll(table, f"{section.metric} of methods and code lengths")]
     different = [name for name in section.differences() if name != "models"]
     if len(section.methods) > 1:
@@ -53,11 +42,11 @@ def results(section: Section, pictures: bool) -> list[Markup]:
     return [*found, map_picture(section)] if pictures else found
 
 
-def further(section: Section) -> list[Markup]:
+def further(section: Section, percent: bool) -> list[Markup]:
     """What evaluation measured besides mAP."""
     found = []
     for metric in dict.fromkeys(name for r in section.records for name in r.metrics if name != "mAP"):
-        table = methods_table(section.rows(metric), "html", metric=metric)
+        table = methods_table(section.rows(metric), "html", metric=metric, percent=percent)
         found.append(scroll(table, f"{metric} of methods and code lengths"))
     return found
 
@@ -82,7 +71,9 @@ def map_picture(section: Section) -> Markup | None:
         for m in section.methods
     )
     image = svg(
-        lambda path: plots.plot_map_vs_bits(curves, path, marked_lengths=marked, title=f"{section.metric} of {what}"),
+        lambda path: plots.plot_map_vs_bits(
+            curves, path, marked_lengths=marked, title=f"{section.data}: {section.metric} of {what}"
+        ),
         f"Line chart of {section.metric} against bits. First seed: {ends}.",
     )
     return figure(image, said)
@@ -90,26 +81,48 @@ def map_picture(section: Section) -> Markup | None:
 
 def curves(section: Section, measured: Mapping[int, Measured]) -> list[Markup]:
     """Methods side by side at every length, and all lengths of each method."""
-    means = {
-        m.name: mean_curves([measured[id(r)] for r in m.records]) for m in section.methods if not m.records[0].variant
-    }
+    several = {m.name: [measured[id(r)] for r in m.records] for m in section.methods if not m.records[0].variant}
+    means = {name: mean_curves(of_seeds) for name, of_seeds in several.items()}
     found = []
     lengths = sorted({b for of_lengths in means.values() for b in of_lengths})
     if len(means) > 1 and lengths:
         image = svg(
-            lambda path: plot_pr_grid(means, lengths, path),
+            lambda path: plot_method_grid(means, lengths, path, title=f"{section.data}: precision and recall"),
             f"Precision against recall of {', '.join(means)}, a panel for each of {value_text(lengths)} bits.",
         )
         caption = "Methods at each code length: precision against recall (mean over queries, seeds)."
         found.append(figure(image, caption, wide=True))
+        ranks = next(iter(several.values()))[0].ranks
+        at_n = {n: {b: (precision, ranks) for b, (precision, _) in c.items()} for n, c in means.items()}
+        image = svg(
+            lambda path: plot_method_grid(
+                at_n,
+                lengths,
+                path,
+                title=f"{section.data}: precision at N",
+                x="N (logarithmic)",
+                y="Precision at N",
+                ranks=True,
+            ),
+            f"Precision at N of {', '.join(means)}, a panel for each of {value_text(lengths)} bits.",
+        )
+        caption = "Methods at each code length: precision at N (mean over queries, seeds)."
+        found.append(figure(image, caption, wide=True))
     for name, of_lengths in means.items():
         if not of_lengths:
             continue
+        heading, said = f"{section.data}: {name}", f"a line for each of {value_text(sorted(of_lengths))} bits"
         image = svg(
-            lambda path, c=of_lengths, n=name: plots.plot_pr_curves(c, path, title=n),
-            f"Precision against recall of {name}, a line for each of {value_text(sorted(of_lengths))} bits.",
+            lambda path, c=of_lengths, t=heading: plots.plot_pr_curves(c, path, title=t),
+            f"Precision against recall of {name}, {said}.",
         )
         found.append(figure(image, f"{name}: precision against recall along the ranking (mean over queries, seeds)."))
+        at_n = {b: (several[name][0].ranks, *curve) for b, curve in of_lengths.items()}
+        image = svg(
+            lambda path, c=at_n, t=heading: plots.plot_at_n(c, path, title=t),
+            f"Precision at N and recall at N of {name}, {said}.",
+        )
+        found.append(figure(image, f"{name}: precision and recall at N (mean over queries, seeds).", wide=True))
     return found
 
 
@@ -153,21 +166,6 @@ def times(section: Section) -> list[Markup]:
     return found
 
 
-def quality(section: Section, measured: Mapping[int, Measured]) -> list[Markup]:
-    found = []
-    for method in section.methods:
-        if method.records[0].variant:
-            continue
-        rows = [
-            [f"{row['bits']:.0f} bits", *(_formatted(row[key], form) for key, (_, form) in _QUALITY.items())]
-            for row in mean_quality([measured[id(r)] for r in method.records])
-        ]
-        caption = f"{method.name}: codes of the database{_seeds(method)}."
-        table = html_table(caption, ["Length", *(name for name, _ in _QUALITY.values())], rows, class_="numbers")
-        found.append(scroll(table, f"Quality of the codes of {method.name}"))
-    return found
-
-
 def training(section: Section, pictures: bool) -> list[Markup]:
     """Each method's log: the first seed's in sight, the others folded."""
     found = []
@@ -183,9 +181,10 @@ def training(section: Section, pictures: bool) -> list[Markup]:
 def _history(method: Method, record: Record) -> Markup:
     lengths = record.config["code_lengths"]
     name = f"{method.name}, seed {record.seed}"
+    title = f"{data_title(record.conditions.data, record.data_options)}: {name}"
     with naming(RunFolder(record.path).log):
         image = svg(
-            lambda path: plots.plot_history(record.history, path, code_lengths=lengths),
+            lambda path: plots.plot_history(record.history, path, code_lengths=lengths, title=title),
             f"Training log of {name} over {record.epochs} epochs: loss, weight, self-distillation and validation mAP "
             f"of each length.",
         )
@@ -205,7 +204,7 @@ def conflicts(section: Section) -> list[Markup]:
         ]
         caption = (
             f"{method.name}: share of the training steps in which the gradient of a longer length (column), on the "
-            f"weights of a prefix (row), points against the prefix's own{_seeds(method)}."
+            f"weights of a prefix (row), points against the prefix's own{of_seeds(method)}."
         )
         head = ["Prefix", *(f"{b} bits" for b in lengths[1:])]
         shown = html_table(caption, head, rows, class_="numbers heat")
@@ -244,13 +243,9 @@ def _span(values) -> str:
     return str(low) if low == high else f"{low}–{high}"
 
 
-def _seeds(method: Method) -> str:
+def of_seeds(method: Method) -> str:
     count = len(method.records)
     return f", mean over {count} seeds" if count > 1 else f", seed {method.records[0].seed}"
-
-
-def _formatted(value, form: str) -> str:
-    return "–" if value is None else form.format(value).removesuffix(".0")
 
 
 def _heat(share: float) -> tuple[str, dict]:

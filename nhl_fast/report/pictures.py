@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..pictures.style import COLORS, LINES, MARKERS, picture
+from ..pictures.style import COLORS, LINES, MARKERS, SUPTITLE, panels, picture, share_axis
 from ..text.markup import Markup, tag
 
 # The address of the document type and matplotlib's metadata: nobody fetches them, but nothing should point out.
@@ -39,46 +39,72 @@ def png(path: Path, alt: str) -> Markup | None:
     return tag("img", src=source, alt=alt, width=width, height=height)
 
 
-def plot_pr_grid(curves: Mapping[str, Mapping[int, tuple]], lengths: Sequence[int], path) -> Path:
-    """Precision against recall, a panel a code length, a curve a method.
+def raster(draw: Callable[[Path], object], alt: str) -> Markup:
+    """An <img> with what `draw` writes to the .png path that it is given: of pictures with many small parts."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "picture.png"
+        draw(path)
+        return png(path, alt)
+
+
+def plot_method_grid(
+    curves: Mapping[str, Mapping[int, tuple]],
+    lengths: Sequence[int],
+    path,
+    *,
+    title: str,
+    x: str = "Recall",
+    y: str = "Precision",
+    ranks: bool = False,
+) -> Path:
+    """One share against another, or against ranks, a panel a code length, a curve a method.
 
     Args:
-        curves: {method: {length: (precision, recall)}}; a method without a length is missing in its panel.
+        curves: {method: {length: (values of y, values of x)}}; a method without a length is missing in its panel.
         lengths: the panels.
         path: the .png, .pdf or .svg to write.
+        title: over the panels.
+        x, y: labels.
+        ranks: whether x are ranks, on a logarithmic axis, and no shares.
 
     Raises:
         ImportError: matplotlib is missing.
     """
-
     columns = min(3, len(lengths))
+    shares = [v for found in curves.values() for pair in found.values() for v in np.asarray(pair[0]).tolist()]
 
     def draw(figure):
-        grid = figure.subplots(-(-len(lengths) // columns), columns, squeeze=False)
-        for panel, (axes, b) in enumerate(zip(grid.flat, lengths)):
+        grid = panels(figure, len(lengths))
+        for panel, (axes, b) in enumerate(zip(grid, lengths)):
             for i, (name, found) in enumerate(curves.items()):
                 if b in found:
-                    _curve(axes, *found[b], name, i)
+                    _curve(axes, *found[b], name, i, ranks)
             axes.set_title(f"{b} bits")
-            axes.set_xlim(-0.01, 1.01)
-            axes.set_ylim(0, 1.02)
-            axes.set_xlabel("Recall" if panel + columns >= len(lengths) else "")
-            axes.set_ylabel("" if panel % columns else "Precision")
-        for axes in grid.flat[len(lengths) :]:
-            axes.set_axis_off()
-        lines = {line.get_label(): line for axes in grid.flat for line in axes.get_lines()}
+            if ranks:
+                axes.set_xscale("log")
+                axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
+                axes.minorticks_off()
+            else:
+                axes.set_xlim(-0.01, 1.01)
+            share_axis(axes, shares)
+            axes.set_xlabel(x if panel + columns >= len(lengths) else "")
+            axes.set_ylabel("" if panel % columns else y)
+        lines = {line.get_label(): line for axes in grid for line in axes.get_lines()}
         figure.legend(handles=list(lines.values()), loc="outside lower center", ncols=wide)
+        figure.suptitle(title, x=0.01, ha="left", **SUPTITLE)
 
     wide = max(1, min(len(curves), 120 // (max(map(len, curves)) + 8)))
-    height = 3.1 * -(-len(lengths) // columns) + 0.25 * -(-len(curves) // wide)
+    height = 0.3 + 3.1 * -(-len(lengths) // columns) + 0.25 * -(-len(curves) // wide)
     return picture((3.35 * columns, height), draw, path)
 
 
-def _curve(axes, precision, recall, name: str, i: int) -> None:
-    marks = np.unique(np.searchsorted(recall, np.linspace(0.1, 0.9, 5)).clip(0, len(recall) - 1))
+def _curve(axes, y, x, name: str, i: int, ranks: bool) -> None:
+    place = np.log(x) if ranks else x
+    levels = place[0] + np.linspace(0.1, 0.9, 5) * (place[-1] - place[0])
+    marks = np.unique(np.searchsorted(place, levels).clip(0, len(x) - 1))
     axes.plot(
-        recall,
-        precision,
+        x,
+        y,
         label=name,
         color=COLORS[i % len(COLORS)],
         linestyle=LINES[i % len(LINES)],

@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..core import check
 from ..core.files import as_path, atomic_write
 from ..core.version import __version__
 from ..paper_table import methods_table, summarize
+from ..pictures.projection import require_method
 from ..training.run_folder import check_output
 from .groups import Section, group
 from .page import render
@@ -23,7 +25,16 @@ _TABLES = {".tex": "latex", ".md": "markdown", ".csv": "csv"}
 _PAGES = (".html", ".htm")
 
 
-def write_report(runs: Sequence, page=None, table=None, *, title: str | None = None, date: str | None = None) -> dict:
+def write_report(
+    runs: Sequence,
+    page=None,
+    table=None,
+    *,
+    title: str | None = None,
+    date: str | None = None,
+    percent: bool = False,
+    projection: str | None = None,
+) -> dict:
     """Write a page about runs, a table of them, or both. The run folders are only read.
 
     Runs that differ in the seed alone are one method: mean and standard deviation are given. Results of other data,
@@ -35,6 +46,8 @@ def write_report(runs: Sequence, page=None, table=None, *, title: str | None = N
         table: the .tex (booktabs), .md or .csv to write, methods x code lengths.
         title: of the page.
         date: of the page, as it is to be read; default today.
+        percent: whether the tables of measures are in percent.
+        projection: "tsne" or "umap" to show the page's codes in the plane (`project_codes`); None leaves that out.
 
     Returns:
         {"page", "table", "sections": [{"title", "data", "protocol", "topk", "ties", "methods": [{"method", "seeds",
@@ -44,19 +57,24 @@ def write_report(runs: Sequence, page=None, table=None, *, title: str | None = N
         FileNotFoundError: a run, or a folder to write to, is not there, or a run is not evaluated.
         ValueError, TypeError: damaged or foreign files (the message names the folder), one run given twice, another
             suffix, or a .csv for results that may not stand in one table.
+        ImportError: the package of the `projection` is missing.
     """
     if isinstance(runs, (str, bytes)) or not isinstance(runs, Sequence) or not runs:
         raise ValueError(f"runs: expected at least one run folder, got {runs!r}")
     if page is None and table is None:
         raise ValueError("page, table: expected at least one file to write, got none")
     page, table = check_targets(page, table)
+    percent = check.flag(percent, "percent")
+    if projection is not None:
+        require_method(projection, "projection")
     sections = group(distinct_names([record for run in runs for record in load_records(run)]))
     texts = {}
     if table is not None:
-        texts[table] = tables_text(sections, _TABLES[table.suffix.lower()])
+        texts[table] = tables_text(sections, _TABLES[table.suffix.lower()], percent)
     if page is not None:
-        heading = title or f"Nested hashing: {', '.join(dict.fromkeys(s.conditions.data for s in sections))}"
-        texts[page] = render(sections, heading, date or datetime.date.today().isoformat(), made_with())
+        heading = title or f"Nested hashing: {', '.join(dict.fromkeys(s.data for s in sections))}"
+        day = date or datetime.date.today().isoformat()
+        texts[page] = render(sections, heading, day, made_with(), percent, projection)
     for path, text in texts.items():
         with atomic_write(path, "w") as handle:
             handle.write(text.encode("utf-8", "replace").decode())  # half a surrogate pair, from damaged JSON
@@ -67,7 +85,7 @@ def write_report(runs: Sequence, page=None, table=None, *, title: str | None = N
     }
 
 
-def tables_text(sections: Sequence[Section], format: str) -> str:
+def tables_text(sections: Sequence[Section], format: str, percent: bool = False) -> str:
     """The table of each section, one after the other; a .csv holds one."""
     if format == "csv" and len(sections) > 1:
         found = "; ".join(f"{s.title} ({s.metric}, ties {s.conditions.ties})" for s in sections)
@@ -79,7 +97,8 @@ def tables_text(sections: Sequence[Section], format: str) -> str:
     for i, section in enumerate(sections, 1):
         rows = section.rows("mAP", section.metric)
         label = f"tab:nested-hashing-{i}" if len(sections) > 1 else "tab:nested-hashing"
-        texts.append(methods_table(rows, format, caption=section.caption, label=label, metric=section.metric))
+        options = {"caption": section.caption, "label": label, "metric": section.metric, "percent": percent}
+        texts.append(methods_table(rows, format, **options))
     return "\n".join(texts)
 
 

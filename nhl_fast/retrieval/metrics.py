@@ -7,10 +7,14 @@ import torch
 
 from ..core import check
 from ..core.arrays import as_tensor
-from ..core.labels import check_labels
+from ..core.labels import check_labels, to_multi_hot
 from . import codes, ranking, tie_groups
-from .hamming import DEFAULT_CHUNK_BYTES, spans
+from .hamming import DEFAULT_CHUNK_BYTES, hamming_distances, search, spans
 from .ties import RULES, TieRule
+
+MOST_CLASSES = 4096  # of a confusion: its matrix has 128 MiB
+_TILE_BYTES = 1 << 25  # larger ones leave the cache
+_EXACT = 1 << 24  # so many ones sum exactly in float32
 
 
 @check.memory
@@ -83,6 +87,68 @@ def evaluate_retrieval(
         rows = [tied_average_precision(h, cutoff, rule, denominator, chunk_bytes) for h in histograms]
         average_precision = torch.stack(rows)
     return RetrievalResult(lengths, topk, ties, denominator, average_precision, histograms, sums)
+
+
+@check.memory
+@torch.no_grad()
+def class_confusion(
+    q_codes,
+    db_codes,
+    q_labels,
+    db_labels,
+    lengths=check.DEFAULT_CODE_LENGTHS,
+    k: int = 10,
+    *,
+    chunk_bytes: int = DEFAULT_CHUNK_BYTES,
+    backend: str = "auto",
+) -> dict[int, np.ndarray]:
+    """Which classes the nearest database items of each class's queries have, at every code length.
+
+    Args:
+        q_codes, db_codes, q_labels, db_labels, lengths: as for `evaluate_retrieval`.
+        k: how many nearest items, 1 to n. Of items at the k-th one's distance each counts with its chance to be
+            among the first k: the exact mean over all orders of tied items.
+        chunk_bytes: bound on the memory taken beyond the result (one query's row of distances is the least).
+        backend: "auto", "reference", "cpp" or "cuda".
+
+    Returns:
+        {length: (C, C) float64 array}, in row c and column d the mean over the queries of class c of the share of
+        their k nearest items that have class d. A row sums to 1 where every item has one class; it is NaN where no
+        query has the class. C is the width of multi-hot rows, or the highest id and one.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit, naming it; more than 4,096 classes.
+    """
+    q_codes = _non_empty(codes.check_packed(q_codes, "q_codes"), "q_codes")
+    db_codes = _non_empty(codes.check_packed(db_codes, "db_codes"), "db_codes")
+    lengths = codes.check_lengths(lengths, min(q_codes.shape[1], db_codes.shape[1]))
+    q_labels, db_labels = check_label_pair(q_labels, db_labels, len(q_codes), len(db_codes))
+    n = len(db_codes)
+    k = check.positive_int(k, "k", maximum=n)
+    widths = [y.shape[1] if y.ndim == 2 else int(y.max()) + 1 for y in (q_labels, db_labels)]
+    classes = max(widths)
+    if classes > MOST_CLASSES:
+        name = "q_labels" if widths[0] == classes else "db_labels"
+        raise ValueError(f"{name}: expected at most {MOST_CLASSES} classes, got {classes}")
+    chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
+    q_labels, db_labels = q_labels.to(q_codes.device), db_labels.to(q_codes.device)
+    shares = torch.zeros(len(lengths), classes, classes, dtype=torch.float64, device=q_codes.device)
+    options = {"chunk_bytes": chunk_bytes, "backend": backend}
+    tiles = spans(n, min(_EXACT, max(1, chunk_bytes // (16 * classes))))
+    for share, b in zip(shares, lengths):
+        for rows in spans(len(q_codes), max(1, min(chunk_bytes, _TILE_BYTES) // (12 * n))):
+            nearest = search(q_codes[rows], db_codes, k, b, **options)[0]
+            furthest = nearest[:, -1:]
+            distances = hamming_distances(q_codes[rows], db_codes, b, **options)
+            nearer, tied = distances < furthest, distances == furthest
+            chance = (nearest == furthest).sum(1).double() / tied.count_nonzero(1)
+            own = to_multi_hot(q_labels[rows], classes, torch.float64).T
+            for tile in tiles:
+                classes_of = to_multi_hot(db_labels[tile], classes)
+                share += own @ (nearer[:, tile].float() @ classes_of).double()
+                share += own @ (chance[:, None] * (tied[:, tile].float() @ classes_of))
+    queries = to_multi_hot(q_labels, classes, torch.float64).sum(0)[:, None]
+    return dict(zip(lengths, (shares / (k * queries)).cpu().numpy()))  # 0 / 0 where no query has the class
 
 
 def _non_empty(rows: torch.Tensor, name: str) -> torch.Tensor:
@@ -196,12 +262,7 @@ class RetrievalResult:
         Returns:
             (precision, recall): float64 arrays of equal length.
         """
-        try:
-            known = length in self._histograms
-        except Exception:  # what has no hash
-            known = False
-        if not known:
-            raise ValueError(f"length: expected one of {self.lengths}, got {check.shown(length)}")
+        self._check_length(length)
         if check.one_of(by, "by", ("rank", "radius")) == "radius":
             if points is not None:
                 raise ValueError(f"points: expected None with by='radius', got {check.shown(points)}")
@@ -224,6 +285,16 @@ class RetrievalResult:
         count = check.positive_int(points, "points")
         spaced = np.geomspace(self.num_database, 1, min(count, self.num_database))
         return np.unique(np.rint(spaced).astype(np.int64))
+
+    def distance_histogram(self, length: int) -> tuple[np.ndarray, np.ndarray]:
+        """How many pairs (query, database item) are at each Hamming distance of one code length.
+
+        Returns:
+            (different, same): int64 arrays (length + 1,), the pairs that share no class and those that share one.
+        """
+        self._check_length(length)
+        counts = self._histograms[length].sum(0).numpy()
+        return counts[:, 0], counts[:, 1]
 
     def to_dict(self) -> dict:
         """A summary of plain Python values, ready for JSON (code lengths become strings)."""
@@ -251,6 +322,14 @@ class RetrievalResult:
         for b, value in self.mean_average_precision.items():
             lines.append(f"  {b:>6}  {value:>{width}.4f}  {radius[b]:>8.4f}")
         return "\n".join(lines)
+
+    def _check_length(self, length) -> None:
+        try:
+            known = length in self._histograms
+        except Exception:  # what has no hash
+            known = False
+        if not known:
+            raise ValueError(f"length: expected one of {self.lengths}, got {check.shown(length)}")
 
     def _rank(self, n, name: str = "n") -> int:
         n = check.positive_int(n, name)

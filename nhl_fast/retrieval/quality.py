@@ -64,6 +64,31 @@ def code_quality(codes, lengths: Sequence[int] = check.DEFAULT_CODE_LENGTHS) -> 
     ]
 
 
+@torch.no_grad()
+def bit_statistics(codes, length: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Balance and correlation of single bits; those of a prefix are its leading entries.
+
+    Args:
+        codes: (n, bytes) packed uint8 rows, tensor or NumPy array, n >= 1.
+        length: code length in bits (a prefix of the rows); None for all bits.
+
+    Returns:
+        (ones, correlation): float64, the share of rows in which a bit is one (length,), and |Pearson's r| of two bits
+        (length, length), NaN in the rows and columns of bits that are the same in all rows.
+
+    Raises:
+        TypeError, ValueError: as `code_quality`.
+    """
+    codes = check_packed(codes, "codes")
+    if not codes.numel():
+        raise ValueError(f"codes: expected at least one row and one byte, got {check.describe(codes)}")
+    length = check.positive_int(8 * codes.shape[1] if length is None else length, "length")
+    if length > 8 * codes.shape[1]:
+        raise ValueError(f"length: expected at most {8 * codes.shape[1]} bits, those of the codes, got {length}")
+    together = _ones_together(codes[:, : num_bytes(length)].cpu(), length)
+    return together.diagonal() / len(codes), _correlation(together, len(codes))
+
+
 def _ones_together(codes: torch.Tensor, length: int) -> np.ndarray:
     """(length, length) int64: in how many rows two bits are both one."""
     total = torch.zeros(length, length, dtype=torch.int64)
