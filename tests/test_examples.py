@@ -3,11 +3,15 @@
 One whose packages are missing is skipped; NHL_FAST_EXAMPLES=all (`make test-examples`) makes that an error.
 """
 
+import contextlib
 import importlib.util
+import io
+import json
 import os
 import re
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -85,6 +89,35 @@ def test_example(name, tmp_path):
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     example.check(done.stdout)
+
+
+def stored_text(cell) -> str:
+    return "".join(line for output in cell["outputs"] for line in output.get("text", []))
+
+
+def test_notebook_prints_what_it_holds(monkeypatch):
+    """Each cell runs and prints its stored output, numbers up to what another processor's rounding makes of them."""
+    need("sklearn", "matplotlib")
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    (path,) = FOLDER.glob("*.ipynb")
+    assert path.stat().st_size < 100_000
+    cells = [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1))
+    space, shown = {"__name__": "__main__"}, 0
+    number = re.compile(r"\d+\.\d+")
+    for cell in cells:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
+            exec(compile("".join(cell["source"]), path.name, "exec"), space)
+        assert all(output["output_type"] != "error" for output in cell["outputs"])
+        stored = stored_text(cell)
+        assert number.sub("#", printed.getvalue()) == number.sub("#", stored)
+        for found, expected in zip(number.findall(printed.getvalue()), number.findall(stored)):
+            assert float(found) == pytest.approx(float(expected), abs=0.1)
+        shown += sum("image/png" in output.get("data", {}) for output in cell["outputs"])
+    assert shown == 1
+    map_above(0.6)("".join(map(stored_text, cells)))
 
 
 def test_every_example_is_run_and_in_the_list():
