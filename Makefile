@@ -59,10 +59,21 @@ test-wheel: wheel
 		env -u CXX PATH=/nonexistent dist/python$$python/bin/python tests/wheel_check.py || exit 1; \
 	done
 
-# The examples with all that they use.
-test-examples: setup
-	@$(BIN)/python -m pip install -q -e ".[examples]" --no-build-isolation >>$(LOG) 2>&1 || (tail -n 20 $(LOG); exit 1)
-	@$(BIN)/python -m pytest tests/test_examples.py $(PYTEST)
+# The examples with all that they use, in an environment of their own, where torchvision has the PyTorch that it was
+# built for.
+EXAMPLES := $(VENV)-examples
+EXAMPLES_TORCH ?= torch torchvision
+test-examples: $(EXAMPLES)/.ready
+	@NHL_FAST_EXAMPLES=all $(EXAMPLES)/bin/python -m pytest tests/test_examples.py $(PYTEST)
+
+$(EXAMPLES)/.ready: pyproject.toml setup.py $(wildcard csrc/*/*.* csrc/*/*/*.*)
+	@echo "test-examples: virtual environment in $(EXAMPLES)"
+	@$(PYTHON) -m venv $(EXAMPLES)
+	@$(EXAMPLES)/bin/python -m pip install -q $(EXAMPLES_TORCH) "setuptools>=77" wheel "pytest>=8" "pytest-benchmark>=4" \
+		>$(LOG) 2>&1 || (tail -n 20 $(LOG); exit 1)
+	@NHL_FAST_CUDA=0 $(EXAMPLES)/bin/python -m pip install -q --no-build-isolation -e ".[examples]" \
+		>>$(LOG) 2>&1 || (tail -n 20 $(LOG); exit 1)
+	@touch $@
 
 # The documentation as a site, in site/; a warning is an error.
 docs: setup
@@ -91,4 +102,4 @@ experiments: setup
 	@$(BIN)/python -m bench.experiments $(EXPERIMENTS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info runs site $(LOG)
+	rm -rf $(VENV) $(EXAMPLES) build dist *.egg-info runs site $(LOG)

@@ -26,5 +26,4 @@ codes = layer.encode(net(images))
 found = nhl.evaluate_retrieval(
     codes[queries], codes[train], labels[queries], labels[train], lengths=layer.code_lengths, ties="expected"
 ).mean_average_precision
-print({bits: round(value, 3) for bits, value in found.items()})
-assert min(found.values()) > 0.5  # random codes: about 0.1
+print("mAP:", *(f"{bits} bits {value:.3f}" for bits, value in found.items()))  # random codes: about 0.1
