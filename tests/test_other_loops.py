@@ -120,3 +120,83 @@ def test_their_metric_by_their_arguments(topk):
         assert nhl.compat.calc_top_map(rb, qb, retrieval, query) == pytest.approx(expected, rel=1e-12)
     with pytest.raises(ValueError, match="qB: expected codes of -1 and \\+1, one width in both"):
         nhl.compat.calc_top_map(rb, qb[:, :5], retrieval, query, topk)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5), (5,), (0, 3, 5), (2, 1, 3, 5)], ids=str)
+def test_the_layer_takes_features_of_the_shapes_that_linear_takes(shape):
+    layer, x = nhl.NestedHashLayer(5, LENGTHS), torch.randn(shape)
+    for bits, u in zip(LENGTHS, layer(x), strict=True):
+        assert u.shape == (*shape[:-1], bits)
+        torch.testing.assert_close(u, layer.hash_layer(x)[..., :bits])
+    with pytest.raises(ValueError, match=r"features of shape \(N, 5\)"):
+        layer(torch.randn(2, 3, 4))
+
+
+class TheirHead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.hash_layer_q, self.hash_layer_k = nn.Linear(5, 8), nn.Linear(5, 8)
+
+
+def test_weights_of_a_momentum_head_load():
+    theirs, layer = TheirHead(), nhl.NestedHashLayer(5, LENGTHS)
+    state = theirs.state_dict()
+    keys = list(state)
+    layer.load_state_dict(state)
+    assert torch.equal(layer.hash_layer.weight, theirs.hash_layer_q.weight)
+    assert torch.equal(layer.hash_layer.bias, theirs.hash_layer_q.bias)
+    assert list(state) == keys
+    inside = nn.ModuleDict({"head": nhl.NestedHashLayer(5, LENGTHS)})
+    inside.load_state_dict({f"head.{key}": value for key, value in state.items()})
+    assert torch.equal(inside["head"].hash_layer.weight, theirs.hash_layer_q.weight)
+    with pytest.raises(RuntimeError, match=r"Missing key\(s\) in state_dict: \"hash_layer.weight\""):
+        layer.load_state_dict({"hash_layer_k.weight": state["hash_layer_k.weight"]})
+
+
+def test_a_bank_of_other_training_items_is_set_aside():
+    old, new = loss_of("dsh"), nhl.losses.build("dsh", num_classes=CLASSES, code_lengths=LENGTHS, num_train=20)
+    old(U, Y, torch.arange(6))
+    new(U, Y, torch.arange(6))
+    with pytest.warns(UserWarning, match=r"bank is of 9 training items, this one of 20: it is left out"):
+        new.load_state_dict(old.state_dict())
+    assert not new.bank.written.any()
+    assert new.bank.u.shape == (20, 8)
+    other = nhl.losses.build("dsh", num_classes=CLASSES, code_lengths=(4, 16), num_train=9)
+    with pytest.raises(RuntimeError, match=r"size mismatch for bank\.u"):
+        other.load_state_dict(old.state_dict())
+
+
+@pytest.mark.parametrize("name", nhl.losses.NAMES)
+def test_gradients_of_each_sample(name):
+    layer = nhl.NestedHashLayer(5, LENGTHS)
+    nn.init.normal_(layer.hash_layer.weight, std=0.5)
+    objective = nhl.NestedObjective(layer, loss_of(name)).double().eval()
+    x = torch.randn(6, 5, dtype=torch.float64)
+    parameters = {key: p.detach() for key, p in objective.named_parameters()}
+
+    def of_one(parameters, x, label):
+        return torch.func.functional_call(objective, parameters, (x[None], label[None])).total
+
+    found = torch.func.vmap(torch.func.grad(of_one), in_dims=(None, 0, 0))(parameters, x, Y)
+    for row in range(6):
+        total = objective(x[row : row + 1], Y[row : row + 1]).total
+        for a, b in zip(found.values(), torch.autograd.grad(total, list(objective.parameters()))):
+            torch.testing.assert_close(a[row], b)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("name", ["csq", "dch"])
+def test_functional_gradients(name, backend):
+    objective = nhl.NestedObjective(nhl.NestedHashLayer(5, LENGTHS), loss_of(name), backend=backend)
+    x = torch.randn(6, 5, requires_grad=True)
+    (expected,) = torch.autograd.grad(objective(x, Y).total, x)
+    assert torch.equal(torch.func.grad(lambda x: objective(x, Y).total)(x.detach()), expected)
+
+
+@pytest.mark.parametrize("what", [0, 1, 2])
+def test_torchscript_is_refused_in_words(what):
+    layer, loss = nhl.NestedHashLayer(5, LENGTHS), loss_of()
+    module = (layer, loss, nhl.NestedObjective(layer, loss))[what]
+    for script in (module, nn.Sequential(nn.Linear(5, 5), module)):
+        with pytest.raises(TypeError, match=r"torch\.jit\.script: .* is no TorchScript; torch.compile speeds it up"):
+            torch.jit.script(script)

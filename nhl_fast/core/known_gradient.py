@@ -23,6 +23,8 @@ def _bound(function: type[torch.autograd.Function]) -> type[torch.autograd.Funct
 class _Once(torch.autograd.Function):
     """A gradient, tied to what it was taken with respect to: differentiating it raises."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(gradient, source):
         return gradient.view_as(gradient)
@@ -53,6 +55,8 @@ def once(gradient: torch.Tensor | None, *sources: torch.Tensor) -> torch.Tensor 
 class _OnceThrough(torch.autograd.Function):
     """`value`, whose own graph lacks `source`: its gradients may be taken, but not differentiated."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(value, source):
         return value.view_as(value)
@@ -73,6 +77,8 @@ def once_through(value: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
 
 @_bound
 class _KnownGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x, value, grad, columns):
         return value.clone()
@@ -104,7 +110,7 @@ def known_gradient(
 
 def per_length_gradients(function, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(values, gradient of their sum at v); a column belongs to one length, so this is each length's own gradient."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
 
         def total(x):
             # Traced, an autograd.Function right on the input of func.grad would lose its gradient (torch 2.13).

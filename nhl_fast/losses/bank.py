@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 
 import torch
 from torch import nn
@@ -105,6 +106,8 @@ class Bank(nn.Module):
         rest = {k: v for k, v in state_dict.items() if k not in {prefix + name for name in given}}
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing, unexpected, errors)
         missing += [prefix + name for name in self.tensors() if name not in given and strict]
+        if self._set_aside(given, prefix):
+            return
         labels, outputs = given.get("labels"), given.get("u")
         if labels is not None and labels.ndim != self.labels.ndim:
             self.labels = torch.zeros_like(labels, device=self.labels.device)
@@ -122,6 +125,21 @@ class Bank(nn.Module):
             else:
                 with torch.no_grad():
                     own.copy_(value)
+
+    def _set_aside(self, given: dict[str, torch.Tensor], prefix: str) -> bool:
+        """Whether a checkpoint's bank is of another training set: it is left out, and this one starts empty."""
+        outputs = given.get("u")
+        if outputs is None or outputs.ndim != 2 or outputs.shape[1] != self.u.shape[1]:
+            return False
+        if len(outputs) == self.num_train or any(len(value) != len(outputs) for value in given.values()):
+            return False
+        warnings.warn(
+            f"{prefix}u: the checkpoint's bank is of {len(outputs)} training items, this one of {self.num_train}: it "
+            "is left out, and the bank starts empty",
+            stacklevel=2,
+        )
+        self.reset_parameters()
+        return True
 
     def extra_repr(self) -> str:
         return f"num_train={self.num_train}, longest={self.u.shape[1]}"

@@ -186,6 +186,9 @@ class NestedLoss(nn.Module):
         """Labels as multi-hot rows (N, C) in the dtype of `like`."""
         return to_multi_hot(labels, self.num_classes, like.dtype)
 
+    def __prepare_scriptable__(self):
+        check.refuse_script(self)
+
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, code_lengths={self.code_lengths}"
 

@@ -47,6 +47,8 @@ def refuses_tensor(x: torch.Tensor, name: str) -> str | None:
     """Why a tensor cannot be served, or None."""
     if x.device.type != "cpu":
         return f"{name} is on {x.device}, the C++ step runs on the CPU"
+    if check.vmapped():
+        return f"{name} is within torch.func.vmap"
     if x.dtype not in DTYPES:
         return f"{name} is {x.dtype}, the C++ step computes in float32"
     return None
@@ -194,9 +196,13 @@ class _Head(torch.autograd.Function):
     """The total as a function of features, weight and bias, whose gradient in the outputs is known."""
 
     @staticmethod
-    def forward(ctx, features, weight, bias, total, du):
-        ctx.save_for_backward(features, weight, bias, du)
+    def forward(features, weight, bias, total, du):
         return total.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        features, weight, bias, _, du = inputs
+        ctx.save_for_backward(features, weight, bias, du)
 
     @staticmethod
     def backward(ctx, scale):
