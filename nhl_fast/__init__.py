@@ -1,6 +1,6 @@
 """nhl_fast: nested binary codes, from training to search.
 
-One hash layer whose first 8, 16, 32, 64 and 128 outputs are all good codes (arXiv 2412.08922), fourteen published
+One hash layer whose first 8, 16, 32, 64 and 128 outputs are all good codes (arXiv 2412.08922), the published
 losses, dominance-aware weights and self-distillation; Hamming evaluation and search on packed codes.
 """
 

@@ -66,12 +66,45 @@ def test_ranks_train_what_one_rank_does(tmp_path):
     assert far(trained("dsh")[0], {k: v for k, v in trained("dhn")[0].items() if k != "bank"}) > 1e-2
 
 
-def torchrun(*arguments, folder):
+def torchrun(*arguments, folder, module=("-m", "nhl_fast")):
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     return subprocess.run(
-        [*command, "-m", "nhl_fast", *arguments], capture_output=True, text=True, timeout=240, env=env, cwd=folder
+        [*command, *module, *arguments], capture_output=True, text=True, timeout=240, env=env, cwd=folder
     )
+
+
+ENDS = """
+from pathlib import Path
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from nhl_fast.core import ranks
+
+
+def threads():
+    names = []
+    for task in Path("/proc/self/task").iterdir():
+        try:
+            names.append((task / "comm").read_text().strip())
+        except OSError:  # it has just ended
+            pass
+    return names
+
+
+with ranks.launched("cpu") as several:
+    assert several and torch.distributed.get_world_size() == 2
+    DistributedDataParallel(torch.nn.Linear(2, 3))(torch.ones(4, 2)).sum().backward()
+    assert any("gloo" in name for name in threads()), threads()
+assert not any("gloo" in name for name in threads()), threads()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the names of threads")
+def test_a_group_ends_with_its_block(tmp_path):
+    """Its threads end before Python does: one that frees a tensor while Python ends aborts the process."""
+    (tmp_path / "ends.py").write_text(ENDS)
+    said = torchrun("ends.py", folder=tmp_path, module=())
+    assert said.returncode == 0, said.stderr
 
 
 def test_the_command_line_under_torchrun(tmp_path):

@@ -63,7 +63,8 @@ def index() -> str:
     document = stored("index_100000000")
     found = {row["measure"]: row for row in document["rows"]}
     seconds = {name: row["value"] for name, row in found.items() if row["unit"] == "s"}
-    codes = f"{document['n'] // 10**6} million {document['bits']}-bit codes"
+    machine = f"{document['environment']['cpu']}, {document['environment']['date']}"
+    codes = f"{document['n'] // 10**6} million {document['bits']}-bit codes ({machine})"
     beyond = 100 * found["peak beyond the codes, all"]["of the codes"]
     text = (
         f"An index of {codes}: built in {seconds['build']:.0f} s, saved in {seconds['save']:.0f} s, mapped in "

@@ -75,8 +75,8 @@ def train(args) -> None:
         check.positive_int(args.topk, "--topk")
     split = RunFolder(args.out).split
     split = split if args.resume is not None and split.exists() else None
-    with ranks.launched(args.config.device) as group:
-        train_here(args, split) if group is None else train_ranks(args, group, split)
+    with ranks.launched(args.config.device) as several:
+        train_ranks(args, split) if several else train_here(args, split)
 
 
 def train_here(args, split=None) -> None:
@@ -95,8 +95,9 @@ def train_here(args, split=None) -> None:
         train_and_evaluate(args, trainer, args.resume is not None, folder)
 
 
-def train_ranks(args, group, split) -> None:
+def train_ranks(args, split) -> None:
     """One of `torchrun`'s ranks; the first does what a lone process does, and the others help it to train."""
+    group = ranks.resolve_group("auto")
     split = ranks.from_first(lambda: split, group)  # and no rank writes before all have looked at the folder
     if group.rank() == 0:
         train_here(args, split)

@@ -75,6 +75,15 @@ def once_through(value: torch.Tensor, source: torch.Tensor) -> torch.Tensor:
     return _OnceThrough.apply(value, source) if source.requires_grad else value
 
 
+def with_parameters(result: torch.Tensor, of_parameters: torch.Tensor, *sources: torch.Tensor) -> torch.Tensor:
+    """`result`, with the gradients of an equal sum in the loss's own parameters; both depend on `sources`."""
+    if not of_parameters.requires_grad:
+        return result
+    for source in sources:
+        of_parameters = once_through(of_parameters, source)
+    return result + (of_parameters - of_parameters.detach())
+
+
 @_bound
 class _KnownGradient(torch.autograd.Function):
     generate_vmap_rule = True

@@ -9,4 +9,5 @@ AMP = ("bf16", "fp16")
 DATASETS = ("digits", "cifar10", "list", "features")
 PROTOCOLS = ("paper", "keep-train", "full", "holdout")
 FIT_METHODS = ("learned", "itq", "pca", "random")
+FIT_DATA = "vectors"  # the name of data in the config.json of a fit: what tells it from a training run
 SPLITS = ("query", "database", "train", "validation")

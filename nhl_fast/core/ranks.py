@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import importlib
 import os
 from collections.abc import Callable, Sequence
 
@@ -76,7 +78,7 @@ def join_rows(tensors: Sequence[torch.Tensor | None], group, error: Exception | 
         raise error
     for number, other in enumerate(forms):
         if other[0]:
-            raise RuntimeError(f"process_group: rank {number} got arguments that it refused (its own error says why)")
+            raise _refused(number)
     for number, other in enumerate(forms):
         if other[2:] != forms[0][2:]:
             raise ValueError(
@@ -98,6 +100,10 @@ def join_rows(tensors: Sequence[torch.Tensor | None], group, error: Exception | 
         start = sum(counts[:rank])
         joined.append(_Own.apply(t, rows, start, ranks) if t.requires_grad else rows)
     return joined
+
+
+def _refused(rank: int) -> RuntimeError:
+    return RuntimeError(f"process_group: rank {rank} got arguments that it refused (its own error says why)")
 
 
 def gather(own: torch.Tensor, group) -> list[torch.Tensor]:
@@ -141,9 +147,11 @@ def from_first(function: Callable, group):
         except BaseException as problem:  # the others must not wait for this rank
             told, error = [(False, f"{type(problem).__name__}: {problem}")], problem
     dist.broadcast_object_list(told, src=dist.get_global_rank(group, 0), group=group)
+    fine, value = told[0]
+    if not fine:
+        dist.barrier(group)  # or this rank's end closes the connection before the others have read why
     if error is not None:
         raise error
-    fine, value = told[0]
     if not fine:
         raise RuntimeError(f"the first rank failed: {value}")
     return value
@@ -162,24 +170,29 @@ def broadcast(tensors: Sequence[torch.Tensor], group) -> None:
 
 @contextlib.contextmanager
 def launched(device: str):
-    """The group of ranks that `torchrun` has started (see its environment variables), or None, for the block.
+    """The ranks that `torchrun` has started (see its environment variables) as the default group, for the block.
 
-    A group that is up already is taken, and left up. Devices: NCCL and a card a rank for "cuda", else gloo.
+    Gives whether there are several. A group that is up already is taken, and left up. NCCL and a card a rank for
+    "cuda", else gloo.
     """
     if dist.is_available() and dist.is_initialized():
-        yield resolve_group("auto")
+        yield resolve_group("auto") is not None
         return
     if int(os.environ.get("WORLD_SIZE", "1")) < 2 or "RANK" not in os.environ or not dist.is_available():
-        yield None
+        yield False
         return
+    # DistributedDataParallel imports it, and its functions would hold, as their defaults, the group of that moment.
+    importlib.import_module("torch.distributed.nn.functional")
     cuda = torch.device(device).type == "cuda"
     if cuda:
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
-        yield resolve_group("auto")
+        yield True
     finally:
         dist.destroy_process_group()
+        # The group's threads end with its last reference; one that frees a tensor while Python ends would abort.
+        gc.collect()
 
 
 def agree(error: Exception | None, group) -> None:
@@ -188,9 +201,7 @@ def agree(error: Exception | None, group) -> None:
         flag = torch.tensor([error is not None], dtype=torch.uint8, device=collective_device(group))
         failed = [number for number, other in enumerate(gather(flag, group)) if other.item()]
         if failed and error is None:
-            raise RuntimeError(
-                f"process_group: rank {failed[0]} got arguments that it refused (its own error says why)"
-            )
+            raise _refused(failed[0])
     if error is not None:
         raise error
 

@@ -11,7 +11,7 @@ import torch
 from ..head.layer import NestedHashLayer
 from ..retrieval.vectors import check_vectors, tile_rows, tiles
 from .layer import DEFAULT_CODE_LENGTHS, fit_layer
-from .settings import Settings
+from .settings import ROTATION_STEPS, SAMPLE_ROWS, Settings
 
 _CHUNK_BYTES = 64 * 2**20
 
@@ -37,8 +37,8 @@ class NestedCoder:
         method: str = "learned",
         *,
         normalize: bool = True,
-        sample_rows: int = 65_536,
-        rotation_steps: int = 50,
+        sample_rows: int = SAMPLE_ROWS,
+        rotation_steps: int = ROTATION_STEPS,
         steps: int = Settings.steps,
         anchors: int = Settings.anchors,
         neighbors: int = Settings.neighbors,

@@ -9,7 +9,7 @@ from ..core.names import FIT_METHODS
 from ..head.layer import NestedHashLayer
 from . import closed
 from .rows import check_features, moments, sample
-from .settings import Settings, check_checkpoint, resolve_device
+from .settings import ROTATION_STEPS, SAMPLE_ROWS, Settings, check_checkpoint, resolve_device
 
 DEFAULT_CODE_LENGTHS = (8, 16, 32, 64, 128, 256)
 _CLOSED_SAMPLE = 20_000  # rows that a rotation is found on
@@ -23,8 +23,8 @@ def fit_layer(
     method: str = "learned",
     *,
     normalize: bool = False,
-    sample_rows: int = 65_536,
-    rotation_steps: int = 50,
+    sample_rows: int = SAMPLE_ROWS,
+    rotation_steps: int = ROTATION_STEPS,
     steps: int = Settings.steps,
     anchors: int = Settings.anchors,
     neighbors: int = Settings.neighbors,

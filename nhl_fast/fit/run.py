@@ -14,7 +14,7 @@ from ..core import check
 from ..core.arrays import as_tensor
 from ..core.environment import continued, environment
 from ..core.files import existing_file, read_json, write_json
-from ..core.names import FIT_METHODS
+from ..core.names import FIT_DATA, FIT_METHODS
 from ..head.layer import NestedHashLayer
 from ..retrieval.recall import neighbor_recall
 from ..retrieval.vectors import SomeRows, check_vectors, tile_rows, tiles
@@ -23,10 +23,9 @@ from ..training.checkpoint import load_weights, save_weights
 from ..training.lock import claim
 from ..training.run_folder import RunFolder
 from .layer import DEFAULT_CODE_LENGTHS, fit_layer
-from .settings import Settings
+from .settings import SAMPLE_ROWS, Settings
 
 EMBEDDED = "embeddings.npy"  # in the run folder: the vectors of texts or pictures
-KIND = "vectors"  # config.json's data name: what tells this run from a training run
 _CHUNK_BYTES = 64 * 2**20
 
 
@@ -40,7 +39,7 @@ class FitConfig:
     queries: int = 2000
     k: int = 10
     baselines: bool = True
-    sample_rows: int = 65_536
+    sample_rows: int = SAMPLE_ROWS
     steps: int = Settings.steps
     temperature: float = Settings.temperature
     lr: float = Settings.lr
@@ -145,14 +144,14 @@ class FitRun:
 def is_fit(path) -> bool:
     """Whether a folder is that of a fit of vectors."""
     try:
-        return RunFolder(path).read_config()["data"].get("name") == KIND
+        return RunFolder(path).read_config()["data"].get("name") == FIT_DATA
     except (OSError, ValueError, TypeError):
         return False
 
 
 def stored_config(folder: RunFolder, stored: dict) -> FitConfig:
     """The settings in config.json; ValueError where they are none of a fit."""
-    if stored["data"].get("name") != KIND:
+    if stored["data"].get("name") != FIT_DATA:
         raise ValueError(f"run: {folder.path} is no fit of vectors")
     try:
         return FitConfig(**stored["config"])
@@ -175,7 +174,7 @@ def fit_run(vectors, out, config: FitConfig, data: dict, *, resume: bool, progre
     queries = min(config.queries, n // 2)
     if config.k > n - queries:
         raise ValueError(f"k: expected at most {n - queries}, the rows that are not held out, got {config.k}")
-    data = {"kind": "embeddings", **data, "name": KIND, "rows": n, "width": vectors.shape[1]}
+    data = {"kind": "embeddings", **data, "name": FIT_DATA, "rows": n, "width": vectors.shape[1]}
     described = {"config": asdict(config), "data": data, "data_fingerprint": fingerprint(vectors)}
     with claim(out, resume) as path:
         folder = RunFolder(path)

@@ -9,8 +9,11 @@ import torch
 
 from ..core import check
 from ..core.files import as_path
+from ..losses.unlabelled import LEAST_TEMPERATURE
 
 CHECKPOINT = "checkpoint.safetensors"
+SAMPLE_ROWS = 65_536
+ROTATION_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Settings:
         for name in ("steps", "anchors", "neighbors", "drawn"):
             object.__setattr__(self, name, check.positive_int(getattr(self, name), name))
         object.__setattr__(self, "lr", check.number(self.lr, "lr", positive=True))
-        temperature = check.number(self.temperature, "temperature", minimum=1e-6)  # as `losses.Neighbors` takes it
+        temperature = check.number(self.temperature, "temperature", minimum=LEAST_TEMPERATURE)
         object.__setattr__(self, "temperature", temperature)
         if self.lr > 1:
             raise ValueError(f"lr: expected a rate of at most 1, got {self.lr:g}")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 
 from ..core import check
-from ..core.known_gradient import known_gradient, once_through, per_length_gradients
+from ..core.known_gradient import known_gradient, per_length_gradients, with_parameters
 from ..core.operation import Operation
 from ..core.precision import no_autocast
 from ..core.prefixes import expand, pad, weighted_sum
@@ -56,8 +56,7 @@ def _evaluate(request: StepRequest, u: torch.Tensor, plain: torch.Tensor, record
     if u.requires_grad:
         value = known_gradient(u, value, weighted_sum(padded, weights))
     if any(p.requires_grad for p in loss.parameters()):
-        total = once_through(total, u)  # whose gradients by the outputs are constants here
-        value = value + (total - total.detach())  # parameters of the loss itself get their gradient
+        value = with_parameters(value, total, u)
     values = values.detach()
     distill = values[1] / distill_weight if distill_weight else values[1]
     return value, values[0], distill, weights, dots

@@ -59,7 +59,7 @@ def evaluate_retrieval(
     if q_codes.device != db_codes.device:
         raise ValueError(f"db_codes: expected device {q_codes.device}, as q_codes, got {db_codes.device}")
     lengths = codes.check_lengths(lengths, min(q_codes.shape[1], db_codes.shape[1]))
-    q_labels, db_labels = _check_label_pair(q_labels, db_labels, len(q_codes), len(db_codes))
+    q_labels, db_labels = check_label_pair(q_labels, db_labels, len(q_codes), len(db_codes))
     n = len(db_codes)
     cutoff = n if topk is None else min(n, check.positive_int(topk, "topk"))
     rule = RULES[check.one_of(ties, "ties", tuple(RULES))]
@@ -78,9 +78,9 @@ def evaluate_retrieval(
         backend=backend,
     )
     if rule.ranked:
-        average_precision = _ranked_average_precision(histograms[0], sums, cutoff, denominator)
+        average_precision = ranked_average_precision(histograms[0], sums, cutoff, denominator)
     else:
-        rows = [_tied_average_precision(h, cutoff, rule, denominator, chunk_bytes) for h in histograms]
+        rows = [tied_average_precision(h, cutoff, rule, denominator, chunk_bytes) for h in histograms]
         average_precision = torch.stack(rows)
     return RetrievalResult(lengths, topk, ties, denominator, average_precision, histograms, sums)
 
@@ -91,7 +91,7 @@ def _non_empty(rows: torch.Tensor, name: str) -> torch.Tensor:
     return rows
 
 
-def _check_label_pair(q_labels, db_labels, num_queries: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
+def check_label_pair(q_labels, db_labels, num_queries: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Both label sets, checked against the row counts and against each other's classes."""
     q_labels = check_labels(as_tensor(q_labels, "q_labels"), num_queries, name="q_labels")
     classes = q_labels.shape[1] if q_labels.ndim == 2 else None
@@ -101,7 +101,7 @@ def _check_label_pair(q_labels, db_labels, num_queries: int, n: int) -> tuple[to
     return check.present(q_labels, "q_labels"), check.present(db_labels, "db_labels")
 
 
-def _ranked_average_precision(
+def ranked_average_precision(
     histogram: torch.Tensor, sums: ranking.RankSums, cutoff: int, denominator: str
 ) -> torch.Tensor:
     relevant = histogram[..., 1].sum(1)
@@ -114,7 +114,7 @@ def _ranked_average_precision(
     return sums.precision / divisor.clamp(min=1)
 
 
-def _tied_average_precision(
+def tied_average_precision(
     histogram: torch.Tensor, cutoff: int, rule: TieRule, denominator: str, chunk_bytes: int
 ) -> torch.Tensor:
     # Some twenty float64 arrays: over distances, and over the relevant items a cut group may give.

@@ -163,15 +163,10 @@ def _ranked(score, candidates: torch.Tensor, k, candidate_bytes: int, dtype, chu
 
 def hamming_again(queries: torch.Tensor, database: torch.Tensor, candidates: torch.Tensor, k, length, chunk_bytes):
     """The k candidates (Q, c) nearest in the first `length` bits: (distances, ids), by distance, then id."""
-    queries, database = (codes.mask_tail(rows, length) for rows in (queries, database))
-    ones = torch.tensor([bin(byte).count("1") for byte in range(256)], dtype=torch.uint8, device=queries.device)
-
-    def score(span, ids):
-        different = database[ids] ^ queries[span][:, None]
-        return ones[different.int()].sum(2, dtype=torch.int32).neg_().float()  # exact: at most 2^20
-
-    scores, ids = _ranked(score, candidates, k, 9 * queries.shape[1] + 8, torch.float32, chunk_bytes)
-    return scores.neg_().masked_fill_(ids < 0, -1).to(torch.int32), ids
+    signs = codes.unpack_codes(queries, length).float()  # their product is length - 2 distances, exactly
+    prefixes = database[:, : codes.num_bytes(length)]
+    products, ids = rescore(signs, candidates, codes=prefixes, k=k, chunk_bytes=chunk_bytes)
+    return products.sub_(length).div_(-2).masked_fill_(ids < 0, -1).to(torch.int32), ids
 
 
 @check.memory

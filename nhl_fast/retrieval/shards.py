@@ -15,7 +15,7 @@ from ..core import check, ranks
 from ..core.labels import similarity
 from . import codes, ranking, tie_groups
 from .hamming import DEFAULT_CHUNK_BYTES, hamming_distances, search, spans
-from .metrics import RetrievalResult, _check_label_pair, _ranked_average_precision, _tied_average_precision
+from .metrics import RetrievalResult, check_label_pair, ranked_average_precision, tied_average_precision
 from .ties import RULES
 
 
@@ -114,8 +114,8 @@ def evaluate_shards(
         process_group: None (the shards here are the database), "auto" or a group, all of whose ranks call.
 
     Returns:
-        `RetrievalResult`, equal on all ranks. Counts are those of the whole database; sums of fractions (under
-        "id") differ by the order of summation alone.
+        `RetrievalResult` on the CPU, equal on all ranks. Counts are those of the whole database; sums of fractions
+        (under "id") differ by the order of summation alone.
     """
     group = ranks.resolve_group(ranks.check_group(process_group))
     error, own = None, []
@@ -132,7 +132,7 @@ def evaluate_shards(
                 raise TypeError(f"shards: expected pairs of codes and labels, got {check.describe(shard)}")
             rows = codes.check_packed(shard[0], "shards: codes")
             codes.check_lengths(lengths, rows.shape[1])
-            theirs = _check_label_pair(q_labels, shard[1], len(q_codes), len(rows))
+            theirs = check_label_pair(q_labels, shard[1], len(q_codes), len(rows))
             if len(rows):
                 own.append((rows, *(labels.to(q_codes.device) for labels in theirs)))
         used = codes.num_bytes(lengths[-1])
@@ -140,7 +140,7 @@ def evaluate_shards(
         counted = []
         for rows, ours, theirs in own:
             arguments = (q_codes, rows[:, :used], ours, theirs, lengths, None, chunk_bytes)
-            counted.append(torch.cat(ranking.COLLECT(*arguments, backend=backend)[0], 1).long())
+            counted.append(torch.cat(ranking.COLLECT(*arguments, backend=backend)[0], 1).long().cpu())
     except Exception as problem:
         error = problem
     ranks.agree(error, group)
@@ -154,7 +154,7 @@ def evaluate_shards(
     widths = [b + 1 for b in lengths]
     histograms = list(whole.split(widths, 1))
     if not rule.ranked:
-        rows = [_tied_average_precision(h, cutoff, rule, denominator, chunk_bytes) for h in histograms]
+        rows = [tied_average_precision(h, cutoff, rule, denominator, chunk_bytes) for h in histograms]
         return RetrievalResult(lengths, topk, ties, denominator, torch.stack(rows), histograms, None)
     before = sum(everywhere[: 0 if group is None else group.rank()], torch.zeros_like(here))
     sums = _Sums(len(lengths), histograms[0][..., 1].sum(1), n, cutoff)
@@ -163,7 +163,7 @@ def evaluate_shards(
         sums.add(q_codes, shard, lengths, starts, chunk_bytes, backend)
         before = before + counts
     sums = ranking.RankSums(*(sum(ranks.gathered(part, group)) for part in sums.parts))
-    average_precision = _ranked_average_precision(histograms[0], sums, cutoff, denominator)
+    average_precision = ranked_average_precision(histograms[0], sums, cutoff, denominator)
     return RetrievalResult(lengths, topk, ties, denominator, average_precision, histograms, sums)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 
 from ..core import check
-from ..core.known_gradient import known_gradient, once, once_through, per_length_gradients
+from ..core.known_gradient import known_gradient, once, per_length_gradients, with_parameters
 from ..core.labels import to_multi_hot
 from ..core.precision import no_autocast
 from ..core.prefixes import expand
@@ -178,15 +178,6 @@ def loss_values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tenso
     values, deltas = values_and_deltas(loss, u, labels, index, torch.is_grad_enabled())
     found = known_gradient(expand(u.float(), loss.code_lengths), values.detach(), deltas, loss.segments)
     return with_parameters(found, values, u)
-
-
-def with_parameters(result: torch.Tensor, of_parameters: torch.Tensor, *sources: torch.Tensor) -> torch.Tensor:
-    """`result`, with the gradients of an equal sum in the loss's own parameters; both depend on `sources`."""
-    if not of_parameters.requires_grad:
-        return result
-    for source in sources:
-        of_parameters = once_through(of_parameters, source)
-    return result + (of_parameters - of_parameters.detach())
 
 
 # ---------------------------------------------------------------------------------------------------- the step

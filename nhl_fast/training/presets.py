@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from ..core import check
 from ..losses.tuned import TUNED
 
+# The best found on CIFAR-10 features (docs/experiments.md); the loss's own part is in nhl_fast/losses/tuned.py.
+_TUNED = {"epochs": 60, "schedule": "cosine", "dropout": 0.5, "centers": "aligned"}
 PRESETS: dict[str, dict] = {
     "default": {},
     # The settings of arXiv 2412.08922; torchvision fetches the pretrained weights.
@@ -19,10 +21,9 @@ PRESETS: dict[str, dict] = {
         "batch_size": 64,
         "distill_weight": 0.1,
     },
-    # The best found on CIFAR-10 features (docs/experiments.md); the loss's own part is in nhl_fast/losses/tuned.py.
-    "tuned": {"epochs": 60, "schedule": "cosine", "dropout": 0.5, "centers": "aligned"},
+    "tuned": _TUNED,
     # The same for about a hundred classes: a net that serves all lengths twice as wide (docs/experiments.md).
-    "wide": {"epochs": 60, "schedule": "cosine", "dropout": 0.5, "centers": "aligned", "hidden": (1024,)},
+    "wide": {**_TUNED, "hidden": (1024,)},
 }
 
 

@@ -11,6 +11,7 @@ import torch
 
 from ..core import check
 from ..core.files import as_path
+from ..core.names import FIT_DATA
 from ..data.images import Normalize, center_view, open_picture
 from ..retrieval.codes import mask_tail, num_bytes
 from .model import HashModel, resolve_device
@@ -140,7 +141,7 @@ def load(run, *, length: int | None = None, device: str = "cpu", backbone=None, 
     """
     folder = RunFolder(run)
     stored = folder.read_config()
-    if "method" in stored["config"]:
+    if stored["data"].get("name") == FIT_DATA:
         raise ValueError(f"run: {run} is a fit of vectors; open it with nhl_fast.fit.run.FitRun.open")
     inputs = stored.get("inputs")
     if inputs is None:
