@@ -43,6 +43,8 @@ def test_a_loss_takes_the_layers_tuple():
 def test_settings_in_place_of_the_index_are_named():
     with pytest.raises(TypeError, match="settings are given when the loss is made"):
         loss_of()(U, Y, {"bit": 8})
+    with pytest.raises(TypeError, match=r"got 1 more arguments, dict .* first: call loss\(u, labels, index\)"):
+        loss_of()(U, Y, torch.arange(6), {"bit": 8})
 
 
 @pytest.mark.parametrize("name", ["dsh", "csq", "dtsh"])
@@ -97,6 +99,25 @@ def test_half_precision_keeps_the_bank(dtype):
     assert torch.isfinite(objective(U.to(dtype), Y, torch.arange(6)).total)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_keeps_the_centres(dtype):
+    plain = loss_of("dpn")
+    half = nhl.NestedObjective(nhl.NestedHashLayer(8, LENGTHS), loss_of("dpn")).to(dtype).loss
+    assert half.center_table.dtype == half.tie_table.dtype == torch.float32
+    u = torch.tensor([2048.0, 0.5, -2048.9]).repeat_interleave(2)[:, None].expand(6, 8)
+    for loss in (plain, half):
+        loss.adapt_centers(u, torch.zeros(6, dtype=torch.int64))
+    assert torch.equal(half.center_table, plain.center_table)
+    assert half.double().center_table.dtype == torch.float64
+
+
+def test_a_bank_takes_an_index_from_elsewhere():
+    bank = nhl.losses.build("dsh", num_classes=CLASSES, code_lengths=LENGTHS, num_train=9).bank
+    bank.update(torch.arange(6, dtype=torch.int32), U, Y)
+    assert bank.written.tolist() == [True] * 6 + [False] * 3
+    assert torch.equal(bank.u[:6], U)
+
+
 def their_top_map(rb, qb, retrieval, query, topk):
     """The usual loop, with a stable order of ties."""
     total = 0.0
@@ -130,6 +151,18 @@ def test_the_layer_takes_features_of_the_shapes_that_linear_takes(shape):
         torch.testing.assert_close(u, layer.hash_layer(x)[..., :bits])
     with pytest.raises(ValueError, match=r"features of shape \(N, 5\)"):
         layer(torch.randn(2, 3, 4))
+    with pytest.raises(TypeError, match="x: expected a dense tensor"):
+        layer(torch.randn(2, 3, 5).to_sparse())
+
+
+def test_the_layer_takes_tokens_whose_outputs_are_not_contiguous():
+    class Turned(nn.Linear):
+        def forward(self, x):
+            return super().forward(x).T.contiguous().T
+
+    layer, x = nhl.NestedHashLayer(5, LENGTHS), torch.randn(2, 3, 5)
+    layer.hash_layer = Turned(5, 8)
+    assert torch.equal(layer(x)[1], layer.hash_layer(x))
 
 
 class TheirHead(nn.Module):
@@ -170,8 +203,10 @@ def test_a_bank_of_other_training_items_is_set_aside():
 def test_gradients_of_each_sample(name):
     layer = nhl.NestedHashLayer(5, LENGTHS)
     nn.init.normal_(layer.hash_layer.weight, std=0.5)
-    objective = nhl.NestedObjective(layer, loss_of(name)).double().eval()
+    objective = nhl.NestedObjective(layer, loss_of(name)).double()
     x = torch.randn(6, 5, dtype=torch.float64)
+    objective(x, Y, torch.arange(6))  # fills a bank
+    objective.eval()
     parameters = {key: p.detach() for key, p in objective.named_parameters()}
 
     def of_one(parameters, x, label):
@@ -191,6 +226,13 @@ def test_functional_gradients(name, backend):
     x = torch.randn(6, 5, requires_grad=True)
     (expected,) = torch.autograd.grad(objective(x, Y).total, x)
     assert torch.equal(torch.func.grad(lambda x: objective(x, Y).total)(x.detach()), expected)
+
+
+@pytest.mark.parametrize("name", ["shcir", "dtsh"])
+def test_losses_compile_whole(name):
+    loss = loss_of(name)
+    compiled = torch.compile(lambda u: loss(u, Y, backend="reference"), fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(U), loss(U, Y, backend="reference"))
 
 
 @pytest.mark.parametrize("what", [0, 1, 2])

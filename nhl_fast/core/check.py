@@ -141,12 +141,21 @@ def refuse_script(module) -> None:
     )
 
 
-def vmapped() -> bool:
-    """Whether torch.func.vmap runs: no condition can then depend on values."""
+def transformed() -> bool:
+    """Whether a transform of torch.func runs."""
     import torch
 
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def vmapped() -> bool:
+    """Whether torch.func.vmap is among the transforms that run: no condition can then depend on values."""
+    import torch
+
+    if not transformed():
+        return False
     levels = torch._C._functorch.get_interpreter_stack()
-    return bool(levels) and any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
 
 
 def values(condition: torch.Tensor, message: str) -> None:

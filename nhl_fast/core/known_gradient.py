@@ -6,6 +6,8 @@ import inspect
 
 import torch
 
+from . import check
+
 ONCE = (
     "create_graph=True: this gradient of nhl_fast was computed together with its value and cannot be differentiated "
     "again (no Hessian, gradient penalty or MAML through it). Twice differentiable are NestedHashLayer's outputs "
@@ -119,7 +121,7 @@ def known_gradient(
 
 def per_length_gradients(function, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(values, gradient of their sum at v); a column belongs to one length, so this is each length's own gradient."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
+    if torch.compiler.is_compiling() or check.transformed():
 
         def total(x):
             # Traced, an autograd.Function right on the input of func.grad would lose its gradient (torch 2.13).

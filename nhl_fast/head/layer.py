@@ -74,9 +74,12 @@ class NestedHashLayer(nn.Module):
 
         As with nn.Linear, features may be (..., d), tokens (N, T, d) or one row (d,), and outputs are (..., b_k).
         """
-        usual = not isinstance(x, torch.Tensor) or x.ndim == 2 or x.ndim == 0 or x.shape[-1] != self.in_features
-        u = self.project(x) if usual else self.project(x.reshape(-1, self.in_features))
-        u = u if usual else u.view(*x.shape[:-1], self.out_features)
+        usual = not isinstance(x, torch.Tensor) or x.ndim in (0, 2) or x.shape[-1] != self.in_features
+        if usual:
+            u = self.project(x)
+        else:
+            rows = check.tensor(x, "x", floating=True).reshape(-1, self.in_features)
+            u = self.project(rows).reshape(*x.shape[:-1], self.out_features)
         return tuple(u[..., :b] for b in self.code_lengths)
 
     def outputs(self, x: torch.Tensor) -> torch.Tensor:

@@ -40,7 +40,7 @@ class Bank(nn.Module):
         check.tensor(u, "u", ndim=2, floating=True)
         labels = check_labels(labels, u.shape[0], self.num_classes)
         self.check_index(index, u.shape[0])
-        check.present(index, "index")
+        index = check.present(index, "index").to(self.u.device)
         if u.shape[1] != self.u.shape[1]:
             raise ValueError(f"u: expected {self.u.shape[1]} columns, got {check.describe(u)}")
         if self.u.dtype != u.dtype and u.dtype == torch.float64:

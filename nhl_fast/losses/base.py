@@ -73,7 +73,7 @@ class NestedLoss(nn.Module):
         u: torch.Tensor,
         labels: torch.Tensor,
         index: torch.Tensor | None = None,
-        *,
+        *settings,
         backend: str = "auto",
     ) -> torch.Tensor:
         """Loss of every code length.
@@ -84,12 +84,15 @@ class NestedLoss(nn.Module):
             labels: class ids (N,) or multi-hot rows (N, C); lists, arrays, a column and whole floats pass for ids.
             index: (N,) positions of the rows in the training set; losses with a bank need it in training steps (in
                 training mode, while gradients are recorded), which alone change the bank.
+            settings: refused; what other code bases hand over here is given when the loss is made.
             backend: "auto", "reference", "triton" (the fused kernels; "auto" takes them for CUDA tensors) or "cpp"
                 ("auto" takes it for CPU tensors); the last two can be differentiated once.
 
         Returns:
             (m,) values, one a length.
         """
+        if settings:
+            raise _settings(f"{len(settings)} more arguments, {check.describe(settings[0])} first")
         u, labels, index = self.arguments(u, labels, index)
         return LOSS(self, u, labels, index, backend=backend, device=u.device)
 
@@ -105,10 +108,7 @@ class NestedLoss(nn.Module):
             u = u[-1]
         check.tensor(u, "u")
         if isinstance(index, dict) or hasattr(index, "__dataclass_fields__"):
-            raise TypeError(
-                "index: expected each row's position in the training set, got "
-                f"{check.describe(index)}: call loss(u, labels, index); settings are given when the loss is made"
-            )
+            raise _settings(check.describe(index))
         return u, self.usual_labels(labels, u), beside(index, u)
 
     def usual_labels(self, labels, like: torch.Tensor):
@@ -191,6 +191,13 @@ class NestedLoss(nn.Module):
 
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, code_lengths={self.code_lengths}"
+
+
+def _settings(got: str) -> TypeError:
+    return TypeError(
+        f"index: expected each row's position in the training set, and nothing after it, got {got}: call "
+        "loss(u, labels, index); settings are given when the loss is made"
+    )
 
 
 def beside(index, like: torch.Tensor):

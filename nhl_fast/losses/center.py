@@ -47,6 +47,15 @@ class CenterLoss(NestedLoss):
         # What a loss on the meta device comes back with.
         self._built = (built, ties) if device.type == "meta" else None
 
+    def _apply(self, fn, recurse=True):
+        was = (self._centers, self._tie_centers)
+        super()._apply(fn, recurse)
+        for name, old in zip(("_centers", "_tie_centers"), was):
+            new = getattr(self, name)
+            if new.itemsize < 4 <= old.itemsize:  # in half precision, sums of centres and outputs would lose digits
+                setattr(self, name, (new if old.is_meta else old).to(new.device, old.dtype))
+        return self
+
     def reset_parameters(self) -> None:
         if self._built is not None:
             for buffer, value in zip((self._centers, self._tie_centers), self._built):
