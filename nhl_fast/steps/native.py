@@ -20,8 +20,7 @@ from ..head.request import NOT_FINITE, StepRequest, outputs_form, refuses_option
 from ..head.step import STEP
 from ..losses.bank import Bank
 from ..losses.base import LOSS, NestedLoss
-from ..losses.center import row_centers
-from ..losses.form import NO_PENALTY, Form, squashed
+from ..losses.form import NO_PENALTY, Form, row_centers, squashed
 from ..native.calls import ops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
