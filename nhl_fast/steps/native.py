@@ -58,6 +58,8 @@ def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
     forms = loss.forms()
     if not forms:
         return f"{type(loss).__name__} has no C++ form"
+    if loss.counts_labels:
+        return "label_options: the C++ step counts every row once"
     return next(filter(None, map(refuses_form, forms)), None) or refuses_tensor(u, "the outputs' tensor")
 
 
@@ -248,7 +250,7 @@ def _foreign(loss, u, labels, index, recorded: bool):
     with torch.inference_mode(False), torch.enable_grad():
         with torch.set_grad_enabled(recorded):
             u, labels = loss.prepare(u.clone(), labels, index)
-        values, deltas = per_length_gradients(lambda v: loss.expanded(v, labels), expand(u, loss.code_lengths))
+        values, deltas = per_length_gradients(lambda v: loss.evaluated(v, labels), expand(u, loss.code_lengths))
     return values, deltas.detach().contiguous()
 
 
