@@ -8,7 +8,7 @@ from losses_cases import CASES, form_id, make_loss, naive_by_length, of_backend
 from native_cases import AVAILABLE
 from numeric import Expected
 
-from nhl_fast.losses import REGISTRY
+from nhl_fast.losses import REGISTRY, naive
 
 LENGTHS, CLASSES = (4, 9), 4
 SERVED = [case for case in CASES if case.name in REGISTRY]
@@ -61,7 +61,7 @@ def not_ignored(labels):
     return ((labels if labels.ndim == 1 else labels.amin(1)) >= 0).long()
 
 
-def check(case, loss, u, labels, backend, truth):
+def check(loss, u, labels, backend, truth):
     """A loss in float32 is the truth but for float32's own errors (see `numeric`)."""
 
     right = Expected(lambda: in_double(loss, u, labels), truth=lambda: truth)
@@ -80,7 +80,7 @@ def test_ignored_rows_are_not_there(case, multi, backend):
     loss, u, labels = problem(case, multi)
     labels = with_ignored(labels)
     truth = repeated(loss, u, labels, not_ignored)
-    found = check(case, loss.label_options(ignore_index=-1), u, labels, backend, truth)
+    found = check(loss.label_options(ignore_index=-1), u, labels, backend, truth)
     assert not any(found[f"gradient at {b} bits"][[2, -1]].any() for b in LENGTHS)
 
 
@@ -91,4 +91,211 @@ def test_a_class_of_weight_two_is_there_twice(case, backend):
     loss, u, labels = problem(case, False)
     labels[0] = -1
     truth = repeated(loss, u, labels, of_classes)
-    check(case, loss.label_options(ignore_index=-1, class_weights=WEIGHTS), u, labels, backend, truth)
+    check(loss.label_options(ignore_index=-1, class_weights=WEIGHTS), u, labels, backend, truth)
+
+
+# ------------------------------------------------------------------------------------------------------ soft labels
+
+
+def mixed(n, classes=CLASSES):
+    """Rows of two classes by quarters, some of one, one of none."""
+    a, b = torch.randint(0, classes, (2, n))
+    share = torch.randint(0, 5, (n, 1)) / 4
+    rows = share * torch.eye(classes)[a] + (1 - share) * torch.eye(classes)[b]
+    rows[1] = 0
+    return rows
+
+
+def soft_problem(case):
+    loss = make_loss(case, LENGTHS, classes=CLASSES, num_train=17, unwritten=17).eval()
+    loss.label_options(ignore_index=-1, class_weights=(2.0, 1.0, 0.0, 3.0), soft=True)
+    if case.bank:
+        loss.bank.update(torch.arange(1, 14), torch.randn(13, LENGTHS[-1]), mixed(13))
+    u, labels = torch.randn(9, LENGTHS[-1]), mixed(9)
+    labels[-1] = -1
+    return loss, u, labels
+
+
+def soft_weights(rows):
+    """Of each row, by hand: its classes' at their mean; nothing where it is ignored."""
+    out = []
+    for row in rows.tolist():
+        total = sum(row)
+        out.append(sum(a * b for a, b in zip(row, (2, 1, 0, 3))) / total if total > 0 else 1.0 if total == 0 else 0.0)
+    return torch.tensor(out, dtype=torch.float64)
+
+
+def mean_of(values, weights):
+    return (values * weights).sum() / weights.sum()
+
+
+def one_by_one(loss, u, y, w, k):
+    """A loss of centres at one length: of every row alone, and of every class of it alone, by the plain formulas."""
+    rows = []
+    for row, shares in zip(u, y):
+        ids = [c for c in range(CLASSES) if shares[c] > 0]
+        if ids:
+            parts = [shares[c] * loss.naive(row[None], torch.tensor([c]), k) for c in ids]
+            rows.append(sum(parts) / shares.sum())
+        else:
+            rows.append(loss.naive(row[None], torch.zeros(1, CLASSES, dtype=torch.bool), k))
+    return mean_of(torch.stack(rows), w)
+
+
+def softmax_of_rows(loss, u, y, w, k):
+    centers = loss.centers[k].to(u.dtype)
+    rows = [FORMULAS[type(loss).__name__](loss, u[i : i + 1], y[i : i + 1], centers) for i in range(len(u))]
+    return mean_of(torch.stack(rows), w)
+
+
+def _shcir(loss, u, y, centers):
+    p = naive.probabilities(u, centers, loss.reference_bits)
+    others = ((1 - y) * (1 - p).log()).sum() / (CLASSES - 1)
+    return -(y * p.log()).sum() - others + loss.quantization * (u.abs() - 1).square().mean()
+
+
+def _ortho(turn):
+    def formula(loss, u, y, centers):
+        cosine = naive.unit(u) @ naive.unit(centers).T
+        log_p = (loss.scale * turn(cosine, loss.margin * y)).log_softmax(1)
+        return -(y * log_p).sum() / y.sum() if y.any() else (u * 0).sum()
+
+    return formula
+
+
+FORMULAS = {
+    "MDSH": lambda loss, u, y, centers: naive.mdsh(
+        u, y, centers, quantization=loss.quantization, reference_bits=loss.reference_bits
+    ),
+    "SHCIR": _shcir,
+    "OrthoCos": _ortho(lambda cosine, margin: cosine - margin),
+    "OrthoArc": _ortho(lambda cosine, margin: (cosine.acos() + margin).cos()),
+}
+
+
+def pair_by_pair(loss, u, y, w, k):
+    """Every pair alone, as if similar and as if not; and the penalty of every row alone."""
+    bank = getattr(loss, "bank", None)
+    if bank is None:
+        others, theirs, v = u, y, w
+    else:
+        others, theirs = bank.u[bank.written, : u.shape[1]].double(), bank.labels[bank.written].double()
+        v = soft_weights(theirs)
+    s = torch.nn.functional.cosine_similarity(y[:, None], theirs[None], dim=2, eps=1e-30)
+    s = torch.where(s > 1 - 1e-9, 1.0, s)
+    amount = w[:, None] * v
+    near, far = (torch.stack([torch.stack([_pair(loss, a, b, x) for b in others]) for a in u]) for x in (True, False))
+    similar, unlike, share = (amount * s).sum(), (amount * (1 - s)).sum(), _share(loss)
+    total = similar + unlike
+    weights = (
+        (1.0, 1.0)
+        if share is None or not similar or not unlike
+        else (share * total / similar, share * total / unlike)
+    )
+    found = (amount * (weights[0] * s * near + weights[1] * (1 - s) * far)).sum() / total
+    return found + mean_of(torch.stack([_penalty(loss, a) for a in u]), w)
+
+
+def _share(loss):
+    if type(loss).__name__ in ("HashNet", "DCH"):
+        return 1.0
+    return 0.5 if getattr(loss, "balance", False) else None
+
+
+def _pair(loss, a, b, similar):
+    """The loss of one pair, by the formulas of the papers."""
+    name, bits = type(loss).__name__, getattr(loss, "reference_bits", None)
+    theta = a @ b / 2 * (1 if bits is None else bits / len(a))
+    if name == "DSH":
+        distance = (a - b).square().sum()
+        return distance / 2 if similar else (loss.margin * len(a) - distance).clamp(min=0) / 2
+    if name == "DCH":
+        cap = loss.max_cosine or 2
+        d = (len(a) / 2 * (1 - (naive.unit(a[None]) @ naive.unit(b[None]).T).clamp(max=cap))).clamp(
+            min=1e-6
+        ) / loss.gamma
+        return (similar * d.log() + (1 + 1 / d).log()).sum()
+    if name == "DBDH" and loss.clamp:
+        theta = a.clamp(-1, 1) @ b.clamp(-1, 1) / 2 * (1 if bits is None else bits / len(a))
+    if name == "HashNet":
+        theta = (loss.sharpness * a).tanh() @ (loss.sharpness * b).tanh() / 2 * bits / len(a)
+    if name == "LCDSH":
+        theta = theta.clamp(-50, 50) if loss.clamp else theta
+        coded = naive.signs(a.detach()) @ naive.signs(b.detach()) / 2 * (1 if bits is None else bits / len(a))
+        return naive.softplus(-theta if similar else theta) + loss.eta * (theta.sigmoid() - coded.sigmoid()) ** 2
+    return naive.softplus(theta) - similar * theta
+
+
+def _penalty(loss, a):
+    name = type(loss).__name__
+    if name == "DSH":
+        return loss.alpha * (a.abs() - 1).abs().mean()
+    if name == "DHN":
+        return loss.alpha * (a.abs() - 1).cosh().log().mean()
+    if name == "DPSH":
+        return loss.alpha * (a - naive.signs(a.detach())).square().mean()
+    if name == "DBDH":
+        return loss.alpha * (a.clamp(-1, 1) if loss.clamp else a).mean().square()
+    if name == "DCH":
+        d = len(a) / 2 * (1 - (naive.unit(a[None].abs()).sum() / len(a) ** 0.5).clamp(max=loss.max_cosine or 2))
+        return loss.quantization * (1 + d.clamp(min=1e-6) / loss.gamma).log()
+    return (a * 0).sum()
+
+
+def triplet_by_triplet(loss, u, y, w, k):
+    s = torch.nn.functional.cosine_similarity(y[:, None], y[None], dim=2, eps=1e-30)
+    s, n = torch.where(s > 1 - 1e-9, 1.0, s), len(u)
+    theta = u @ u.T * (1 if loss.reference_bits is None else loss.reference_bits / u.shape[1])
+    anchors, weights = [], []
+    for i in range(n):
+        found = total = 0.0
+        for p in range(n):
+            for q in range(n):
+                amount = s[i, p] * w[p] * (1 - s[i, q]) * w[q]
+                t = theta[i, p] - theta[i, q] - loss.margin
+                found, total = (
+                    found + amount * naive.softplus(-(t.clamp(-100, 50) if loss.clamp else t)),
+                    total + amount,
+                )
+        if total > 0 and w[i] > 0:
+            anchors.append(found / total), weights.append(w[i])
+    penalty = (u - naive.signs(u.detach())).square().mean(1)
+    return mean_of(torch.stack(anchors), torch.stack(weights)) + loss.quantization * mean_of(penalty, w)
+
+
+PLAINLY = {
+    **dict.fromkeys(("csq", "dpn"), one_by_one),
+    **dict.fromkeys(("mdsh", "shcir", "orthocos", "orthoarc"), softmax_of_rows),
+    **dict.fromkeys(("dsh", "dhn", "dpsh", "dbdh", "hashnet", "lcdsh", "dch"), pair_by_pair),
+    "dtsh": triplet_by_triplet,
+}
+
+
+def soft_truth(case, loss, u, labels):
+    """Values and gradients of the plain definitions in float64."""
+    loss, y, w = copy.deepcopy(loss).double(), labels.double().clamp(min=0), soft_weights(labels)
+    values, gradients = [], {}
+    for k, b in enumerate(LENGTHS):
+        x = u[:, :b].double().requires_grad_()
+        values.append(PLAINLY[case.name](loss, x, y, w, k))
+        gradients[f"gradient at {b} bits"] = torch.autograd.grad(values[-1], x)[0]
+    return {"values": torch.stack(values).detach(), **gradients}
+
+
+SOFT = [case for case in SERVED if not case.pairs]
+
+
+@pytest.mark.numeric
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", SOFT, ids=str)
+def test_soft_labels_are_mixtures(case, backend):
+    loss, u, labels = soft_problem(case)
+    found = check(loss, u, labels, backend, soft_truth(case, loss, u, labels))
+    assert not any(found[f"gradient at {b} bits"][-1].any() for b in LENGTHS)
+
+
+@pytest.mark.parametrize("case", [case for case in SOFT if not case.options], ids=str)
+def test_gradients_of_soft_labels_are_those_of_the_values(case):
+    loss, u, labels = soft_problem(case)
+    loss, u = loss.double(), 1.3 * u.double().requires_grad_()
+    assert torch.autograd.gradcheck(lambda u: loss(u, labels, backend="reference"), u)

@@ -291,9 +291,10 @@ def _softmax(form: Form, rows: LabelRows, lengths):
     y = to_multi_hot(rows.labels, len(form.centers), rows.weights.dtype)
     centers = form.centers.to(y)
     number = y.sum(1)
-    if rows.soft:
+    along = across = None
+    if form.function == "angle" and rows.soft:
         along, across = (constant * y).cos(), (constant * y).sin()
-    else:
+    elif form.function == "angle":
         along, across = torch.where(y == 1, math.cos(constant), 1.0).to(y), y * math.sin(constant)
 
     def value(u, k):
