@@ -57,11 +57,10 @@ def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
     forms = loss.forms()
     if not forms:
         return f"{type(loss).__name__} has no fused form"
-    if loss.counts_labels:
-        return "label_options: the kernels count every row once"
     why = refuses_lengths(loss.code_lengths) or refuses_tensor(u, "the outputs' tensor")
     for form in forms:
         why = why or bodies.refuses(form)
+        why = why or (bodies.refuses_weights(form, loss.soft_labels) if loss.counts_labels else None)
     return why
 
 
