@@ -117,8 +117,9 @@ void losses(const Batch& batch, int64_t classes, bool multi) {
   both("triplets", batch, [&](const Loss& out, const nhl::Executor& e) {
     triplets(batch, labels, {5.0f, -100.0f, 50.0f}, {Penalty::sign, 1.0f}, out, e);
   });
+  const auto softmax_function = static_cast<SoftmaxFunction>(random(0, static_cast<int64_t>(SoftmaxFunction::kinds) - 1));
   both("softmax", batch, [&](const Loss& out, const nhl::Executor& e) {
-    softmax(batch, labels, {centers.data(), classes, 1.0f, 0.1}, {Penalty::square, 1e-4f}, out, e);
+    softmax(batch, labels, {softmax_function, centers.data(), classes, 1.0f, 0.1}, {Penalty::square, 1e-4f}, out, e);
   });
   if (batch.n < 2) return;
   const int64_t d = random(1, 40);
