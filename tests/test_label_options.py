@@ -8,7 +8,8 @@ from losses_cases import CASES, form_id, make_loss, naive_by_length, of_backend
 from native_cases import AVAILABLE
 from numeric import Expected
 
-from nhl_fast.losses import REGISTRY, naive
+from nhl_fast import NestedHashLayer, NestedObjective
+from nhl_fast.losses import REGISTRY, Neighbors, PerLength, build, naive
 
 LENGTHS, CLASSES = (4, 9), 4
 SERVED = [case for case in CASES if case.name in REGISTRY]
@@ -299,3 +300,105 @@ def test_gradients_of_soft_labels_are_those_of_the_values(case):
     loss, u, labels = soft_problem(case)
     loss, u = loss.double(), 1.3 * u.double().requires_grad_()
     assert torch.autograd.gradcheck(lambda u: loss(u, labels, backend="reference"), u)
+
+
+# ----------------------------------------------------------------------------------------------------------- use
+
+
+def test_ignored_rows_stay_out_of_the_bank():
+    loss = build("dsh", num_classes=CLASSES, code_lengths=LENGTHS, num_train=5).label_options(ignore_index=-1)
+    loss(torch.randn(3, 9), torch.tensor([0, -1, 2]), torch.tensor([4, 1, 0]))
+    assert loss.bank.written.tolist() == [True, False, False, False, True]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", ["csq", "dhn", "dtsh", "mdsh"])
+def test_where_no_row_counts_there_is_no_loss(name, backend):
+    loss = build(name, num_classes=CLASSES, code_lengths=LENGTHS, num_train=5).label_options(ignore_index=-1)
+    u = torch.randn(3, 9, requires_grad=True)
+    values = loss(u, torch.full((3,), -1), torch.arange(3), backend=backend)
+    values.sum().backward()
+    assert not values.any()
+    assert not u.grad.any()
+
+
+@pytest.mark.parametrize("name", ["csq", "dhn", "mdsh"])
+def test_a_step_with_options(name):
+    found = []
+    for backend in ("auto", "reference"):
+        torch.manual_seed(1)
+        layer, x = NestedHashLayer(6, LENGTHS), torch.randn(8, 6)
+        loss = build(name, num_classes=CLASSES, code_lengths=LENGTHS, num_train=9)
+        loss.label_options(ignore_index=-1, class_weights=[1.0, 2.0, 0.5, 1.0], soft=True)
+        labels = mixed(8)
+        labels[3] = -1
+        result = NestedObjective(layer, loss, backend=backend)(x, labels, torch.arange(8))
+        found.append((*result[:4], *torch.autograd.grad(result.total, list(layer.parameters()))))
+    for a, b in zip(*found):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+def test_options_move_with_the_loss_and_can_be_taken_back():
+    loss = build("csq", num_classes=CLASSES, code_lengths=LENGTHS).label_options(class_weights=[0.3, 1, 1, 1])
+    u, labels = torch.randn(4, 9), torch.arange(4)
+    before = loss(u, labels)
+    assert torch.equal(loss.half()(u, labels), before)
+    assert torch.equal(copy.deepcopy(loss)(u, labels), before)
+    assert not any("class_weights" in key for key in loss.state_dict())
+    plain = loss.label_options()(u, labels)
+    assert not torch.equal(plain, before)
+    torch.testing.assert_close(plain, build("csq", num_classes=CLASSES, code_lengths=LENGTHS)(u, labels))
+
+
+def test_banks_of_weights_and_of_sets_do_not_load_as_each_other():
+    soft, hard = (build("dhn", num_classes=CLASSES, code_lengths=LENGTHS, num_train=5) for _ in range(2))
+    soft.label_options(soft=True)(torch.randn(3, 9), mixed(3), torch.arange(3))
+    hard(torch.randn(3, 9), mixed(3) > 0, torch.arange(3))
+    again = build("dhn", num_classes=CLASSES, code_lengths=LENGTHS, num_train=5).label_options(soft=True)
+    again.load_state_dict(soft.state_dict())
+    assert torch.equal(again.bank.labels, soft.bank.labels)
+    for one, other in ((soft, hard), (hard, soft)):
+        with pytest.raises(
+            RuntimeError, match=r"rows of weights \(`label_options`\) and label sets are not each other"
+        ):
+            one.load_state_dict(other.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"ignore_index": 2}, ValueError, "ignore_index: expected a number that is no class, got 2"),
+        ({"ignore_index": 0.5}, TypeError, "ignore_index: expected an integer"),
+        ({"class_weights": [1.0, 2.0]}, ValueError, "class_weights: expected 4 finite numbers of at least 0"),
+        ({"class_weights": [1.0, 2.0, -1.0, 1.0]}, ValueError, "class_weights: expected 4 finite numbers"),
+        ({"class_weights": [0.0] * 4}, ValueError, "not all 0"),
+        ({"class_weights": "balanced"}, TypeError, "class_weights: expected numbers"),
+        ({"soft": 1}, TypeError, "soft: expected True or False"),
+    ],
+)
+def test_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
+        build("csq", num_classes=CLASSES, code_lengths=LENGTHS).label_options(**options)
+
+
+def test_labels_that_the_options_do_not_allow():
+    loss, u = build("csq", num_classes=CLASSES, code_lengths=LENGTHS), torch.randn(2, 9)
+    with pytest.raises(ValueError, match="labels: expected class ids from 0 to 3"):
+        loss(u, torch.tensor([0, -1]))
+    loss.label_options(ignore_index=-1)
+    with pytest.raises(ValueError, match="labels: expected class ids from 0 to 3"):
+        loss(u, torch.tensor([0, -2]))
+    with pytest.raises(ValueError, match="labels: expected multi-hot rows of zeros and ones"):
+        loss(u, torch.full((2, 4), 0.5))
+    loss.label_options(soft=True)
+    with pytest.raises(ValueError, match="labels: expected weights of classes between 0 and 1"):
+        loss(u, torch.full((2, 4), 1.5))
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [PerLength([lambda u, y: u.mean()] * 2, LENGTHS), build("dch", num_classes=4, reference_bits=16), Neighbors()],
+)
+def test_losses_that_do_not_say_how_labels_count_refuse(loss):
+    with pytest.raises(ValueError, match=r"label_options: .* (has no forms|takes no classes)"):
+        loss.label_options(ignore_index=-1)
