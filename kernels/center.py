@@ -53,11 +53,12 @@ class Shape(NamedTuple):
     slots: int
     tiles: tiles.Tiles
     multi: bool
+    weighed: bool = False  # rows have weights, and centres lie between -1 and 1
 
 
 @cache
-def shape(lengths, tile, multi) -> Shape:
-    return Shape(lengths, sum(lengths), tiles.power_of_two(len(lengths), 1), tile, multi)
+def shape(lengths, tile, multi, weighed=False) -> Shape:
+    return Shape(lengths, sum(lengths), tiles.power_of_two(len(lengths), 1), tile, multi, weighed)
 
 
 def config(num_rows: int, longest: int) -> tiles.Tiles:
@@ -94,11 +95,12 @@ def _multi_hot_centers(target, rows, columns, inside, offset, num_rows, SHAPE: t
 
 @triton.jit
 def tile_losses(
-    u, rows, columns, first_column, target, deltas, num_rows, c, FUNCTION: tl.constexpr, SHAPE: tl.constexpr
+    u, rows, columns, first_column, target, deltas, num_rows, c, FUNCTION: tl.constexpr, SHAPE: tl.constexpr,
+    weights=None,
 ):  # fmt: skip
     """Deltas of a tile u (rows, columns) at all lengths, and the sums of its losses in slots.
 
-    target: (labels, their strides, centers (C, T), ties (T,), C).
+    target: (labels, their strides, centers (C, T), ties (T,), C). weights (N,): where the shape is `weighed`.
     """
     labels, label_strides, centers, _, num_classes = target
     M: tl.constexpr = len(SHAPE.lengths)
@@ -126,7 +128,15 @@ def tile_losses(
                 center = _multi_hot_centers(target, rows, columns, inside, offset, num_rows, SHAPE)
         else:
             center = loaded[k]
-        loss, slope = FUNCTION(u, center, c[0])
+        if SHAPE.weighed:
+            # A bit c of a centre is (1 + c) / 2 of +1 and (1 - c) / 2 of -1.
+            near, near_slope = FUNCTION(u, center * 0 + 1, c[0])
+            far, far_slope = FUNCTION(u, center * 0 - 1, c[0])
+            weight = tl.load(weights + rows, mask=here, other=0.0)[:, None]
+            loss = weight * ((0.5 + 0.5 * center) * near + (0.5 - 0.5 * center) * far)
+            slope = weight * ((0.5 + 0.5 * center) * near_slope + (0.5 - 0.5 * center) * far_slope)
+        else:
+            loss, slope = FUNCTION(u, center, c[0])
         scale = 1.0 / num_rows / SHAPE.lengths[k]
         tl.store(deltas + rows[:, None] * SHAPE.total + offset + columns[None, :], slope * scale, mask=mask)
         row_sums += (tl.sum(tl.where(mask, loss, 0.0), 1) * scale,)
@@ -141,7 +151,7 @@ def tile_losses(
 @triton.jit(do_not_specialize=["num_rows"])
 def center_kernel(
     u, labels, centers, ties, values, deltas, num_rows, num_classes, label_strides, c, FUNCTION: tl.constexpr,
-    SHAPE: tl.constexpr,
+    SHAPE: tl.constexpr, weights=None,
 ):  # fmt: skip
     """Grid (row tiles, column tiles)."""
     L: tl.constexpr = SHAPE.lengths[-1]
@@ -152,7 +162,7 @@ def center_kernel(
     mask = (rows < num_rows)[:, None] & (columns < L)[None, :]
     x = tl.load(u + rows[:, None] * L + columns[None, :], mask=mask, other=0.0)
     target = (labels, label_strides, centers, ties, num_classes)
-    sums = tile_losses(x, rows, columns, first_column, target, deltas, num_rows, c, FUNCTION, SHAPE)
+    sums = tile_losses(x, rows, columns, first_column, target, deltas, num_rows, c, FUNCTION, SHAPE, weights)
     program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     slots = tl.arange(0, SHAPE.slots)
     tl.store(values + program * M + slots, sums, mask=slots < M)
@@ -172,6 +182,7 @@ class Loss(NamedTuple):
         labels: int64 ids or multi-hot rows.
         centers, ties: (C, T) contiguous and (T,) of +-1.
         values: (programs, m), whose sum over the rows is the losses. deltas: (N, T).
+        weights: (N,) of the rows, or None for 1; `launch` alone takes them, and then centres from -1 to 1.
     """
 
     function: str
@@ -182,6 +193,7 @@ class Loss(NamedTuple):
     lengths: tuple[int, ...]
     values: torch.Tensor
     deltas: torch.Tensor
+    weights: torch.Tensor | None = None
 
     def strides(self) -> tuple[int, int]:
         """Of the labels."""
@@ -189,7 +201,9 @@ class Loss(NamedTuple):
 
     def constexprs(self, tile) -> tuple:
         """FUNCTION and the shape, taken of such tiles."""
-        return CENTER_FUNCTIONS[self.function], shape(tuple(self.lengths), tile, self.labels.ndim == 2)
+        return CENTER_FUNCTIONS[self.function], shape(
+            tuple(self.lengths), tile, self.labels.ndim == 2, self.weights is not None
+        )
 
 
 def launch(u: torch.Tensor, loss: Loss) -> None:
@@ -200,7 +214,8 @@ def launch(u: torch.Tensor, loss: Loss) -> None:
     center_kernel[(tile.row_tiles(n), triton.cdiv(longest, tile.columns))](
         u, tiles.as_bytes(loss.labels), loss.centers, loss.ties.contiguous(), loss.values, loss.deltas, n,
         loss.centers.shape[0], loss.strides(), tuple(loss.constants), FUNCTION=function, SHAPE=fixed,
-        **tile.options(), **tiles.launch_options(u.device.type),
+        **({} if loss.weights is None else {"weights": loss.weights}), **tile.options(),
+        **tiles.launch_options(u.device.type),
     )  # fmt: skip
 
 

@@ -29,11 +29,12 @@ class Shape(NamedTuple):
     penalty: str
     clamp: float
     add: bool
+    weighed: bool = False
 
 
 @cache
-def shape(lengths, tile, penalty, clamp, add) -> Shape:
-    return Shape(lengths, sum(lengths), tiles.power_of_two(len(lengths), 1), tile, penalty, clamp, add)
+def shape(lengths, tile, penalty, clamp, add, weighed=False) -> Shape:
+    return Shape(lengths, sum(lengths), tiles.power_of_two(len(lengths), 1), tile, penalty, clamp, add, weighed)
 
 
 @triton.jit
@@ -65,7 +66,7 @@ def _sum_parts(gradients, at, mask, num_rows, num_parts, SHAPE: tl.constexpr):
 @triton.jit(do_not_specialize=["num_rows", "num_parts", "row_tiles"])
 def finish_kernel(
     u, gradients, values, counts, statistics, out_values, deltas, num_rows, num_parts, row_tiles, penalty_weight, c,
-    SHAPE: tl.constexpr,
+    SHAPE: tl.constexpr, weights=None,
 ):  # fmt: skip
     """Sums the parts in order, scales by 1 / count, adds the penalty; with `add` to what the outputs hold.
 
@@ -107,7 +108,10 @@ def finish_kernel(
             row = 2 * (rows[:, None] * M + k[None, :])
             sums = tl.load(statistics + row, mask=mask, other=0.0)
             squares = tl.load(statistics + row + 1, mask=mask, other=0.0)
-            found += spread * penalties.slope(x, sums, squares, b[None, :].to(tl.float32), c, PENALTY)
+            bent = spread * penalties.slope(x, sums, squares, b[None, :].to(tl.float32), c, PENALTY)
+            if SHAPE.weighed:
+                bent *= tl.load(weights + rows, mask=rows < num_rows, other=0.0)[:, None]
+            found += bent
         if SHAPE.clamp < float("inf"):
             found = tl.where(passes, found, 0.0)
     if SHAPE.add:
@@ -125,17 +129,31 @@ def finish_kernel(
 
 
 def launch(
-    u, gradients, sums, counts, statistics, lengths, c, penalty, clamp: float, values, deltas, add: bool
+    u,
+    gradients,
+    sums,
+    counts,
+    statistics,
+    lengths,
+    c,
+    penalty,
+    clamp: float,
+    values,
+    deltas,
+    add: bool,
+    weights=None,
 ) -> None:
     """Fill (or, with `add`, add to) `values` (m,) and `deltas` (N, T) from what the parts gave.
 
     gradients (parts, N, T); sums (row tiles * parts, m), with a penalty (row tiles more, m); counts (row tiles *
-    parts,) int64 of the pairs that the mean is over; statistics (N, m, 2) where there is a penalty; c two constants.
+    parts,) int64 of the pairs that the mean is over; statistics (N, m, 2) where there is a penalty; c two constants;
+    weights (N,) of the rows in the penalty, or None for 1.
     """
     parts, n, total = gradients.shape
     finish_kernel[(CONFIG.row_tiles(n), triton.cdiv(total, CONFIG.columns))](
         u, gradients, sums, counts, statistics, values, deltas, n, parts, len(counts) // parts, float(penalty[1]), c,
-        SHAPE=shape(lengths, CONFIG, penalty[0], clamp, add), **CONFIG.options(),
+        SHAPE=shape(lengths, CONFIG, penalty[0], clamp, add, weights is not None),
+        **({} if weights is None else {"weights": weights}), **CONFIG.options(),
     )  # fmt: skip
 
 

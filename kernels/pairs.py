@@ -50,14 +50,17 @@ class Shape(NamedTuple):
     multi: bool
     masked: bool
     precision: str
+    weighed: bool = False  # rows and columns have weights, S is given
 
 
 @cache
-def shape(function, lengths, tile, penalty, clamp, weigh, over, both, multi, masked, precision) -> Shape:
+def shape(
+    function, lengths, tile, penalty, clamp, weigh, over, both, multi, masked, precision, weighed=False
+) -> Shape:  # fmt: skip
     f = PAIR_FUNCTIONS[function]
     return Shape(
         lengths, sum(lengths), tiles.jobs(lengths, tile.width), tile, f.geometry, f.signs, f.of_zero, penalty, clamp,
-        SHARES[weigh], over, both, multi, masked, precision,
+        SHARES[weigh], over, both, multi, masked, precision, weighed,
     )  # fmt: skip
 
 
@@ -148,9 +151,21 @@ def _gradient(found, kept, x, own, ratio, SHAPE: tl.constexpr):
 
 
 @triton.jit
+def _amounts(given, rows, columns, num_rows, num_columns):
+    """How much the pairs of a tile count as similar ones, and as others; given: see `launch`."""
+    grades, row_weights, column_weights, kinds = given
+    inside = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
+    grade = tl.load(grades + rows[:, None] * num_columns + columns[None, :], mask=inside, other=0.0)
+    row = tl.load(row_weights + rows, mask=rows < num_rows, other=0.0)
+    column = tl.load(column_weights + columns, mask=columns < num_columns, other=0.0)
+    amount = row[:, None] * column[None, :]
+    return amount * grade * tl.load(kinds), amount * (1 - grade) * tl.load(kinds + 1)
+
+
+@triton.jit
 def _job(
     u, others, labels, out, weights, num_rows, num_columns, words, tiles_per_part, reference, c,
-    FUNCTION: tl.constexpr, J: tl.constexpr, SHAPE: tl.constexpr,
+    FUNCTION: tl.constexpr, J: tl.constexpr, SHAPE: tl.constexpr, given,
 ):  # fmt: skip
     row_labels, column_labels, written = labels
     gradients, values, counts, statistics = out
@@ -194,7 +209,15 @@ def _job(
         if SHAPE.geometry == "cosine":
             theirs = inverse_norm(theirs, SHAPE.of_zero)
         x = _geometry(inner, own, theirs, SHAPE)
-        loss, slope = FUNCTION(x, coded, similar, B * 1.0, c[0], c[1])
+        if SHAPE.weighed:
+            # A pair of similarity S is S of a similar and 1 - S of another one.
+            near, far = _amounts(given, rows, columns, num_rows, num_columns)
+            loss, slope = FUNCTION(x, coded, (rows >= 0)[:, None] | inside, B * 1.0, c[0], c[1])
+            other, falls = FUNCTION(x, coded, (rows < 0)[:, None] & inside, B * 1.0, c[0], c[1])
+            loss = near * loss + far * other
+            slope = near * slope + far * falls
+        else:
+            loss, slope = FUNCTION(x, coded, similar, B * 1.0, c[0], c[1])
         if SHAPE.share > 0:
             weight = tl.where(similar, weights[0], weights[1])
             loss *= weight
@@ -221,6 +244,8 @@ def _job(
             if part == 0:
                 total, squares = penalties.row_sums(u, first_row, num_rows, B, PENALTY, L, ROWS, BITS, SHAPE.clamp)
                 amount = penalties.value(total, squares, B * 1.0, c, PENALTY)
+                if SHAPE.weighed:
+                    amount *= tl.load(given[1] + rows, mask=rows < num_rows, other=0.0)
                 after = tl.num_programs(0).to(tl.int64) * tl.num_programs(1) + tile
                 tl.store(values + after * M + JOB.k, tl.sum(tl.where(rows < num_rows, amount, 0.0)))
                 row = 2 * (rows * M + JOB.k)
@@ -232,6 +257,7 @@ def _job(
 def pair_kernel(
     u, others, row_labels, column_labels, written, number, gradients, values, counts, statistics, num_rows,
     num_columns, words, tiles_per_part, num_number_parts, reference, c, FUNCTION: tl.constexpr, SHAPE: tl.constexpr,
+    given=None,
 ):  # fmt: skip
     """Grid (row tiles, parts, jobs)."""
     weights = (1.0, 1.0)
@@ -243,7 +269,7 @@ def pair_kernel(
         if tl.program_id(2) == j:
             _job(
                 u, others, labels, out, weights, num_rows, num_columns, words, tiles_per_part, reference, c, FUNCTION,
-                j, SHAPE,
+                j, SHAPE, given,
             )  # fmt: skip
 
 
@@ -263,6 +289,7 @@ def launch(
     weigh: str = "no",
     over: str = "pairs",
     add: bool = False,
+    given: tuple[torch.Tensor, ...] | None = None,
 ) -> None:
     """Fill (or, with `add`, add to) `values` (m,) and `deltas` (N, sum of the lengths).
 
@@ -271,19 +298,24 @@ def launch(
     both orders. constants: at most two numbers. penalty: its kind and weight. reference: products of b bits count
     reference / b times (0: as they are). clamp: outputs and bank to +-clamp first. weigh: how pairs weigh ("no",
     "rarity", "halves"; 1 where all are of one kind); over: the mean is over all "pairs" or the "similar" ones.
+    given: (S (N, M), weights of the rows (N,) and of the columns (M,), what similar and other pairs count (2,)), all
+    float32 and contiguous, in place of what labels, `weigh` and `over` say.
     """
+    if given is not None:
+        weigh, over = "no", "pairs"
     known, lengths, reference = check(function, lengths, constants, penalty, reference, clamp, weigh, over)
     c = (*map(float, constants), 0.0, 0.0)[:2]
     others, other_labels, written = bank or (u, labels, None)
     n, m = u.shape[0], others.shape[0]
     product, weighed = tiles.dot_precision(), weigh != "no"
-    tile = config(known, weighed, m, product, tiles.generation(u.device))
+    tile = SMALL if given is not None else config(known, weighed, m, product, tiles.generation(u.device))
     row_tiles, column_tiles = tile.row_tiles(n), triton.cdiv(m, tile.columns)
     labels, other_labels, words = comparable(labels, other_labels)
     number = count_pairs(labels, other_labels, written, words) if weighed else u
     fixed = shape(
-        function, lengths, tile, penalty[0], clamp, weigh, over, bank is None, words > 0, written is not None, product
-    )
+        function, lengths, tile, penalty[0], clamp, weigh, over, bank is None, words > 0, written is not None,
+        product, given is not None,
+    )  # fmt: skip
     parts = tiles.splits(row_tiles * len(fixed.jobs), column_tiles, u.device)
     gradients = u.new_empty(parts, n, fixed.total)
     # The values of the programs, then the penalties of the row tiles.
@@ -293,9 +325,13 @@ def launch(
     pair_kernel[(row_tiles, parts, len(fixed.jobs))](
         u, others, labels, other_labels, u if written is None else written.view(torch.uint8), number, gradients,
         sums, counts, statistics, n, m, words, triton.cdiv(column_tiles, parts), len(number) if weighed else 0,
-        reference, c, FUNCTION=known.code, SHAPE=fixed, **tile.options(),
+        reference, c, FUNCTION=known.code, SHAPE=fixed, **({} if given is None else {"given": given}),
+        **tile.options(),
     )  # fmt: skip
-    pair_sums.launch(u, gradients, sums, counts, statistics, lengths, c, penalty, clamp, values, deltas, add)
+    weights = None if given is None else given[1]
+    pair_sums.launch(
+        u, gradients, sums, counts, statistics, lengths, c, penalty, clamp, values, deltas, add, weights
+    )  # fmt: skip
 
 
 def scales(function: str) -> bool:

@@ -41,13 +41,16 @@ class Shape(NamedTuple):
     multi: bool
     one_hot: bool  # assert that every multi-hot row has one class
     precision: str
+    weighed: bool = False  # rows have weights
+    soft: bool = False  # labels are weights, not zeros and ones
 
 
 @cache
-def shape(lengths, tile, function, multi, one_hot, precision) -> Shape:
+def shape(lengths, tile, function, multi, one_hot, precision, weighed=False, soft=False) -> Shape:
     return Shape(
-        lengths, sum(lengths), tiles.jobs(lengths, tile.width), tile, function, multi, one_hot and multi, precision
-    )
+        lengths, sum(lengths), tiles.jobs(lengths, tile.width), tile, function, multi, one_hot and multi, precision,
+        weighed, soft,
+    )  # fmt: skip
 
 
 @triton.jit
@@ -77,7 +80,8 @@ def _present(labels, first_row, start, num_rows, num_classes, SHAPE: tl.constexp
     if SHAPE.multi:
         inside = (rows[:, None] < num_rows) & (classes[None, :] < num_classes)
         y = tl.load(labels + rows[:, None] * num_classes + classes[None, :], mask=inside, other=0).to(tl.float32)
-        tl.device_assert((y == 0) | (y == 1), "labels: expected multi-hot rows of zeros and ones")
+        if not SHAPE.soft:
+            tl.device_assert((y == 0) | (y == 1), "labels: expected multi-hot rows of zeros and ones")
     else:
         ids = tl.load(labels + rows, mask=rows < num_rows, other=0)
         tl.device_assert((ids >= 0) & (ids < num_classes), "labels: expected class ids below the number of classes")
@@ -92,7 +96,7 @@ def _with_margin(logits, y, sharpness, margin, SHAPE: tl.constexpr):
     margin: itself, its cosine and its sine (a device's own take so many registers that the program spills).
     """
     if SHAPE.function == "cosine":
-        return logits - tl.where(y > 0, sharpness * margin[0], 0.0), logits * 0 + 1
+        return logits - y * (sharpness * margin[0]), logits * 0 + 1
     else:
         cosine = largest(logits / sharpness, -1.0)  # outside the classes logits are very low
         square = (1 - cosine) * (1 + cosine)
@@ -166,7 +170,9 @@ def _likeliest(
 
 
 @triton.jit
-def _job(u, centers, labels, values, deltas, num_rows, num_classes, c, J: tl.constexpr, SHAPE: tl.constexpr):
+def _job(
+    u, centers, labels, weights, values, deltas, num_rows, num_classes, c, J: tl.constexpr, SHAPE: tl.constexpr
+):  # fmt: skip
     weight, scale, quantization, reference, cosine, sine = c
     constant = (weight, cosine, sine)
     JOB: tl.constexpr = SHAPE.jobs[J]
@@ -208,7 +214,16 @@ def _job(u, centers, labels, values, deltas, num_rows, num_classes, c, J: tl.con
 
     share = scale + number * 0
     if SHAPE.function != "likelihood":
-        share = scale / largest(number, 1.0)
+        if SHAPE.soft:
+            share = scale / tl.where(number > 0, number, 1.0)
+        else:
+            share = scale / largest(number, 1.0)
+    size = num_rows * 1.0
+    spread = quantization / size + number * 0
+    if SHAPE.weighed:
+        weight = tl.load(weights + rows, mask=inside, other=0.0)
+        share *= weight
+        spread *= weight
     along = tl.zeros((ROWS,), tl.float32)
     found = zeros(ROWS, JOB.width)
     bits = JOB.first + tl.arange(0, JOB.width)
@@ -226,23 +241,24 @@ def _job(u, centers, labels, values, deltas, num_rows, num_classes, c, J: tl.con
         center = load_tile(centers + JOB.offset, start, num_classes, bits, B, COLUMNS, SHAPE.total)
         found = dot(slope, center, found, PRECISION)
 
-    size = num_rows * 1.0
     x = load_tile(u, first_row, num_rows, bits, B, ROWS, L)
     found = (share * inverse)[:, None] * (found - (along / sharpness)[:, None] * (x * plain[:, None]))
-    found += (quantization / size) * penalties.slope(x, 0.0, 0.0, B * 1.0, c, "square")
+    found += spread[:, None] * penalties.slope(x, 0.0, 0.0, B * 1.0, c, "square")
     mask = inside[:, None] & (bits[None, :] < B)
     tl.store(deltas + rows[:, None] * SHAPE.total + JOB.offset + bits[None, :], found, mask=mask)
     if JOB.first == 0:
-        value = share * value + (quantization / size) * (penalty / B)
+        value = share * value + spread * (penalty / B)
         tl.store(values + tile * len(SHAPE.lengths) + JOB.k, tl.sum(tl.where(inside, value, 0.0)))
 
 
 @triton.jit(do_not_specialize=["num_rows"])
-def softmax_kernel(u, centers, labels, values, deltas, num_rows, num_classes, c, SHAPE: tl.constexpr):
+def softmax_kernel(
+    u, centers, labels, values, deltas, num_rows, num_classes, c, SHAPE: tl.constexpr, weights=None
+):  # fmt: skip
     """Grid (row tiles, jobs); c = (constant, scale, quantization, reference, cos constant, sin constant)."""
     for j in tl.static_range(len(SHAPE.jobs)):
         if tl.program_id(1) == j:
-            _job(u, centers, labels, values, deltas, num_rows, num_classes, c, j, SHAPE)
+            _job(u, centers, labels, weights, values, deltas, num_rows, num_classes, c, j, SHAPE)
 
 
 def launch(
@@ -259,6 +275,8 @@ def launch(
     *,
     reference: float = 0.0,
     one_hot: bool = False,
+    weights: torch.Tensor | None = None,
+    soft: bool = False,
 ) -> None:
     """Fill `values` (CONFIG.row_tiles(N), m), whose sum over the rows is the losses, and `deltas` (N, T).
 
@@ -266,18 +284,20 @@ def launch(
     "likelihood" being -[y log p + constant (1 - y) log(1 - p)], summed over the classes.
     u (N, L) and centers (C, sum of lengths) float32 contiguous; labels int64 ids or multi-hot rows; logits are
     sqrt(reference) cos(u, centre) (0: sqrt(b)); `one_hot` asserts that every multi-hot row has one class.
+    weights (N,): how much each row counts, or None for 1; `soft`: labels are rows of weights.
     """
     lengths, labels, reference = tiles.check_lengths(lengths), labels.contiguous(), tiles.check_reference(reference)
     if reference > MAX_REFERENCE:
         raise ValueError(f"reference: the kernel takes at most {MAX_REFERENCE}, got {reference}")
     if too_sharp(function, (constant,), reference):
         raise ValueError(f"margin: the kernel takes logits at most 64 apart, got a margin of {constant}")
-    fixed = shape(lengths, CONFIG, function, labels.ndim == 2, one_hot, tiles.dot_precision())
+    kind = (labels.ndim == 2, one_hot, tiles.dot_precision(), weights is not None, soft)
+    fixed, given = shape(lengths, CONFIG, function, *kind), {} if weights is None else {"weights": weights}
     turn = (math.cos(constant), math.sin(constant))
     c = (float(constant), float(scale), float(quantization), reference, *turn)
     softmax_kernel[(CONFIG.row_tiles(u.shape[0]), len(fixed.jobs))](
         u, centers, tiles.as_bytes(labels), values, deltas, u.shape[0], centers.shape[0], c, SHAPE=fixed,
-        **CONFIG.options(), **tiles.launch_options(u.device.type),
+        **given, **CONFIG.options(), **tiles.launch_options(u.device.type),
     )  # fmt: skip
 
 

@@ -21,6 +21,12 @@ Floats normal(int64_t count) {
   return out;
 }
 
+Floats uniform(int64_t count) {
+  Floats out(count);
+  for (float& x : out) x = std::uniform_real_distribution<float>()(generator);
+  return out;
+}
+
 Floats signs(int64_t count) {
   Floats out(count);
   for (float& x : out) x = random(0, 1) ? 1.0f : -1.0f;
@@ -80,14 +86,18 @@ void losses(const Batch& batch, int64_t classes, bool multi) {
   const Floats rows = normal(count * batch.lengths.back());
   std::vector<uint8_t> written(count);
   for (auto& mark : written) mark = random(0, 4) > 0;
-  const Labels labels = own.labels();
-  const Bank bank{rows.data(), written.data(), count, theirs.labels()};
+  // Of rows with weights, some have soft labels.
+  const bool soft = batch.weights != nullptr && random(0, 1);
+  const Floats own_soft = uniform(batch.n * classes), their_soft = uniform(count * classes), weights = uniform(count);
+  const Labels labels = soft ? Labels{nullptr, nullptr, classes, own_soft.data()} : own.labels();
+  const Bank bank{rows.data(), written.data(), count,
+                  soft ? Labels{nullptr, nullptr, classes, their_soft.data()} : theirs.labels(), weights.data()};
   const Floats centers = signs(classes * width), each = signs(batch.n * width);
 
   for (int kind = 0; kind < static_cast<int>(CenterFunction::kinds); ++kind)
     both(kCenterFunctions[kind], batch, [&](const Loss& out, const nhl::Executor& e) {
       center(static_cast<CenterFunction>(kind), batch, multi ? each.data() : centers.data(),
-             multi ? nullptr : own.ids.data(), 0.3f, out, e);
+             multi ? nullptr : own.ids.data(), batch.weights != nullptr, 0.3f, out, e);
     });
   const std::vector<float> constants[] = {{2.0f}, {}, {3.0f, 50.0f}, {20.0f, random(0, 1) ? 0.99f : none}, {}};
   for (int kind = 0; kind < static_cast<int>(PairFunction::kinds); ++kind) {
@@ -95,6 +105,8 @@ void losses(const Batch& batch, int64_t classes, bool multi) {
     term.weigh = static_cast<Weigh>(random(0, 2));
     term.over = static_cast<Over>(random(0, 1));
     term.clamp = random(0, 1) ? 1.0f : none;
+    term.near = 0.7f;
+    term.far = 1.4f;
     auto penalty = static_cast<Penalty>(random(0, static_cast<int64_t>(Penalty::none)));
     if (penalty == Penalty::cauchy && term.function != PairFunction::cauchy) penalty = Penalty::balance;
     const Bank* const against = random(0, 1) ? &bank : nullptr;
@@ -167,7 +179,9 @@ int main(int count, char** arguments) {
       while (static_cast<int64_t>(lengths.size()) < random(1, 5)) lengths.push_back(lengths.back() + random(1, 70));
       const int64_t n = round % 5 ? random(1, 40) : random(60, 140);
       const Floats u = normal(n * lengths.back());
-      const Batch batch{u.data(), n, lengths, random(0, 1) ? static_cast<float>(random(1, 300)) : 0.0f};
+      const Floats weights = uniform(n);
+      const Batch batch{u.data(), n, lengths, random(0, 1) ? static_cast<float>(random(1, 300)) : 0.0f,
+                        random(0, 1) ? weights.data() : nullptr};
       losses(batch, random(2, 70), random(0, 1));
       head(batch, round % 5 ? random(1, 90) : random(250, 600));
     }

@@ -90,7 +90,7 @@ def test_what_is_no_length(length):
         (lambda: NestedHashLayer(8, "8,16"), "code_lengths"),
         (lambda: NestedHashLayer(8, 16.0), "code_lengths"),
         (lambda: NestedHashLayer(8)(torch.randn(2, 9)), r"x: expected features of shape \(N, 8\)"),
-        (lambda: NestedHashLayer(8)(torch.randn(8)), "x: expected"),
+        (lambda: NestedHashLayer(8)(torch.randn(9)), "x: expected"),
         (lambda: NestedHashLayer(8)(torch.ones(2, 8, dtype=torch.long)), "floating"),
         (lambda: NestedHashLayer(8)(np.ones((2, 8))), r"torch\.Tensor"),
     ],

@@ -45,8 +45,16 @@ Batch batch_of(const Tensor& u, const Ints& lengths, double reference_bits = 0) 
   return {data, u.size(0), lengths, static_cast<float>(reference_bits)};
 }
 
+// The batch with its rows' weights; where labels are soft there have to be some.
+void weigh_rows(Batch& batch, const Labels& labels, const std::optional<Tensor>& weights) {
+  if (weights) batch.weights = column<float>(*weights, batch.n, ScalarType::Float, "weights");
+  STD_TORCH_CHECK(weights || labels.soft == nullptr, "weights: expected those of the rows where labels are float32 rows");
+}
+
 Labels labels_of(const Tensor& labels, int64_t rows, const char* name) {
   if (labels.dim() == 1) return {column<int64_t>(labels, rows, ScalarType::Long, name), nullptr, 0};
+  if (labels.scalar_type() == ScalarType::Float)
+    return {nullptr, nullptr, labels.size(1), matrix(labels, rows, -1, name)};
   check_matrix(labels, ScalarType::Bool, name, "bool rows");
   STD_TORCH_CHECK(labels.size(0) == rows, name, ": expected ", rows, " rows, got ", labels.size(0));
   return {nullptr, const_data<uint8_t>(labels), labels.size(1)};
@@ -56,7 +64,8 @@ Bank bank_of(const Tensor& u, const Tensor& labels, const std::optional<Tensor>&
              const Labels& own) {
   const float* const data = matrix(u, -1, batch.lengths.back(), "bank");
   const Labels theirs = labels_of(labels, u.size(0), "bank_labels");
-  STD_TORCH_CHECK((own.ids == nullptr) == (theirs.ids == nullptr) && own.classes == theirs.classes,
+  STD_TORCH_CHECK((own.ids == nullptr) == (theirs.ids == nullptr) && (own.soft == nullptr) == (theirs.soft == nullptr) &&
+                      own.classes == theirs.classes,
                   "bank_labels: expected the form of labels");
   const auto* const marks = written ? column<uint8_t>(*written, u.size(0), ScalarType::Bool, "written") : nullptr;
   return {data, marks, u.size(0), theirs};
@@ -165,23 +174,25 @@ PenaltyTerm penalty_of(const std::string& name, double weight, bool pairs) {
 }
 
 Pair center_cpu(const Tensor& u, const Tensor& centers, const std::optional<Tensor>& ids, Ints lengths,
-                StringHandle function, Doubles constants) {
+                StringHandle function, Doubles constants, const std::optional<Tensor>& weights, bool between) {
   const std::string name = text(function);
   const auto which = named<CenterFunction>(name, kCenterFunctions, "function");
-  const Batch batch = batch_of(u, lengths);
+  Batch batch = batch_of(u, lengths);
+  weigh_rows(batch, {}, weights);
   const Made made(batch);
   const float* const c = matrix(centers, ids ? -1 : batch.n, made.deltas.size(1), "centers");
   const auto* const rows = ids ? column<int64_t>(*ids, batch.n, ScalarType::Long, "ids") : nullptr;
   for (int64_t i = 0; ids && i < batch.n; ++i)
     STD_TORCH_CHECK(rows[i] >= 0 && rows[i] < centers.size(0), "ids: expected rows of centers");
-  center(which, batch, c, rows, constants_of(constants, 1, name)[0], made.loss, Call().executor);
+  center(which, batch, c, rows, between, constants_of(constants, 1, name)[0], made.loss, Call().executor);
   return made.result();
 }
 
 Pair pairs_cpu(const Tensor& u, const Tensor& labels, const std::optional<Tensor>& bank_u,
                const std::optional<Tensor>& bank_labels, const std::optional<Tensor>& written, Ints lengths,
                StringHandle function, Doubles constants, StringHandle penalty, double penalty_weight,
-               StringHandle weigh, StringHandle over, double clamp, double reference_bits) {
+               StringHandle weigh, StringHandle over, double clamp, double reference_bits,
+               const std::optional<Tensor>& weights, const std::optional<Tensor>& bank_weights, double near, double far) {
   const std::string name = text(function), penalty_name = text(penalty), weigh_name = text(weigh),
                     over_name = text(over);
   PairTerm term{named<PairFunction>(name, kPairFunctions, "function"), {}};
@@ -193,38 +204,48 @@ Pair pairs_cpu(const Tensor& u, const Tensor& labels, const std::optional<Tensor
   const PenaltyTerm on_outputs = penalty_of(penalty_name, penalty_weight, term.function == PairFunction::cauchy);
   STD_TORCH_CHECK(reference_bits == 0 || geometry_of(term.function) == Geometry::product,
                   "reference_bits: taken by functions of the inner product, ", name, " is none");
-  const Batch batch = batch_of(u, lengths, reference_bits);
+  Batch batch = batch_of(u, lengths, reference_bits);
   const Labels own = labels_of(labels, batch.n, "labels");
+  weigh_rows(batch, own, weights);
+  term.near = number(near);
+  term.far = number(far);
+  STD_TORCH_CHECK((weights && bank_u.has_value()) == bank_weights.has_value(),
+                  "bank_weights: expected those of the bank where the rows have weights");
   STD_TORCH_CHECK(bank_u.has_value() == bank_labels.has_value() && bank_u.has_value() >= written.has_value(),
                   "bank: expected its outputs and labels, or nothing of it");
   Bank bank{};
   if (bank_u) bank = bank_of(*bank_u, *bank_labels, written, batch, own);
+  if (bank_weights) bank.weights = column<float>(*bank_weights, bank.count, ScalarType::Float, "bank_weights");
   const Made made(batch);
   pairs(batch, own, bank_u ? &bank : nullptr, term, on_outputs, made.loss, Call().executor);
   return made.result();
 }
 
 Pair triplets_cpu(const Tensor& u, const Tensor& labels, Ints lengths, StringHandle function, Doubles constants,
-                  StringHandle penalty, double penalty_weight, double reference_bits) {
+                  StringHandle penalty, double penalty_weight, double reference_bits,
+                  const std::optional<Tensor>& weights) {
   const std::string name = text(function), penalty_name = text(penalty);
   named<int>(name, kTripletFunctions, "function");
   const std::vector<float> given = constants_of(constants, 3, name);
   const PenaltyTerm on_outputs = penalty_of(penalty_name, penalty_weight, false);
-  const Batch batch = batch_of(u, lengths, reference_bits);
+  Batch batch = batch_of(u, lengths, reference_bits);
   const Labels own = labels_of(labels, batch.n, "labels");
+  weigh_rows(batch, own, weights);
   const Made made(batch);
   triplets(batch, own, {given[0], given[1], given[2]}, on_outputs, made.loss, Call().executor);
   return made.result();
 }
 
 Pair softmax_cpu(const Tensor& u, const Tensor& labels, const Tensor& centers, Ints lengths, StringHandle function,
-                 Doubles constants, StringHandle penalty, double penalty_weight, double reference_bits) {
+                 Doubles constants, StringHandle penalty, double penalty_weight, double reference_bits,
+                 const std::optional<Tensor>& weights) {
   const std::string name = text(function), penalty_name = text(penalty);
   const auto which = named<SoftmaxFunction>(name, kSoftmaxFunctions, "function");
   const std::vector<float> given = constants_of(constants, 2, name);
   const PenaltyTerm on_outputs = penalty_of(penalty_name, penalty_weight, false);
-  const Batch batch = batch_of(u, lengths, reference_bits);
+  Batch batch = batch_of(u, lengths, reference_bits);
   const Labels own = labels_of(labels, batch.n, "labels");
+  weigh_rows(batch, own, weights);
   const Made made(batch);
   const float* const c = matrix(centers, -1, made.deltas.size(1), "centers");
   STD_TORCH_CHECK(centers.size(0) >= 2 && (own.ids || own.classes == centers.size(0)),
@@ -280,18 +301,19 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nhl_fast, m) {
       " float distill_weight, Tensor? fixed_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("step_functions(str body) -> str");
   m.def(
-      "step_center(Tensor u, Tensor centers, Tensor? ids, int[] lengths, str function, float[] constants)"
-      " -> (Tensor, Tensor)");
+      "step_center(Tensor u, Tensor centers, Tensor? ids, int[] lengths, str function, float[] constants,"
+      " Tensor? weights=None, bool between=False) -> (Tensor, Tensor)");
   m.def(
       "step_pairs(Tensor u, Tensor labels, Tensor? bank_u, Tensor? bank_labels, Tensor? written, int[] lengths,"
       " str function, float[] constants, str penalty, float penalty_weight, str weigh, str over, float clamp,"
-      " float reference_bits) -> (Tensor, Tensor)");
+      " float reference_bits, Tensor? weights=None, Tensor? bank_weights=None, float near=1, float far=1)"
+      " -> (Tensor, Tensor)");
   m.def(
       "step_triplets(Tensor u, Tensor labels, int[] lengths, str function, float[] constants, str penalty,"
-      " float penalty_weight, float reference_bits) -> (Tensor, Tensor)");
+      " float penalty_weight, float reference_bits, Tensor? weights=None) -> (Tensor, Tensor)");
   m.def(
       "step_softmax(Tensor u, Tensor labels, Tensor centers, int[] lengths, str function, float[] constants,"
-      " str penalty, float penalty_weight, float reference_bits) -> (Tensor, Tensor)");
+      " str penalty, float penalty_weight, float reference_bits, Tensor? weights=None) -> (Tensor, Tensor)");
   m.def(
       "step_listwise(Tensor u, Tensor targets, Tensor scales, int[] lengths, str function, float[] constants)"
       " -> (Tensor, Tensor, Tensor)");

@@ -3,10 +3,48 @@
 namespace nhl::step {
 namespace {
 
+// As below, a row being positive and negative in part.
+void weighed_triplets(const TripletArgs& a) {
+  double total = 0;
+  const V low = splat(-a.high), high = splat(-a.low);
+  float *const products = a.scratch, *const slopes = a.scratch + a.np + kPad;
+  for (int64_t i = a.begin; i < a.end; ++i) {
+    const float *const theta = a.theta + i * a.np, *const negative = a.negative + i * a.n;
+    float* const out = a.slope + i * a.np;
+    for (int64_t j = 0; j < a.np; ++j) out[j] = slopes[j] = 0;
+    if (a.scale[i] == 0) continue;
+    for (int64_t j = 0; j < a.n; ++j) products[j] = a.ratio * theta[j];
+    const float pull = a.ratio * a.scale[i];
+    double anchor = 0;
+    for (int64_t p = 0; p < a.n; ++p) {
+      const float share = a.positive[i * a.n + p];
+      if (share == 0) continue;
+      const V base = splat(products[p] - a.margin);
+      V values = {}, pulled = {};
+      for (int64_t q = 0; q < a.n; q += kLanes) {
+        const V raw = load_first(products + q, a.n - q) - base, x = min(max(raw, low), high);
+        const V weight = share * load_first(negative + q, a.n - q);
+        const Logistic l = logistic(x);
+        const V slope = ((raw < low) | (raw > high)) ? V{} : weight * l.sigmoid;
+        values += weight * (max(x, V{}) + log1p(l.e));
+        pulled += slope;
+        store(slopes + q, load(slopes + q) + slope);
+      }
+      anchor += sum(values);
+      out[p] -= pull * sum(pulled);
+    }
+    total += a.scale[i] * anchor;
+    for (int64_t q = 0; q < a.n; ++q) out[q] += pull * slopes[q];
+  }
+  *a.value += total;
+}
+
 // For anchor i: the mean over positives p and negatives q of softplus(-t), t = clamp(theta_ip - theta_iq - margin),
 // theta being the products times `ratio`.
 // The negatives' products lie side by side, so that a positive meets a vector of them at a time.
+template <bool weighed>
 void triplets(const TripletArgs& a) {
+  if constexpr (weighed) return weighed_triplets(a);
   float *const gathered = a.scratch, *const slopes = a.scratch + a.np + kPad;
   auto* const places = reinterpret_cast<int32_t*>(slopes + a.np + kPad);
   double total = 0;
@@ -64,6 +102,7 @@ NHL_INLINE I has_class(const SoftmaxArgs& a, int64_t c, int64_t i) {
 
 // Sums over rows and classes of -[y log p + w (1 - y) log(1 - p)], a batch row a lane. Finite where p rounds to 0 or 1:
 // only the largest p can come near 1, and for it 1 - p is taken as the sum of the other classes' p.
+template <bool soft>
 void softmax(const SoftmaxArgs& a) {
   double total = 0;
   const V one = splat(1.0f);
@@ -94,10 +133,18 @@ void softmax(const SoftmaxArgs& a) {
     const V log_rest = log(beside) + (origin - highest) - log_all;  // log(1 - p) of the largest p
     V value = {}, slopes = {}, member_top = {}, absent_top = {};
     for (int64_t c = 0; c < a.classes; ++c) {
-      const I other = top != splat(static_cast<int32_t>(c)), member = has_class(a, c, i);
+      const I other = top != splat(static_cast<int32_t>(c));
+      V present, absent;
+      if constexpr (soft) {
+        present = load(a.soft + c * a.np + i);
+        absent = a.negative_weight * (1.0f - present);
+      } else {
+        const I member = has_class(a, c, i);
+        present = only(member, one);
+        absent = only(~member, splat(a.negative_weight));
+      }
       const V log_p = load(logits + c * a.np) - highest - log_all, p = only(other, load(shares + c * a.np) * p_top);
-      const V absent = only(~member, splat(a.negative_weight)), present = only(member, one);
-      value -= only(member, log_p) + absent * (other ? log1p(-p) : log_rest);
+      value -= only(present > 0, present * log_p) + only(absent > 0, absent * (other ? log1p(-p) : log_rest));
       const V slope = absent * (p / (1.0f - p)) - present;
       slopes += only(other, slope);
       member_top += only(~other, present);

@@ -22,7 +22,7 @@ namespace nhl::step {
 namespace {
 
 constexpr Kernels make_kernels() {
-#define NHL_CENTER(name, type) center<type>,
+#define NHL_CENTER(name, type) {center<type, false>, center<type, true>},
 #define NHL_PENALTY(name, type) penalty<type>,
 #define NHL_PAIRS(name, type) pair_kernel<type>(),
   return {product,
@@ -30,8 +30,8 @@ constexpr Kernels make_kernels() {
           {NHL_CENTER_FUNCTIONS(NHL_CENTER)},
           {NHL_PENALTIES(NHL_PENALTY)},
           {NHL_PAIR_FUNCTIONS(NHL_PAIRS)},
-          triplets,
-          softmax,
+          {triplets<false>, triplets<true>},
+          {softmax<false>, softmax<true>},
           cascade,
           gram_dots,
           weigh,

@@ -3,7 +3,19 @@
 namespace nhl::step {
 namespace {
 
-template <class F>
+// between: a centre's bit c of [-1, 1] is (1 + c) / 2 of +1 and (1 - c) / 2 of -1.
+template <class F, bool between>
+NHL_INLINE void at_center(const float* row, int64_t step, V c, float constant, V& value, V& slope) {
+  if constexpr (!between) return F::pair(row, step, c, constant, value, slope);
+  V far_value, far_slope;
+  F::pair(row, step, splat(1.0f), constant, value, slope);
+  F::pair(row, step, splat(-1.0f), constant, far_value, far_slope);
+  const V near = 0.5f + 0.5f * c, far = 0.5f - 0.5f * c;
+  value = near * value + far * far_value;
+  slope = near * slope + far * far_slope;
+}
+
+template <class F, bool between>
 void center(const Layout& layout, const CenterArgs& p) {
   const int64_t bits = layout.bits(), wide = padded(bits);
   float* const row = p.scratch;
@@ -18,13 +30,15 @@ void center(const Layout& layout, const CenterArgs& p) {
     for (int64_t c = 0; c < bits; c += kLanes) F::once(load_first(u + c, bits - c), p.constant, row + c, wide);
     const float* const center = p.centers + (p.ids ? p.ids[r] : r) * layout.width();
     float* const out = p.deltas + r * layout.width();
+    const float weight = p.weights ? p.weights[r] : 1.0f;
     for (int64_t k = 0; k < layout.m; ++k) {
       const int64_t b = layout.lengths[k], start = layout.starts[k];
       V total = load(sums + k * kPad);
-      const V scale = splat(p.scale[k]);
+      const V scale = splat(p.scale[k] * weight);
       for (int64_t c = 0; c < b; c += kLanes) {
         V value, slope;
-        F::pair(row + c, wide, load_first(center + start + c, b - c), p.constant, value, slope);
+        at_center<F, between>(row + c, wide, load_first(center + start + c, b - c), p.constant, value, slope);
+        value *= weight;
         total += b - c >= kLanes ? value : only(first_lanes(b - c), value);
         store_first(out + start + c, slope * scale, b - c);
       }

@@ -15,6 +15,7 @@ namespace nhl::step {
 constexpr int64_t kPad = 16;    // the widest vector
 constexpr int64_t kBlock = 64;  // batch rows that are worked on together
 constexpr int64_t kTile = 60;   // bank rows that are
+constexpr float kNearlyOne = 1 - 1e-6f;  // a cosine of rows of weights so near to 1 is 1
 
 inline int64_t padded(int64_t n) { return round_up(n, kPad); }
 
@@ -60,6 +61,7 @@ struct CenterArgs {
   const int64_t* ids;
   float constant;  // CSQ: weight of the quantization; DPN: margin
   const float* scale;
+  const float* weights;  // rows: how much each counts, or null for 1
   double* values;  // m, added to
   float* deltas;   // rows x width
   float* scratch;  // 4 * padded(bits) + m * kPad
@@ -70,6 +72,7 @@ struct PenaltyArgs {
   const float* u;
   int64_t rows;
   const float* scale;
+  const float* weights;  // rows: how much each counts, or null for 1
   double* values;
   float* deltas;
   float* scratch;  // 2 * padded(bits)
@@ -82,6 +85,8 @@ struct Similar {
   const int64_t* other_ids;  // bank
   const uint8_t* flags;      // bank label sets, one byte a class
   int64_t classes;
+  const float* columns = nullptr;  // batch rows of weights at norm 1, transposed: (classes x np)
+  const float* rows = nullptr;     // those of the bank: (count x classes)
 };
 
 // A pair function of up to kBlock batch rows against bank rows [begin, end). Products of the first b_k columns are those
@@ -99,7 +104,9 @@ struct PairArgs {
   float limit;             // bank values are clamped to +-limit
   float constants[kMostConstants];  // of the function
   const float* factors;    // m: what inner products are multiplied by (product)
-  float near, far;         // weights of similar and of other pairs (Counting::kinds)
+  float near, far;         // weights of similar and of other pairs (Counting::kinds, weighed)
+  const float* row_weights;     // np: how much each row counts (weighed)
+  const float* column_weights;  // of the bank (weighed)
   double* values;          // m
   float* deltas;           // n x padded_width: sums of slope * bank row (product, distance), of unit bank row (cosine)
   float* row_sums;         // ((m + 1) x np): sums of slopes (distance); in the last row numbers of similar bank rows
@@ -115,6 +122,8 @@ struct TripletArgs {
   int64_t begin, end;
   const uint8_t* similar;  // n x n
   const float* scale;      // an anchor's weight
+  const float* positive;   // n x n: how much a positive of an anchor counts, or null for all that are similar
+  const float* negative;   // likewise
   float ratio;             // theta counts so many times
   float margin, low, high;
   double* value;
@@ -130,6 +139,7 @@ struct SoftmaxArgs {
   const uint32_t* words;  // (words x np)
   float negative_weight;
   const float* weights;  // np: how much each row counts, or null for 1
+  const float* soft;     // (classes x np): y, or null where labels are given
   bool wide;       // logits may be more than 80 apart
   double* value;
   float* scratch;  // 2 x classes x np
@@ -183,11 +193,12 @@ struct Kernels {
   // out[c * ldo + r] = x[r * ldx + c]; columns r of out from `rows` to `filled` become zero.
   void (*transpose)(const float* x, int64_t ldx, int64_t rows, int64_t cols, float* out, int64_t ldo,
                     int64_t filled);
-  void (*center[static_cast<int>(CenterFunction::kinds)])(const Layout&, const CenterArgs&);
+  // [1]: centres lie between -1 and 1.
+  void (*center[static_cast<int>(CenterFunction::kinds)][2])(const Layout&, const CenterArgs&);
   void (*penalty[static_cast<int>(Penalty::bitwise)])(const Layout&, const PenaltyArgs&);
   PairKernel pairs[static_cast<int>(PairFunction::kinds)];
-  void (*triplets)(const TripletArgs&);
-  void (*softmax)(const SoftmaxArgs&);
+  void (*triplets[2])(const TripletArgs&);  // [1]: with `positive` and `negative`
+  void (*softmax[2])(const SoftmaxArgs&);   // [1]: with `soft`
   void (*cascade)(const CascadeArgs&);
   // out[k * m + i] += sum over rows of <left_k, right_i[:b_k]> for i >= k; both rows x padded_width.
   void (*gram_dots)(const Layout&, const float* left, const float* right, int64_t rows, double* out);

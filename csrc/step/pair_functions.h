@@ -29,6 +29,7 @@ enum class Counting : int {
   all,      // each once
   kinds,    // similar pairs and others with a weight of their own
   similar,  // similar pairs once, others not at all
+  weighed,  // by the rows' weights; a pair is similar in part
   ways
 };
 

@@ -97,13 +97,24 @@ void PairSums::walk(const Unit& unit, float* part, double* sums) const {
   std::fill_n(part, part_size(block), 0.0f);
   const Bank& bank = task_.bank;
   Similar similar{nullptr, nullptr, nullptr, nullptr, 0};
+  const bool weighed = task_.counting == Counting::weighed, soft = weighed && task_.labels.soft;
+  const int64_t classes = task_.labels.classes;
+  const Buffer weights(weighed ? np : 0), own_labels(soft ? classes * np : 0);
+  if (weighed) std::fill_n(static_cast<float*>(weights), np, 0.0f);
+  for (int64_t i = 0; weighed && i < n; ++i) weights[i] = task_.batch.weights[block.rows[i]];
+  if (soft) {
+    kernels_.transpose(task_.labels.soft + block.rows[0] * classes, classes, n, classes, own_labels, np, np);
+    similar.columns = own_labels;
+    similar.rows = bank.labels.soft;
+    similar.classes = classes;
+  }
   std::vector<int32_t> ids;
   std::vector<uint32_t> words;
   if (block.chosen == nullptr && bank.labels.ids) {
     ids = label_ids(task_.labels, block.rows.data(), 0, n, np);
     similar.ids = ids.data();
     similar.other_ids = bank.labels.ids;
-  } else if (block.chosen == nullptr) {
+  } else if (block.chosen == nullptr && !soft) {
     words = label_words(task_.labels, block.rows.data(), 0, n, np);
     similar.words = words.data();
     similar.flags = bank.labels.flags;
@@ -111,7 +122,7 @@ void PairSums::walk(const Unit& unit, float* part, double* sums) const {
   }
   PairArgs arguments{columns, signs, n, np, own, bank.u, block.chosen, unit.begin, unit.end,
                      block.chosen ? nullptr : bank.written, similar, task_.limit, {}, task_.factors.data(), task_.near,
-                     task_.far, sums, part, part + n * layout_.padded_width(), scratch};
+                     task_.far, weights, bank.weights, sums, part, part + n * layout_.padded_width(), scratch};
   std::copy(task_.constants.begin(), task_.constants.end(), arguments.constants);
   task_.kernel.run[static_cast<int>(task_.counting)](layout_, arguments);
 }
@@ -133,7 +144,7 @@ void PairSums::gather(const std::vector<Unit>& units, const std::vector<Buffer>&
 }
 
 int64_t pair_scratch(const Layout& layout, int64_t np) {
-  return 2 * kTile * padded(layout.bits()) + 4 * kTile * np + kPad * (kTile + padded(kTile)) + layout.m * padded(kTile);
+  return 2 * kTile * padded(layout.bits()) + 5 * kTile * np + kPad * (kTile + padded(kTile)) + layout.m * padded(kTile);
 }
 
 namespace {
@@ -197,14 +208,17 @@ void pairs(const Batch& batch, const Labels& labels, const Bank* bank, const Pai
     clamped[i] = x > term.clamp ? term.clamp : x < -term.clamp ? -term.clamp : x;
   }
   if (clamps) rows.u = clamped;
-  const Bank self{rows.u, nullptr, n, labels};
+  const Bank self{rows.u, nullptr, n, labels, batch.weights};
   const Bank& others = bank ? *bank : self;
 
   const int64_t unwritten = others.written ? std::count(others.written, others.written + others.count, 0) : 0;
   const double all = static_cast<double>(n) * std::max<double>(1.0, static_cast<double>(others.count - unwritten));
+  const bool weighed = batch.weights != nullptr;
   const Shares shares =
-      term.weigh == Weigh::no ? Shares{} : shares_of(term.weigh, all, similar_pairs(rows, labels, others));
-  const Counting counting = term.over == Over::similar  ? Counting::similar
+      weighed                 ? Shares{term.near, term.far}
+      : term.weigh == Weigh::no ? Shares{} : shares_of(term.weigh, all, similar_pairs(rows, labels, others));
+  const Counting counting = weighed                   ? Counting::weighed
+                            : term.over == Over::similar  ? Counting::similar
                             : term.weigh == Weigh::no ? Counting::all
                                                       : Counting::kinds;
   PairTask task{active_kernels().pairs[static_cast<int>(term.function)], counting, rows, labels, others,

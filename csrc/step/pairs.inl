@@ -13,7 +13,9 @@ struct PairSum {
 };
 template <bool kLogs, Counting kCounting>
 NHL_INLINE void add(PairSum<kLogs, kCounting>& s, const Found& f, I similar) {
-  if constexpr (kCounting == Counting::all) {
+  if constexpr (kCounting == Counting::weighed) {
+    s.others += f.loss;
+  } else if constexpr (kCounting == Counting::all) {
     s.others += f.loss;
     if constexpr (kLogs) add(s.other_logs, f.inside);
   } else {
@@ -28,6 +30,7 @@ NHL_INLINE void add(PairSum<kLogs, kCounting>& s, const Found& f, I similar) {
 template <bool kLogs, Counting kCounting>
 NHL_INLINE V value(const PairSum<kLogs, kCounting>& s, const PairArgs& p) {
   V near = s.near, others = s.others;
+  if constexpr (kCounting == Counting::weighed) return others;
   if constexpr (kLogs && kCounting != Counting::all) near += value(s.near_logs);
   if constexpr (kLogs && kCounting != Counting::similar) others += value(s.other_logs);
   return kCounting == Counting::kinds ? p.near * near + p.far * others : near + others;
@@ -73,12 +76,13 @@ struct PairScratch {
     coded = take(kTile * np);
     slope = take(kTile * np);
     similar = reinterpret_cast<int32_t*>(take(kTile * np));
+    grade = take(kTile * np);
     partial = take(kTile * kPad);
     turned = take(kPad * padded(kTile));
     theirs = take(layout.m * padded(kTile));
   }
   int64_t wide;
-  float *tile, *signs, *product, *coded, *slope, *partial, *turned, *theirs;
+  float *tile, *signs, *product, *coded, *slope, *grade, *partial, *turned, *theirs;
   int32_t* similar;
 };
 
@@ -123,6 +127,32 @@ void tile_norms(const Layout& layout, const float* tile, int64_t stride, int64_t
   }
 }
 
+// How similar the pairs of a tile are, from 0 to 1: cosines of rows of weights, or whether they are at all.
+void grades(const PairArgs& p, int64_t begin, int64_t count, const PairScratch& s) {
+  const Similar& labels = p.similar;
+  if (labels.rows)
+    product({labels.rows + begin * labels.classes, labels.classes, 1, labels.columns, p.np, s.grade, p.np, count, p.np,
+             labels.classes, false});
+  for (int64_t i = 0; i < count * p.np; i += kLanes) {
+    const V one = splat(1.0f), x = load(s.grade + i);
+    store(s.grade + i, labels.rows ? (x > splat(kNearlyOne) ? one : x) : only(load(s.similar + i), one));
+  }
+}
+
+// A pair that is similar in part: so much of either kind.
+template <class F>
+NHL_INLINE Found between(Pair pair, const Constants& constants, V near, V far) {
+  pair.similar = splat(-1);
+  Found yes = F::at(pair, constants);
+  pair.similar = splat(0);
+  Found no = F::at(pair, constants);
+  if constexpr (F::logs) {
+    yes.loss += log1p(yes.inside);
+    no.loss += log1p(no.inside);
+  }
+  return {near * yes.loss + far * no.loss, V{}, near * yes.slope + far * no.slope};
+}
+
 // Values, and slopes in the products, of a tile at length k.
 template <class F, Counting kCounting>
 void tile_values(const Layout& layout, const PairArgs& p, int64_t k, int64_t begin, int64_t count,
@@ -138,6 +168,8 @@ void tile_values(const Layout& layout, const PairArgs& p, int64_t k, int64_t beg
     V own = {}, slopes = {};
     Pair pair{};
     if constexpr (apart || unit) own = load(p.own + k * p.np + i);
+    V weights = {};
+    if constexpr (kCounting == Counting::weighed) weights = load(p.row_weights + i);
     for (int64_t j = 0; j < count; ++j) {
       float* const to = s.slope + j * p.np + i;
       if (p.written && !p.written[begin + j]) {
@@ -149,7 +181,13 @@ void tile_values(const Layout& layout, const PairArgs& p, int64_t k, int64_t beg
       pair.x = apart ? own + theirs - product : unit ? product * own * theirs : factor * product;
       if constexpr (F::signs) pair.coded = factor * load(s.coded + j * p.np + i);
       pair.similar = load(s.similar + j * p.np + i);
-      const Found found = F::at(pair, constants);
+      Found found;
+      if constexpr (kCounting == Counting::weighed) {
+        const V grade = load(s.grade + j * p.np + i), weight = p.column_weights[begin + j] * weights;
+        found = between<F>(pair, constants, weight * near * grade, weight * far * (1.0f - grade));
+      } else {
+        found = F::at(pair, constants);
+      }
       add(sums, found, pair.similar);
       V slope = found.slope;
       if constexpr (kCounting == Counting::kinds) slope *= pair.similar ? near : far;
@@ -174,7 +212,7 @@ void count_similar(const PairArgs& p, int64_t begin, int64_t count, const int32_
 // How tiles are prepared for a pair function.
 struct Tiles {
   Geometry geometry;
-  bool signs, counted;
+  bool signs, counted, weighed;
   float without;
   void (*values)(const Layout&, const PairArgs&, int64_t, int64_t, int64_t, const PairScratch&);
 };
@@ -198,6 +236,7 @@ void walk(const Layout& layout, const PairArgs& p, const Tiles& tiles) {
     if (tiles.signs)
       for (int64_t i = 0; i < count * s.wide; i += kLanes) store(s.signs + i, bit_sign(load(s.tile + i)));
     mark_similar(p, p.chosen, begin, count, s.similar);
+    if (tiles.weighed) grades(p, begin, count, s);
     if (tiles.counted) count_similar(p, begin, count, s.similar, p.row_sums + layout.m * p.np);
     for (int64_t k = 0; k < layout.m; ++k) {
       const int64_t first = layout.first(k), fresh = layout.lengths[k] - first;
@@ -220,14 +259,16 @@ constexpr float without() {
 
 template <class F, Counting kCounting>
 void pairs(const Layout& layout, const PairArgs& p) {
-  walk(layout, p, {F::geometry, F::signs, kCounting == Counting::similar, without<F>(), tile_values<F, kCounting>});
+  walk(layout, p, {F::geometry, F::signs, kCounting == Counting::similar, kCounting == Counting::weighed, without<F>(),
+                   tile_values<F, kCounting>});
 }
 
 template <class F>
 constexpr PairKernel pair_kernel() {
   static_assert(F::constants <= kMostConstants, "kMostConstants");
   return {F::geometry, F::signs, without<F>(), F::constants,
-          {pairs<F, Counting::all>, pairs<F, Counting::kinds>, pairs<F, Counting::similar>}};
+          {pairs<F, Counting::all>, pairs<F, Counting::kinds>, pairs<F, Counting::similar>,
+           pairs<F, Counting::weighed>}};
 }
 
 }  // namespace

@@ -15,7 +15,8 @@ void add_bitwise(const PenaltyTerm& penalty, const Layout& layout, const Batch& 
   for_blocks(executor, 10.0 * n * layout.width(), n, kBlock, [&](int64_t i, int64_t begin, int64_t end) {
     const Buffer scratch(2 * padded(bits));
     kernels.penalty[static_cast<int>(penalty.kind)](layout,
-                                            {batch.u + begin * bits, end - begin, scale.data(), parts.data() + i * m,
+                                            {batch.u + begin * bits, end - begin, scale.data(),
+                                             batch.weights ? batch.weights + begin : nullptr, parts.data() + i * m,
                                              out.deltas + begin * layout.width(), scratch});
   });
   const std::vector<double> sums = total(parts, m);
@@ -34,8 +35,8 @@ void add_balance(float weight, const Layout& layout, const Batch& batch, const L
     prefix_dots(kernels, layout, batch.u + i * layout.bits(), ones, sums.data());
     for (int64_t k = 0; k < layout.m; ++k) {
       const auto b = static_cast<double>(layout.lengths[k]);
-      squares[k] += (sums[k] / b) * (sums[k] / b);
-      const auto slope = static_cast<float>(2.0 * weight * sums[k] / (b * b * n));
+      squares[k] += batch.weight(i) * (sums[k] / b) * (sums[k] / b);
+      const auto slope = static_cast<float>(2.0 * weight * batch.weight(i) * sums[k] / (b * b * n));
       float* const to = out.deltas + i * layout.width() + layout.starts[k];
       for (int64_t c = 0; c < layout.lengths[k]; ++c) to[c] += slope;
     }
@@ -61,9 +62,9 @@ void add_cauchy(float weight, float gamma, float cap, const Layout& layout, cons
       const Norm norm(squares[k], 0.0f);
       const double cosine = norm.some ? absolute[k] / std::sqrt(squares[k] * b) : 0;
       const double free = b / 2 * (1 - (cosine > cap ? cap : cosine)), d = free < 1e-6 ? 1e-6 : free;
-      values[k] += std::log1p(d / gamma);
+      values[k] += batch.weight(i) * std::log1p(d / gamma);
       if (!norm.some || cosine > cap || free < 1e-6) continue;
-      const double slope = -weight * b / 2 / (gamma + d) / n / std::sqrt(squares[k]);
+      const double slope = -weight * batch.weight(i) * b / 2 / (gamma + d) / n / std::sqrt(squares[k]);
       const auto sign = static_cast<float>(slope / std::sqrt(b));
       const auto along = static_cast<float>(slope * cosine / std::sqrt(squares[k]));
       float* const to = out.deltas + i * layout.width() + layout.starts[k];

@@ -9,15 +9,16 @@ void penalty(const Layout& layout, const PenaltyArgs& p) {
   float *const slopes = p.scratch, *const sums = p.scratch + wide;
   for (int64_t c = 0; c < wide; ++c) sums[c] = 0;
   for (int64_t r = 0; r < p.rows; ++r) {
+    const float weight = p.weights ? p.weights[r] : 1.0f;
     for (int64_t c = 0; c < bits; c += kLanes) {
       V value, slope;
       F::apply(load_first(p.u + r * bits + c, bits - c), value, slope);
-      store(sums + c, load(sums + c) + value);
+      store(sums + c, load(sums + c) + weight * value);
       store(slopes + c, slope);
     }
     float* const out = p.deltas + r * layout.width();
     for (int64_t k = 0; k < layout.m; ++k) {
-      const V scale = splat(p.scale[k]);
+      const V scale = splat(p.scale[k] * weight);
       float* const d = out + layout.starts[k];
       const int64_t b = layout.lengths[k];
       for (int64_t c = 0; c < b; c += kLanes)

@@ -5,28 +5,32 @@ namespace nhl::step {
 
 namespace {
 
-// f(row, class) for the classes of the rows [begin, begin + count), rows counted from 0; an id out of range is of none.
+// f(row, class, y) for the classes of the rows [begin, begin + count), rows counted from 0; an id out of range is of
+// none.
 template <class F>
 void for_members(const Labels& labels, int64_t classes, int64_t begin, int64_t count, const F& f) {
   for (int64_t i = 0; i < count; ++i) {
     if (labels.ids) {
       const int64_t id = labels.ids[begin + i];
-      if (id >= 0 && id < classes) f(i, id);
+      if (id >= 0 && id < classes) f(i, id, 1.0f);
       continue;
     }
+    for (int64_t c = 0; labels.soft && c < classes; ++c)
+      if (labels.soft[(begin + i) * classes + c] > 0) f(i, c, labels.soft[(begin + i) * classes + c]);
+    if (labels.soft) continue;
     const uint8_t* const flags = labels.flags + (begin + i) * classes;
     for (int64_t c = 0; c < classes; ++c)
-      if (flags[c]) f(i, c);
+      if (flags[c]) f(i, c, 1.0f);
   }
 }
 
 // The logit of a row's own class, x = sharpness * cosine, with its margin; `slope` is the derivative in x.
-float with_margin(const SoftmaxTerm& term, float x, float sharpness, float& slope) {
+float with_margin(const SoftmaxTerm& term, float x, float y, float sharpness, float& slope) {
   slope = 1;
-  if (term.function == SoftmaxFunction::cosine) return x - sharpness * term.constant;
+  if (term.function == SoftmaxFunction::cosine) return x - sharpness * (y * term.constant);
   const float cosine = x / sharpness, square = (1 - cosine) * (1 + cosine), least = 1e-4f;
   const float sine = std::sqrt(square > least ? square : least);
-  const float c = std::cos(term.constant), s = std::sin(term.constant);
+  const float c = std::cos(y * term.constant), s = std::sin(y * term.constant);
   slope = square > least ? c + s * cosine / sine : c;
   return sharpness * (cosine * c - sine * s);
 }
@@ -63,16 +67,22 @@ void softmax(const Batch& batch, const Labels& labels, const SoftmaxTerm& term, 
     }
     std::vector<int32_t> ids;
     std::vector<uint32_t> words;
-    if (labels.ids)
+    const Buffer soft(labels.soft ? classes * np : 0);
+    if (labels.soft)
+      kernels.transpose(labels.soft + begin * classes, classes, count, classes, soft, np, np);
+    else if (labels.ids)
       ids = label_ids(labels, nullptr, begin, count, np);
     else
       words = label_words(labels, nullptr, begin, count, np);
-    const Buffer shares(margins ? np : 0), falls(margins ? classes * np : 0);
+    const Buffer shares(margins || batch.weights ? np : 0), falls(margins ? classes * np : 0);
     if (margins) {
       std::fill_n(static_cast<float*>(shares), np, 0.0f);
-      for_members(labels, classes, begin, count, [&](int64_t i, int64_t) { shares[i] += 1; });
+      for_members(labels, classes, begin, count, [&](int64_t i, int64_t, float y) { shares[i] += y; });
       for (int64_t i = 0; i < np; ++i) shares[i] = shares[i] > 0 ? 1 / shares[i] : 0;
+    } else if (batch.weights) {
+      std::fill_n(static_cast<float*>(shares), np, 1.0f);
     }
+    for (int64_t i = 0; batch.weights && i < count; ++i) shares[i] *= batch.weights[begin + i];
     for (int64_t k = 0; k < m; ++k) {
       const int64_t b = layout.lengths[k], start = layout.starts[k];
       kernels.product({term.centers + start, width, 1, columns, np, logits, np, classes, np, b, false});
@@ -81,16 +91,17 @@ void softmax(const Batch& batch, const Labels& labels, const SoftmaxTerm& term, 
       for (int64_t c = 0; c < classes; ++c)
         for (int64_t i = 0; i < np; ++i) logits[c * np + i] *= inverse[k * np + i];
       if (margins)
-        for_members(labels, classes, begin, count, [&](int64_t i, int64_t c) {
+        for_members(labels, classes, begin, count, [&](int64_t i, int64_t c, float y) {
           float& x = logits[c * np + i];
-          x = with_margin(term, x, sharpness * std::sqrt(static_cast<float>(b)), falls[c * np + i]);
+          x = with_margin(term, x, y, sharpness * std::sqrt(static_cast<float>(b)), falls[c * np + i]);
         });
-      kernels.softmax({logits, classes, count, np, labels.ids ? ids.data() : nullptr, words.data(),
-                       margins ? 0 : term.constant, margins ? static_cast<const float*>(shares) : nullptr, wide,
+      kernels.softmax[labels.soft != nullptr]({logits, classes, count, np, labels.ids ? ids.data() : nullptr, words.data(),
+                       margins ? 0 : term.constant,
+                       margins || batch.weights ? static_cast<const float*>(shares) : nullptr, soft, wide,
                        parts.data() + block * m + k, scratch});
       if (margins)
         for_members(labels, classes, begin, count,
-                    [&](int64_t i, int64_t c) { logits[c * np + i] *= falls[c * np + i]; });
+                    [&](int64_t i, int64_t c, float) { logits[c * np + i] *= falls[c * np + i]; });
       kernels.product({logits, 1, np, term.centers + start, width, g, b, count, b, classes, false});
       for (int64_t i = 0; i < count; ++i)
         unit_back(kernels, batch.u + (begin + i) * bits, g + i * b, b, norms[i * m + k], sharpness * scale,

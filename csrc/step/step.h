@@ -15,11 +15,12 @@ namespace nhl::step {
 
 using Lengths = std::vector<int64_t>;
 
-// Class ids, or label sets with one byte a class (zero or not).
+// Class ids, label sets with one byte a class (zero or not), or rows of weights of the classes.
 struct Labels {
   const int64_t* ids;
   const uint8_t* flags;
   int64_t classes;
+  const float* soft = nullptr;
 };
 
 struct Batch {
@@ -27,7 +28,9 @@ struct Batch {
   int64_t n;
   Lengths lengths;
   float reference = 0;  // inner products of b bits count reference / b times; 0: as they are
+  const float* weights = nullptr;  // how much each row counts, 1 in the mean; null: 1
 
+  double weight(int64_t i) const { return weights ? static_cast<double>(weights[i]) : 1; }
   double ratio(int64_t b) const { return reference > 0 ? static_cast<double>(reference) / static_cast<double>(b) : 1; }
 };
 
@@ -71,9 +74,9 @@ struct PenaltyTerm {
 };
 
 // A function of an output and its centre: centres of +-1 (classes x expanded width), or one a row where there are no
-// ids. constant: CSQ's weight of the quantization, DPN's margin.
-void center(CenterFunction function, const Batch& batch, const float* centers, const int64_t* ids, float constant,
-            const Loss& out, const Executor& executor);
+// ids, `between` -1 and 1 perhaps. constant: CSQ's weight of the quantization, DPN's margin.
+void center(CenterFunction function, const Batch& batch, const float* centers, const int64_t* ids, bool between,
+            float constant, const Loss& out, const Executor& executor);
 
 // The last outputs of all training items (`count` x L); rows not written (null: none) count for nothing.
 struct Bank {
@@ -81,6 +84,7 @@ struct Bank {
   const uint8_t* written;
   int64_t count;
   Labels labels;
+  const float* weights = nullptr;  // where the batch has some
 };
 
 // How much a pair counts: once; N / n where n of the N pairs that count are of its kind (similar or not); half of that.
@@ -98,6 +102,7 @@ struct PairTerm {
   Weigh weigh = Weigh::no;
   Over over = Over::pairs;
   float clamp = std::numeric_limits<float>::infinity();  // outputs and bank are clamped to +-clamp first
+  float near = 1, far = 1;  // where rows have weights, in place of `weigh` and `over`: what pairs of each kind count
 };
 int constants_of(PairFunction function);
 Geometry geometry_of(PairFunction function);

@@ -3,23 +3,58 @@
 
 namespace nhl::step {
 
+namespace {
+
+// How similar rows are (n x n): cosines of rows of weights, or whether they are at all.
+std::vector<float> grades_of(const Kernels& kernels, const Labels& labels, const std::vector<uint8_t>& similar,
+                             int64_t n) {
+  std::vector<float> out(similar.begin(), similar.end());
+  if (!labels.soft) return out;
+  out.resize(n * n);
+  for (int64_t i = 0; i < n; ++i)
+    for (int64_t j = 0; j < n; ++j) {
+      const double x = kernels.dot(labels.soft + i * labels.classes, labels.soft + j * labels.classes, labels.classes);
+      out[i * n + j] = x > kNearlyOne ? 1.0f : static_cast<float>(x);
+    }
+  return out;
+}
+
+}  // namespace
+
 void triplets(const Batch& batch, const Labels& labels, const TripletTerm& term, const PenaltyTerm& penalty,
               const Loss& out, const Executor& executor) {
   const Kernels& kernels = active_kernels();
   const Plan plan(batch.lengths);
   const Layout& layout = plan.layout;
   const int64_t n = batch.n, m = layout.m, width = layout.padded_width();
-  const std::vector<uint8_t> similar = similarity(labels, n);
-  std::vector<float> scale(n, 0.0f);
+  const bool weighed = batch.weights != nullptr;
+  const std::vector<uint8_t> similar = weighed && labels.soft ? std::vector<uint8_t>{} : similarity(labels, n);
+  std::vector<float> scale(n, 0.0f), positive, negative;
   double usable = 0, triplets = 0;
-  for (int64_t i = 0; i < n; ++i) {
+  if (weighed) {
+    const std::vector<float> grades = grades_of(kernels, labels, similar, n);
+    for (int64_t i = 0; i < n; ++i) {
+      double near = 0, far = 0;
+      for (int64_t j = 0; j < n; ++j) {
+        positive.push_back(grades[i * n + j] * batch.weights[j]);
+        negative.push_back((1 - grades[i * n + j]) * batch.weights[j]);
+        near += positive.back(), far += negative.back();
+      }
+      if (near * far > 0) scale[i] = static_cast<float>(batch.weights[i] / (near * far));
+      usable += near * far > 0 ? batch.weights[i] : 0;
+    }
+    triplets = static_cast<double>(n) * n * n;
+    if (usable == 0) usable = 1;
+    for (float& s : scale) s = static_cast<float>(s / usable);
+  }
+  for (int64_t i = 0; !weighed && i < n; ++i) {
     const int64_t positives = std::count(similar.begin() + i * n, similar.begin() + (i + 1) * n, 1);
     const double count = static_cast<double>(positives) * static_cast<double>(n - positives);
     if (count > 0) scale[i] = static_cast<float>(1 / count);
     usable += count > 0;
     triplets += count;
   }
-  for (float& s : scale) s = static_cast<float>(s / std::max(usable, 1.0));
+  for (float& s : scale) s = weighed ? s : static_cast<float>(s / std::max(usable, 1.0));
 
   const Square square(kernels, layout, batch);
   const int64_t step = n * square.np;
@@ -31,7 +66,8 @@ void triplets(const Batch& batch, const Labels& labels, const TripletTerm& term,
     const Buffer scratch(3 * (square.np + kPad));
     for (int64_t k = 0; k < m; ++k) {
       square.gram(k, begin, end, theta, theta);
-      kernels.triplets({theta, n, square.np, begin, end, similar.data(), scale.data(),
+      kernels.triplets[weighed]({theta, n, square.np, begin, end, similar.data(), scale.data(), positive.data(),
+                        negative.data(),
                         static_cast<float>(batch.ratio(layout.lengths[k])), term.margin, term.low,
                         term.high, parts.data() + i * m + k, slopes + k * step, scratch});
     }

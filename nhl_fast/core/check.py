@@ -135,15 +135,40 @@ def present(value: torch.Tensor, name: str) -> torch.Tensor:
     return value
 
 
+def refuse_script(module) -> None:
+    """Raise TypeError: `torch.jit.script` asks every module that it is to compile (see `__prepare_scriptable__`)."""
+    raise TypeError(
+        f"torch.jit.script: {type(module).__name__} is no TorchScript; torch.compile speeds it up, and torch.export "
+        "saves layer.encode with its backbone"
+    )
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func runs."""
+    import torch
+
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
+def vmapped() -> bool:
+    """Whether torch.func.vmap is among the transforms that run: no condition can then depend on values."""
+    import torch
+
+    if not transformed():
+        return False
+    levels = torch._C._functorch.get_interpreter_stack()
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)
+
+
 def values(condition: torch.Tensor, message: str) -> None:
     """Raise ValueError(`message`) where the 0-d bool tensor `condition` is false.
 
     On a CUDA device the check is a device-side assertion, so that no step waits for the host; while
-    torch.compile traces it is left out.
+    torch.compile traces, and within torch.func.vmap, it is left out.
     """
     import torch
 
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or vmapped():
         return
     if condition.device.type == "cuda":
         torch._assert_async(condition, message)

@@ -6,6 +6,8 @@ import inspect
 
 import torch
 
+from . import check
+
 ONCE = (
     "create_graph=True: this gradient of nhl_fast was computed together with its value and cannot be differentiated "
     "again (no Hessian, gradient penalty or MAML through it). Twice differentiable are NestedHashLayer's outputs "
@@ -22,6 +24,8 @@ def _bound(function: type[torch.autograd.Function]) -> type[torch.autograd.Funct
 @_bound
 class _Once(torch.autograd.Function):
     """A gradient, tied to what it was taken with respect to: differentiating it raises."""
+
+    generate_vmap_rule = True
 
     @staticmethod
     def forward(gradient, source):
@@ -53,6 +57,8 @@ def once(gradient: torch.Tensor | None, *sources: torch.Tensor) -> torch.Tensor 
 class _OnceThrough(torch.autograd.Function):
     """`value`, whose own graph lacks `source`: its gradients may be taken, but not differentiated."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(value, source):
         return value.view_as(value)
@@ -82,6 +88,8 @@ def with_parameters(result: torch.Tensor, of_parameters: torch.Tensor, *sources:
 
 @_bound
 class _KnownGradient(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x, value, grad, columns):
         return value.clone()
@@ -113,7 +121,7 @@ def known_gradient(
 
 def per_length_gradients(function, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """(values, gradient of their sum at v); a column belongs to one length, so this is each length's own gradient."""
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() or check.transformed():
 
         def total(x):
             # Traced, an autograd.Function right on the input of func.grad would lose its gradient (torch 2.13).

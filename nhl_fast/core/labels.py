@@ -75,6 +75,8 @@ def check_form(labels, num_rows: int, num_classes: int | None = None, name: str 
 
 def to_multi_hot(labels: torch.Tensor, num_classes: int, dtype=torch.float32) -> torch.Tensor:
     """Multi-hot rows (N, C) of `dtype` from ids or multi-hot rows."""
+    if labels.ndim == 1 and check.vmapped():  # one_hot looks at the values
+        return (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(dtype)
     if labels.ndim == 1:
         return F.one_hot(labels.long(), num_classes).to(dtype)
     return labels.to(dtype)

@@ -23,7 +23,8 @@ class NestedHashLayer(nn.Module):
             integer is one length.
 
     The weight (L, d) starts as N(0, 0.01), the bias (L,) as 0. The parameters are named `hash_layer.weight` and
-    `hash_layer.bias`, so that weights saved by the authors' layer load as they are.
+    `hash_layer.bias`, so that weights saved by the authors' layer load as they are; of their MoCo_RML_head's,
+    `hash_layer_q.*` load and the momentum copy `hash_layer_k.*` is left out.
 
     `hash_layer` may be replaced (a LoRA wrapper, a quantized layer), have no bias, or carry hooks, parametrizations
     and pruning masks: anything but a plain `nn.Linear` is called as the module that it is, by the reference.
@@ -70,9 +71,17 @@ class NestedHashLayer(nn.Module):
         return PROJECT(x, self, backend=backend)
 
     def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """The m prefixes (N, b_k) of the raw outputs, as views of one (N, L) tensor."""
-        u = self.project(x)
-        return tuple(u[:, :b] for b in self.code_lengths)
+        """The m prefixes (N, b_k) of the raw outputs, as views of one (N, L) tensor.
+
+        As with nn.Linear, features may be (..., d), tokens (N, T, d) or one row (d,), and outputs are (..., b_k).
+        """
+        usual = not isinstance(x, torch.Tensor) or x.ndim in (0, 2) or x.shape[-1] != self.in_features
+        if usual:
+            u = self.project(x)
+        else:
+            rows = check.tensor(x, "x", floating=True).reshape(-1, self.in_features)
+            u = self.project(rows).reshape(*x.shape[:-1], self.out_features)
+        return tuple(u[..., :b] for b in self.code_lengths)
 
     def outputs(self, x: torch.Tensor) -> torch.Tensor:
         """The reference's raw outputs (N, L) of checked features, through the layer's own projection and hooks."""
@@ -93,6 +102,19 @@ class NestedHashLayer(nn.Module):
         """
         self.check_features(x)
         return ENCODE(x, self, backend=backend)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args, **kwargs):
+        # The authors' MoCo_RML_head: q is the layer that is trained, k its momentum copy.
+        ours, trained, copy = (f"{prefix}hash_layer{which}." for which in ("", "_q", "_k"))
+        if f"{trained}weight" in state_dict and f"{ours}weight" not in state_dict:
+            for key in [key for key in state_dict if key.startswith((trained, copy))]:
+                value = state_dict.pop(key)
+                if key.startswith(trained):
+                    state_dict[ours + key.removeprefix(trained)] = value
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+
+    def __prepare_scriptable__(self):
+        check.refuse_script(self)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, code_lengths={self.code_lengths}"

@@ -146,6 +146,9 @@ class NestedObjective(nn.Module):
             raise ValueError(wrong + f"got {check.describe(weighting)}")
         return fixed.tolist()
 
+    def __prepare_scriptable__(self):
+        check.refuse_script(self)
+
     def _apply(self, fn, recurse=True):
         kept = self._fixed_weights
         super()._apply(fn, recurse)

@@ -37,7 +37,7 @@ def _evaluate(request: StepRequest, u: torch.Tensor, plain: torch.Tensor, record
         plain, labels = loss.prepare(plain, request.labels, request.index)
 
     def both(v):
-        losses = loss.expanded(v, labels)
+        losses = loss.evaluated(v, labels)
         if distill_weight == 0:
             return torch.stack([losses, torch.zeros_like(losses)])
         distill = expanded_distillation_losses(v, lengths, loss.segments, request.teacher)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 
 import torch
 from torch import nn
 
 from ..core import check, ranks
-from ..core.labels import check_labels, similarity, to_multi_hot
+from ..core.labels import check_form, check_labels, similarity, to_multi_hot
 
 
 class Bank(nn.Module):
@@ -31,15 +32,22 @@ class Bank(nn.Module):
         self.u = torch.zeros(num_train, code_lengths[-1])
         self.labels = torch.zeros(num_train, dtype=torch.int64)
         self.written = torch.zeros(num_train, dtype=torch.bool)
+        self.soft = False  # whether labels are rows of weights
         self.joined = False  # whether rows come from all ranks at once
 
     @torch.no_grad()
-    def update(self, index: torch.Tensor, u: torch.Tensor, labels: torch.Tensor) -> None:
-        """Store outputs `u` (N, L) and `labels` (ids (N,) or multi-hot (N, C)) in rows `index` (N,)."""
+    def update(self, index: torch.Tensor, u: torch.Tensor, labels: torch.Tensor, counted=None) -> None:
+        """Store outputs `u` (N, L) and `labels` (ids (N,) or multi-hot (N, C)) in rows `index` (N,).
+
+        counted (N,) bool: rows that are not are marked as never written.
+        """
         check.tensor(u, "u", ndim=2, floating=True)
-        labels = check_labels(labels, u.shape[0], self.num_classes)
+        if self.soft:
+            check_form(labels, u.shape[0], self.num_classes)
+        else:
+            labels = check_labels(labels, u.shape[0], self.num_classes)
         self.check_index(index, u.shape[0])
-        check.present(index, "index")
+        index = check.present(index, "index").to(self.u.device)
         if u.shape[1] != self.u.shape[1]:
             raise ValueError(f"u: expected {self.u.shape[1]} columns, got {check.describe(u)}")
         if self.u.dtype != u.dtype and u.dtype == torch.float64:
@@ -47,11 +55,22 @@ class Bank(nn.Module):
         if labels.ndim == 2 and self.labels.ndim == 1:
             self.labels = to_multi_hot(self.labels, self.num_classes, torch.bool)
         if self.labels.ndim == 2:
-            labels = to_multi_hot(labels, self.num_classes, torch.bool)
+            labels = to_multi_hot(labels, self.num_classes, self.labels.dtype)
         refuse_ranks(self)
         self.u[index] = u.detach().to(self.u.dtype)
         self.labels[index] = labels
-        self.written.index_fill_(0, index.long(), True)  # an indexed assignment would copy True to the device
+        if counted is not None:
+            self.written.index_copy_(0, index.long(), counted)
+        else:
+            self.written.index_fill_(0, index.long(), True)  # an indexed assignment would copy True to the device
+
+    def take_weights(self, soft: bool) -> None:
+        """Hold rows of weights as labels (`soft`), or ids and multi-hot rows again; what was written stays."""
+        if soft and not self.soft:
+            self.labels = to_multi_hot(self.labels, self.num_classes, torch.float32)
+        elif self.soft and not soft:
+            raise ValueError("soft: the bank holds rows of weights; make the loss anew")
+        self.soft = soft
 
     def check_index(self, index, num_rows: int, values: bool = True) -> None:
         """Raise unless `index` holds `num_rows` valid row numbers (without `values`: any integers)."""
@@ -105,7 +124,14 @@ class Bank(nn.Module):
         rest = {k: v for k, v in state_dict.items() if k not in {prefix + name for name in given}}
         super()._load_from_state_dict(rest, prefix, local_metadata, strict, missing, unexpected, errors)
         missing += [prefix + name for name in self.tensors() if name not in given and strict]
+        if self._set_aside(given, prefix):
+            return
         labels, outputs = given.get("labels"), given.get("u")
+        if labels is not None and labels.ndim == 2 and labels.is_floating_point() != self.soft:
+            errors.append(f"{prefix}labels: rows of weights (`label_options`) and label sets are not each other")
+            return
+        if labels is not None and labels.ndim == 1 and self.soft:
+            given["labels"] = labels = to_multi_hot(labels, self.num_classes, self.labels.dtype)
         if labels is not None and labels.ndim != self.labels.ndim:
             self.labels = torch.zeros_like(labels, device=self.labels.device)
         if outputs is not None and outputs.dtype == torch.float64:
@@ -122,6 +148,21 @@ class Bank(nn.Module):
             else:
                 with torch.no_grad():
                     own.copy_(value)
+
+    def _set_aside(self, given: dict[str, torch.Tensor], prefix: str) -> bool:
+        """Whether a checkpoint's bank is of another training set: it is left out, and this one starts empty."""
+        outputs = given.get("u")
+        if outputs is None or outputs.ndim != 2 or outputs.shape[1] != self.u.shape[1]:
+            return False
+        if len(outputs) == self.num_train or any(len(value) != len(outputs) for value in given.values()):
+            return False
+        warnings.warn(
+            f"{prefix}u: the checkpoint's bank is of {len(outputs)} training items, this one of {self.num_train}: it "
+            "is left out, and the bank starts empty",
+            stacklevel=2,
+        )
+        self.reset_parameters()
+        return True
 
     def extra_repr(self) -> str:
         return f"num_train={self.num_train}, longest={self.u.shape[1]}"
@@ -173,7 +214,10 @@ class BankMixin:
                     f"index: {type(self).__name__} keeps a bank of all training items and needs each row's position "
                     "in the training set while training (pass index; eval() or torch.no_grad() only reads the bank)"
                 )
-            self.bank.update(index, u, labels)
+            if isinstance(labels, torch.Tensor):
+                self.bank.update(index, u, labels)
+            else:  # with options
+                self.bank.update(index, u, labels.labels, labels.counted)
         return u, labels
 
     def takes_rows(self) -> bool:

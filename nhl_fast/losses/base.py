@@ -11,6 +11,7 @@ from ..core.labels import as_labels, check_labels, to_multi_hot
 from ..core.operation import Operation
 from ..core.precision import no_autocast
 from ..core.prefixes import expand, segment_matrix, split
+from . import weighted
 from .bank import Bank
 from .form import Form
 
@@ -44,13 +45,16 @@ class NestedLoss(nn.Module):
         super().__init__()
         self.num_classes = check.positive_int(num_classes, "num_classes")
         self.code_lengths = check.code_lengths(code_lengths)
+        self._label_options, self._given_class_weights = None, None
         for name, value in self._constants().items():
             self.register_buffer(name, value.to(torch.get_default_device()), persistent=False)
 
     def _constants(self) -> dict[str, torch.Tensor]:
         """The buffers that no state dict holds, on the CPU: they follow from the code lengths."""
         with torch.device("cpu"):
-            return {"_segments": segment_matrix(self.code_lengths), "_bits": torch.tensor(self.code_lengths)}
+            found = {"_segments": segment_matrix(self.code_lengths), "_bits": torch.tensor(self.code_lengths)}
+        given = self._given_class_weights
+        return found if given is None else {**found, "_class_weights": given}
 
     def reset_parameters(self) -> None:
         """Set the loss's own persistent buffers as at the beginning (after `to_empty`, say); here there are none."""
@@ -61,11 +65,39 @@ class NestedLoss(nn.Module):
         # `to_empty` leaves memory as it finds it.
         for name, value in self._constants().items():
             old = getattr(self, name)
-            setattr(self, name, value.to(old.device, old.dtype))
+            # Half precision would lose digits of class weights.
+            setattr(self, name, value.to(old.device, old.dtype if old.itemsize >= 4 else value.dtype))
         if was_meta and not any(buffer.is_meta for buffer in self.buffers()):
             for module in self.modules():
                 if isinstance(module, (NestedLoss, Bank)):
                     module.reset_parameters()
+        return self
+
+    def label_options(self, *, ignore_index: int | None = None, class_weights=None, soft: bool = False):
+        """Say how labels count, for all calls to come; the loss itself comes back.
+
+        Every mean over rows becomes a mean by their weights, of the penalties, too; one over pairs weighs a pair with
+        the product of its rows' weights, one over triplets with that of all three. docs/labels.md has the formulas.
+
+        Args:
+            ignore_index: the id of rows that do not count (as in `torch.nn.CrossEntropyLoss`), and the number that
+                their rows of labels hold alone; a bank takes them for rows never written.
+            class_weights: (C,) numbers of at least 0. A row has its class's, one of several classes their mean.
+            soft: labels are rows (N, C) of weights between 0 and 1. A pair's similarity is the cosine of its rows; a
+                bit's centre is the mean of the classes' centres by their weights; in a softmax they are y.
+
+        Raises:
+            ValueError: the loss has no forms, or takes no classes.
+        """
+        if why := weighted.refuses(self.forms(), type(self).__name__):
+            raise ValueError(f"label_options: {why}")
+        options, given = weighted.check_options(self.num_classes, ignore_index, class_weights, soft)
+        self._label_options = options if any(x not in (None, False) for x in options) else None
+        self._given_class_weights = given
+        given = None if given is None else given.to(self._bits.device)
+        self.register_buffer("_class_weights", given, persistent=False)
+        if isinstance(bank := getattr(self, "bank", None), Bank):
+            bank.take_weights(soft)
         return self
 
     @check.memory
@@ -74,7 +106,7 @@ class NestedLoss(nn.Module):
         u: torch.Tensor,
         labels: torch.Tensor,
         index: torch.Tensor | None = None,
-        *,
+        *settings,
         backend: str = "auto",
     ) -> torch.Tensor:
         """Loss of every code length.
@@ -85,12 +117,15 @@ class NestedLoss(nn.Module):
             labels: class ids (N,) or multi-hot rows (N, C); lists, arrays, a column and whole floats pass for ids.
             index: (N,) positions of the rows in the training set; losses with a bank need it in training steps (in
                 training mode, while gradients are recorded), which alone change the bank.
+            settings: refused; what other code bases hand over here is given when the loss is made.
             backend: "auto", "reference", "triton" (the fused kernels; "auto" takes them for CUDA tensors) or "cpp"
                 ("auto" takes it for CPU tensors); the last two can be differentiated once.
 
         Returns:
             (m,) values, one a length.
         """
+        if settings:
+            raise _settings(f"{len(settings)} more arguments, {check.describe(settings[0])} first")
         u, labels, index = self.arguments(u, labels, index)
         return LOSS(self, u, labels, index, backend=backend, device=u.device)
 
@@ -106,10 +141,7 @@ class NestedLoss(nn.Module):
             u = u[-1]
         check.tensor(u, "u")
         if isinstance(index, dict) or hasattr(index, "__dataclass_fields__"):
-            raise TypeError(
-                "index: expected each row's position in the training set, got "
-                f"{check.describe(index)}: call loss(u, labels, index); settings are given when the loss is made"
-            )
+            raise _settings(check.describe(index))
         return u, self.usual_labels(labels, u), beside(index, u)
 
     def usual_labels(self, labels, like: torch.Tensor):
@@ -122,7 +154,12 @@ class NestedLoss(nn.Module):
         labels = self.check_labels(labels, u.shape[0])
         if labels.device != u.device:
             raise ValueError(f"labels: expected them on {u.device} like u, got {labels.device}")
-        return (u if u.dtype == torch.float64 else u.float()), labels
+        u = u if u.dtype == torch.float64 else u.float()
+        options = self._label_options
+        if options is not None:
+            weights = self._class_weights if options.weighted else None
+            labels = weighted.label_rows(labels, self.num_classes, options, weights, u.dtype)
+        return u, labels
 
     def check_outputs(self, u) -> None:
         """Raise unless `u` is (N, L), floating point, with at least one row."""
@@ -134,13 +171,31 @@ class NestedLoss(nn.Module):
 
     def check_labels(self, labels, num_rows: int) -> torch.Tensor:
         """Labels as ids or multi-hot rows, or a clear error; subclasses may narrow it."""
-        labels = check_labels(labels, num_rows, self.num_classes)
-        if labels.ndim == 1 or not self.single_label:
+        options, ignored = self._label_options, None
+        if options is None:
+            labels = check_labels(labels, num_rows, self.num_classes)
+        else:
+            labels = weighted.check_options_labels(labels, num_rows, self.num_classes, options)
+        if labels.ndim == 1 or not self.single_label or (options is not None and options.soft):
             return labels
+        if options is not None:
+            ignored = weighted.ignored_rows(labels, options.ignore_index)
+        alone = labels.long().sum(1) == 1
+        ok = (alone if ignored is None else alone | ignored).all()
         name = type(self).__name__
-        ok = (labels.long().sum(1) == 1).all()
         check.values(ok, f"labels: {name} is defined for single-label data, got a row without exactly one class")
-        return labels.argmax(1) if labels.dtype != torch.bool else labels.long().argmax(1)
+        ids = labels.long().argmax(1)
+        return ids if ignored is None else ids.masked_fill(ignored, options.ignore_index)
+
+    @property
+    def counts_labels(self) -> bool:
+        """Whether `label_options` say how labels count."""
+        return self._label_options is not None
+
+    @property
+    def soft_labels(self) -> bool:
+        """Whether labels are rows of weights."""
+        return self.counts_labels and self._label_options.soft
 
     def takes_rows(self) -> bool:
         """Whether this call is a training step, whose rows a bank takes in; here there is none."""
@@ -150,6 +205,12 @@ class NestedLoss(nn.Module):
     def segments(self) -> torch.Tensor:
         """(sum of the lengths, m) of 0 and 1: which columns of expanded outputs are each length's."""
         return self._segments
+
+    def evaluated(self, v: torch.Tensor, labels) -> torch.Tensor:
+        """`expanded`, or where `label_options` say how labels count, what the forms say of them."""
+        if isinstance(labels, weighted.LabelRows):
+            return weighted.expanded(self.forms(), v, labels, self.code_lengths)
+        return self.expanded(v, labels)
 
     def expanded(self, v: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The m values for expanded outputs `v` (N, sum of the lengths), see `nhl_fast.core.prefixes`."""
@@ -187,8 +248,18 @@ class NestedLoss(nn.Module):
         """Labels as multi-hot rows (N, C) in the dtype of `like`."""
         return to_multi_hot(labels, self.num_classes, like.dtype)
 
+    def __prepare_scriptable__(self):
+        check.refuse_script(self)
+
     def extra_repr(self) -> str:
         return f"num_classes={self.num_classes}, code_lengths={self.code_lengths}"
+
+
+def _settings(got: str) -> TypeError:
+    return TypeError(
+        f"index: expected each row's position in the training set, and nothing after it, got {got}: call "
+        "loss(u, labels, index); settings are given when the loss is made"
+    )
 
 
 def beside(index, like: torch.Tensor):
@@ -204,7 +275,7 @@ def beside(index, like: torch.Tensor):
 def _values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tensor:
     u, labels = loss.prepare(u, labels, index)
     with no_autocast(u):
-        return loss.expanded(expand(u, loss.code_lengths), labels)
+        return loss.evaluated(expand(u, loss.code_lengths), labels)
 
 
 LOSS = Operation("NestedLoss", _values, called=lambda loss, *_: type(loss).__name__)

@@ -6,22 +6,10 @@ import torch
 
 from ..centers.make import named_centers, tie_centers
 from ..core import check
-from ..core.labels import to_multi_hot
 from ..core.prefixes import expand, split
 from . import naive
 from .base import NestedLoss, no_autocast, quantization_penalty, softplus
-from .form import Form
-
-
-def row_centers(labels: torch.Tensor, centers: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:
-    """Each row's centre: its class's, or the sign of the sum of its classes' (`ties` where that is 0).
-
-    labels ids (N,) or multi-hot rows (N, C); centers (C, T) and ties (T,) of +-1. Gives (N, T).
-    """
-    if labels.ndim == 1:
-        return centers[labels]
-    total = to_multi_hot(labels, centers.shape[0], centers.dtype) @ centers
-    return torch.where(total == 0, ties, total.sign())
+from .form import Form, row_centers
 
 
 class CenterLoss(NestedLoss):
@@ -46,6 +34,15 @@ class CenterLoss(NestedLoss):
         self.register_buffer("_tie_centers", ties.to(device))
         # What a loss on the meta device comes back with.
         self._built = (built, ties) if device.type == "meta" else None
+
+    def _apply(self, fn, recurse=True):
+        was = (self._centers, self._tie_centers)
+        super()._apply(fn, recurse)
+        for name, old in zip(("_centers", "_tie_centers"), was):
+            new = getattr(self, name)
+            if new.itemsize < 4 <= old.itemsize:  # in half precision, sums of centres and outputs would lose digits
+                setattr(self, name, (new if old.is_meta else old).to(new.device, old.dtype))
+        return self
 
     def reset_parameters(self) -> None:
         if self._built is not None:

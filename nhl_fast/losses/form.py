@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 
 from ..core import check
+from ..core.labels import to_multi_hot
 from ..core.prefixes import expand
 from .bank import Bank
 
@@ -101,6 +102,17 @@ class Form:
             raise ValueError(
                 f"ties: the body {self.body!r} {'takes none' if self.body != 'center' else 'needs them'}"
             )
+
+
+def row_centers(labels: torch.Tensor, centers: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:
+    """Each row's centre: its class's, or the sign of the sum of its classes' (`ties` where that is 0).
+
+    labels ids (N,) or multi-hot rows (N, C); centers (C, T) and ties (T,) of +-1. Gives (N, T).
+    """
+    if labels.ndim == 1:
+        return centers[labels]
+    total = to_multi_hot(labels, centers.shape[0], centers.dtype) @ centers
+    return torch.where(total == 0, ties, total.sign())
 
 
 def squashed(body, form: Form, u: torch.Tensor, labels, lengths) -> tuple[torch.Tensor, torch.Tensor]:

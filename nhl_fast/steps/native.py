@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 
 from ..core import check
 from ..core.known_gradient import known_gradient, once, per_length_gradients, with_parameters
@@ -20,8 +21,8 @@ from ..head.request import NOT_FINITE, StepRequest, outputs_form, refuses_option
 from ..head.step import STEP
 from ..losses.bank import Bank
 from ..losses.base import LOSS, NestedLoss
-from ..losses.center import row_centers
-from ..losses.form import NO_PENALTY, Form, squashed
+from ..losses.form import NO_PENALTY, Form, row_centers, squashed
+from ..losses.weighted import LabelRows, pair_terms, row_targets
 from ..native.calls import ops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -47,6 +48,8 @@ def refuses_tensor(x: torch.Tensor, name: str) -> str | None:
     """Why a tensor cannot be served, or None."""
     if x.device.type != "cpu":
         return f"{name} is on {x.device}, the C++ step runs on the CPU"
+    if check.vmapped():
+        return f"{name} is within torch.func.vmap"
     if x.dtype not in DTYPES:
         return f"{name} is {x.dtype}, the C++ step computes in float32"
     return None
@@ -73,6 +76,11 @@ def refuses_form(form: Form) -> str | None:
 
 
 def center(form: Form, u, labels, lengths):
+    if isinstance(labels, LabelRows):
+        targets = row_targets(form, labels).contiguous()
+        return ops.step_center(
+            u, targets, None, lengths, form.function, form.constants, labels.weights, labels.soft
+        )  # fmt: skip
     centers, ids = form.centers.float(), labels
     if labels.ndim == 2:  # one centre a row
         centers, ids = row_centers(labels, centers, form.ties.float()).contiguous(), None
@@ -84,24 +92,31 @@ def pairs(form: Form, u, labels, lengths):
 
 
 def _pairs(form: Form, u, labels, lengths):
+    weights = ()
+    if isinstance(labels, LabelRows):
+        _, own, others, shares = pair_terms(form, labels)
+        weights = (own, None if form.bank is None else others, *shares.tolist())
     own, *bank = comparable(labels, form.bank)
     return ops.step_pairs(
         u, own, *(bank or (None, None, None)), lengths, form.function, form.constants, *(form.penalty or NO_PENALTY),
-        form.weigh, form.over, form.clamp, form.reference_bits,
+        form.weigh, form.over, form.clamp, form.reference_bits, *weights,
     )  # fmt: skip
 
 
 def triplets(form: Form, u, labels, lengths):
     penalty = form.penalty or NO_PENALTY
     return ops.step_triplets(
-        u, sets(labels), lengths, form.function, form.constants, *penalty, form.reference_bits
+        u, comparable(labels, None)[0], lengths, form.function, form.constants, *penalty, form.reference_bits,
+        weights_of(labels),
     )  # fmt: skip
 
 
 def softmax(form: Form, u, labels, lengths):
+    given = labels.labels if isinstance(labels, LabelRows) else labels
+    soft = isinstance(labels, LabelRows) and labels.soft
     return ops.step_softmax(
-        u, sets(labels), form.centers.float(), lengths, form.function, form.constants,
-        *(form.penalty or NO_PENALTY), form.reference_bits,
+        u, given.contiguous() if soft else sets(given), form.centers.float(), lengths, form.function, form.constants,
+        *(form.penalty or NO_PENALTY), form.reference_bits, weights_of(labels),
     )  # fmt: skip
 
 
@@ -138,8 +153,18 @@ def sets(labels: torch.Tensor) -> torch.Tensor:
     return labels if labels.ndim == 1 else labels.to(torch.bool).contiguous()
 
 
-def comparable(labels: torch.Tensor, bank: Bank | None) -> tuple[torch.Tensor, ...]:
-    """(labels,), or (labels, bank, bank labels, written), both labels as ids or both as bool rows."""
+def weights_of(labels) -> torch.Tensor | None:
+    """The rows' weights, where they have some."""
+    return labels.weights if isinstance(labels, LabelRows) else None
+
+
+def comparable(labels, bank: Bank | None) -> tuple[torch.Tensor, ...]:
+    """(labels,), or (labels, bank, bank labels, written), both labels as ids, bool rows or rows at norm 1."""
+    if isinstance(labels, LabelRows):
+        if labels.soft:
+            rows = F.normalize(labels.labels)
+            return (rows,) if bank is None else (rows, bank.u, F.normalize(bank.labels), bank.written)
+        labels = labels.labels
     if bank is None:
         return (sets(labels),)
     theirs = bank.labels
@@ -185,9 +210,13 @@ class _Head(torch.autograd.Function):
     """The total as a function of features, weight and bias, whose gradient in the outputs is known."""
 
     @staticmethod
-    def forward(ctx, features, weight, bias, total, du):
-        ctx.save_for_backward(features, weight, bias, du)
+    def forward(features, weight, bias, total, du):
         return total.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        features, weight, bias, _, du = inputs
+        ctx.save_for_backward(features, weight, bias, du)
 
     @staticmethod
     def backward(ctx, scale):
@@ -243,7 +272,7 @@ def _foreign(loss, u, labels, index, recorded: bool):
     with torch.inference_mode(False), torch.enable_grad():
         with torch.set_grad_enabled(recorded):
             u, labels = loss.prepare(u.clone(), labels, index)
-        values, deltas = per_length_gradients(lambda v: loss.expanded(v, labels), expand(u, loss.code_lengths))
+        values, deltas = per_length_gradients(lambda v: loss.evaluated(v, labels), expand(u, loss.code_lengths))
     return values, deltas.detach().contiguous()
 
 

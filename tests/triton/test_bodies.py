@@ -40,6 +40,21 @@ def test_a_step_of_such_a_sum(device):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("transform", [torch.func.grad, torch.func.vmap])
+def test_transforms_are_refused_by_name(transform, device):
+    loss, u = make("csq").to(device), torch.randn(6, LENGTHS[-1], device=device)
+    layer = NestedHashLayer(LENGTHS[-1], LENGTHS, device=device)
+    labels = torch.zeros(6, dtype=torch.int64, device=device)
+    calls = (
+        lambda u: loss(u, labels[: len(u)], backend="triton").sum(),
+        lambda u: NestedObjective(layer, loss, backend="triton")(u, labels[: len(u)]).total,
+        lambda u: layer.project(u, backend="triton").sum(),
+    )
+    for call in calls:
+        with pytest.raises(RuntimeError, match=r"is within a transform of torch\.func"):
+            transform(call)(u if transform is torch.func.grad else u[:, None])
+
+
 class Subclass(CSQ):
     def forms(self):
         return CSQ.forms(self)

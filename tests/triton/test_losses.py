@@ -13,6 +13,7 @@ from losses_cases import (
     reference_by_length,
 )
 from numeric import Expected
+from test_label_options import SOFT, check, not_ignored, problem, repeated, soft_problem, soft_truth, with_ignored
 
 
 @pytest.mark.parametrize(("case", "multi"), [(case, multi) for case, multi in FORMS if case in CASES], ids=form_id)
@@ -32,3 +33,32 @@ def test_bodies_without_a_kernel_are_refused_by_name(case, device):
     loss = make_loss(case, (4, 30), classes=4, device=device).eval()
     with pytest.raises(RuntimeError, match="there is no kernel for the body 'listwise'"):
         loss(torch.randn(12, 30, device=device), case.labels(12, 4, device=device), backend="triton")
+
+
+@pytest.mark.parametrize(
+    ("case", "multi"), [(case, multi) for case, multi in FORMS if case in CASES and not case.options], ids=form_id
+)
+def test_ignored_rows_are_not_there(case, multi, device):
+    loss, u, labels = problem(case, multi)
+    labels = with_ignored(labels)
+    loss.label_options(ignore_index=-1)
+    if case.name == "dtsh":
+        with pytest.raises(RuntimeError, match="label_options: the kernel of triplets counts every row once"):
+            loss(u.to(device), labels.to(device), backend="triton")
+        return
+    truth = repeated(loss, u, labels, not_ignored)
+    check(loss.to(device), u.to(device), labels.to(device), "triton", {k: x.to(device) for k, x in truth.items()})
+
+
+@pytest.mark.parametrize("case", [case for case in SOFT if case.name != "dtsh"], ids=str)
+def test_soft_labels_are_mixtures(case, device):
+    loss, u, labels = soft_problem(case)
+    truth = {k: x.to(device) for k, x in soft_truth(case, loss, u, labels).items()}
+    problem = loss.to(device), u.to(device), labels.to(device)
+    if case.name == "orthoarc":
+        with pytest.raises(
+            RuntimeError, match="label_options: the kernel takes no margin of an angle by soft labels"
+        ):
+            loss(*problem[1:], backend="triton")
+        return
+    check(*problem, "triton", truth)

@@ -12,6 +12,7 @@ Nothing in it waits for the device.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import torch
@@ -20,6 +21,7 @@ from nhl_fast.kernels import pairs as pair_kernels
 from nhl_fast.kernels import softmax as softmax_kernels
 
 from ...losses.form import NO_PENALTY, Form, squashed
+from ...losses.weighted import LabelRows, pair_terms, row_targets
 from . import center as centers_alone
 from . import pairs as all_pairs
 from . import softmax as classes
@@ -28,6 +30,10 @@ from .operators import direct
 
 
 def center(form: Form, u, labels, lengths):
+    if isinstance(labels, LabelRows):  # each row's own centre
+        targets = row_targets(form, labels)
+        problem = center_problem(dataclasses.replace(form, centers=targets), lengths)
+        return direct(centers_alone.center)(u, torch.arange(len(u), device=u.device), *problem, labels.weights)
     return direct(centers_alone.center)(u, labels, *center_problem(form, lengths))
 
 
@@ -45,12 +51,18 @@ def _pairs(form: Form, u, labels, lengths):
 
 
 def pair_problem(form: Form, u, labels, lengths) -> tuple:
-    bank = form.bank
-    others = (None, labels, None, None) if bank is None else (bank.u, labels, bank.labels, bank.written)
+    bank, given = form.bank, None
+    theirs = None if bank is None else bank.labels
+    if isinstance(labels, LabelRows):
+        given = [term.contiguous() for term in pair_terms(form, labels)]
+        # Ids of no meaning beside S.
+        labels = torch.zeros(len(u), dtype=torch.int64, device=u.device)
+        theirs = None if bank is None else torch.zeros(len(bank.u), dtype=torch.int64, device=u.device)
+    others = (None, labels, None, None) if bank is None else (bank.u, labels, theirs, bank.written)
     penalty = form.penalty or NO_PENALTY
     return (
         u, *others, lengths, form.function, list(form.constants), *penalty, form.weigh, form.over, form.clamp,
-        form.reference_bits,
+        form.reference_bits, given,
     )  # fmt: skip
 
 
@@ -63,9 +75,12 @@ def triplets(form: Form, u, labels, lengths):
 
 def softmax(form: Form, u, labels, lengths):
     weight = (form.penalty or NO_PENALTY).weight
+    given, weights, soft, one_hot = labels, None, False, form.one_hot
+    if isinstance(labels, LabelRows):
+        given, weights, soft, one_hot = labels.labels, labels.weights, labels.soft, False
     return direct(classes.softmax)(
-        u, form.centers.float(), labels, lengths, form.function, list(form.constants), weight, form.one_hot,
-        form.reference_bits,
+        u, form.centers.float(), given, lengths, form.function, list(form.constants), weight, one_hot,
+        form.reference_bits, weights, soft,
     )  # fmt: skip
 
 
@@ -84,6 +99,15 @@ def refuses(form: Form) -> str | None:
         return f"the margin is {form.constants[0]}, logits more than 64 apart are not served"
     if form.body == "pairs" and form.reference_bits and not pair_kernels.scales(form.function):
         return f"reference_bits is {form.reference_bits}, and {form.function!r} looks at no products"
+    return None
+
+
+def refuses_weights(form: Form, soft: bool) -> str | None:
+    """Why labels that count by weights cannot be served, or None."""
+    if form.body == "triplets":
+        return "label_options: the kernel of triplets counts every row once"
+    if soft and form.function == "angle":
+        return "label_options: the kernel takes no margin of an angle by soft labels"
     return None
 
 

@@ -22,19 +22,24 @@ def center(
     code_lengths: list[int],
     function: str,
     constants: list[float],
+    weights: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(partial sums (P, m), deltas (N, T)) of a function of u (N, L); centers (C, T) and ties (T,) of +-1."""
+    """(partial sums (P, m), deltas (N, T)) of a function of u (N, L); centers (C, T) and ties (T,) of +-1.
+
+    weights (N,): how much each row counts; the centres may then lie between -1 and 1.
+    """
     check.one_of(function, "function", kernels.CENTER_FUNCTIONS)
     u = u.contiguous()
     values, deltas = outputs(u, code_lengths, kernels.num_programs(*u.shape))
-    loss = kernels.Loss(function, constants, labels, centers.contiguous(), ties, code_lengths, values, deltas)
+    made = (centers.contiguous(), ties, code_lengths, values, deltas, weights)
+    loss = kernels.Loss(function, constants, labels, *made)
     with torch.cuda.device_of(u):
         kernels.launch(u, loss)
     return values, deltas
 
 
 @center.register_fake
-def _(u, labels, centers, ties, code_lengths, function, constants):
+def _(u, labels, centers, ties, code_lengths, function, constants, weights=None):
     return outputs(u, code_lengths, kernels.num_programs(*u.shape))
 
 

@@ -11,19 +11,20 @@ from .operators import operator, outputs
 PROBLEM = (
     "Tensor u, Tensor? others, Tensor labels, Tensor? other_labels, Tensor? written, int[] code_lengths, "
     "str function, float[] constants, str penalty, float penalty_weight, str weigh, str over, float clamp, "
-    "float reference=0.0"
+    "float reference=0.0, Tensor[]? given=None"
 )
 
 
 def _launch(
     values, deltas, add, u, others, labels, other_labels, written, code_lengths, function, constants, penalty,
-    penalty_weight, weigh, over, clamp, reference=0.0,
+    penalty_weight, weigh, over, clamp, reference=0.0, given=None,
 ):  # fmt: skip
     bank = None if others is None else (others.contiguous(), other_labels, written)
     with torch.cuda.device_of(u):
         kernels.launch(
             function, u.contiguous(), labels, code_lengths, constants, values, deltas, bank=bank,
             penalty=(penalty, penalty_weight), reference=reference, clamp=clamp, weigh=weigh, over=over, add=add,
+            given=None if given is None else tuple(given),
         )  # fmt: skip
 
 
@@ -33,6 +34,7 @@ def pairs(u, others, labels, other_labels, written, code_lengths, *form):
 
     u (N, L) and others (M, L) float32, or None: the batch itself; labels and other_labels ids or multi-hot rows;
     written (M,) bool, rows that count, or None for all; the rest as in `nhl_fast.losses.form.Form`.
+    given: (S, weights of rows and columns, what both kinds count) in place of labels, `weigh` and `over`.
     """
     found = outputs(u, code_lengths)
     _launch(*found, False, u, others, labels, other_labels, written, code_lengths, *form)

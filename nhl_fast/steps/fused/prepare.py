@@ -47,7 +47,7 @@ def checked_by_kernels(loss: NestedLoss, forms) -> bool:
         usual = loss.bank is None or loss.bank.u.dtype == torch.float32
     else:
         usual = kind.prepare is NestedLoss.prepare
-    if not usual or kind.check_labels is not NestedLoss.check_labels:
+    if loss.counts_labels or not usual or kind.check_labels is not NestedLoss.check_labels:
         return False
     return not kind.single_label or any(form.one_hot for form in forms)
 

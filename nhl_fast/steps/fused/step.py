@@ -30,6 +30,8 @@ def refuses_tensor(x: torch.Tensor, name: str) -> str | None:
         return f"{name} is {x.dtype}, the kernels take float32, float16 and bfloat16"
     if x.device.type != "cuda" and not (x.device.type == "cpu" and interpreted()):
         return f"{name} is on {x.device}, the kernels run on CUDA devices (on a CPU with TRITON_INTERPRET=1)"
+    if check.transformed():
+        return f"{name} is within a transform of torch.func"
     return None
 
 
@@ -58,6 +60,7 @@ def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
     why = refuses_lengths(loss.code_lengths) or refuses_tensor(u, "the outputs' tensor")
     for form in forms:
         why = why or bodies.refuses(form)
+        why = why or (bodies.refuses_weights(form, loss.soft_labels) if loss.counts_labels else None)
     return why
 
 
