@@ -155,7 +155,8 @@ def test_a_pair_loss_is_named_in_the_recipes_files_alone(name):
 
 
 def test_a_pair_function_is_named_in_the_recipes_files_alone():
-    assert naming("locality") == set(NEW) - {"tests/losses_cases.py"}
+    optional = "nhl_fast/losses/weighted.py"  # without a line there `label_options` refuses the function by name
+    assert naming("locality") - {optional} == set(NEW) - {"tests/losses_cases.py"}
 
 
 def test_the_tables_say_what_there_is():

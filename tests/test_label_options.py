@@ -402,3 +402,12 @@ def test_labels_that_the_options_do_not_allow():
 def test_losses_that_do_not_say_how_labels_count_refuse(loss):
     with pytest.raises(ValueError, match=r"label_options: .* (has no forms|takes no classes)"):
         loss.label_options(ignore_index=-1)
+
+
+def test_a_function_without_a_definition_is_refused_by_name():
+    from nhl_fast.losses import weighted
+    from nhl_fast.losses.form import Form
+
+    assert weighted.refuses((Form("pairs", "contrastive", (1.0,)),), "Mine") is None
+    assert "Mine's function 'mine'" in weighted.refuses((Form("pairs", "mine", ()),), "Mine")
+    assert "takes no classes" in weighted.refuses((Form("listwise", "views", (1.0,)),), "Mine")

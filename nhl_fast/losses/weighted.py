@@ -324,6 +324,10 @@ def _log_rest(log_p):
 
 
 _BODIES = {"center": _center, "pairs": _pairs, "triplets": _triplets, "softmax": _softmax}
+_FUNCTIONS = {
+    "center": tuple(_CENTER), "pairs": tuple(_PAIRS), "triplets": ("logistic",),
+    "softmax": ("likelihood", "cosine", "angle"),
+}  # fmt: skip
 
 
 def _penalty(form: Form, u, w) -> torch.Tensor | float:
@@ -353,5 +357,7 @@ def refuses(forms: tuple[Form, ...], name: str) -> str | None:
     """Why the labels of a loss with these forms cannot count by weights, or None."""
     if not forms:
         return f"{name} has no forms, which alone say how labels count"
-    other = [form.body for form in forms if form.body not in _BODIES]
-    return f"{name} takes no classes" if other else None
+    if any(form.body not in _FUNCTIONS for form in forms):
+        return f"{name} takes no classes"
+    unknown = [form.function for form in forms if form.function not in _FUNCTIONS[form.body]]
+    return f"{name}'s function {unknown[0]!r} has no definition by labels that count by weights" if unknown else None
