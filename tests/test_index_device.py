@@ -333,3 +333,12 @@ def test_larger_than_its_memory():
     index.add(rows(100_000, 128, 1), 10**6 + 3 * np.arange(100_000))
     for budget in (2 * 2**20, 6 * 2**20, None):
         agree(index, index.to("cuda", device_bytes=budget))
+
+
+def test_stages_are_refused_on_a_device():
+    index = filled(64).to(["cpu"], device_bytes=1 << 20)
+    with pytest.raises(ValueError, match="funnel: expected an index in main memory"):
+        index.search(rows(1, 64, 0), 3, funnel=((32, 50),))
+    with pytest.raises(ValueError, match="rescore: expected an index in main memory"):
+        index.search(rows(1, 64, 0), 3, rescore=torch.zeros(1, 64))
+    assert len(index.to("cpu").search(rows(1, 64, 0), 3, funnel=((32, 50),))[1]) == 1

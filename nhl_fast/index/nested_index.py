@@ -138,7 +138,7 @@ class NestedIndex(Items):
         if placed is not None:
             name = "funnel" if funnel is not None else "rescore"
             raise ValueError(f"{name}: expected an index in main memory (index.to('cpu')), got one on {self.devices}")
-        queries, length, one = check_queries(queries, length, self._length)
+        queries, length, one = check_queries(queries, length, self._length, self.devices)
         check_backend(backend)
         check_output(output)
         count, width = check_k(k, state.count, f"{state.count}, the items in the index", beyond)

@@ -264,9 +264,14 @@ def _settings(got: str) -> TypeError:
 
 def beside(index, like: torch.Tensor):
     """An index on the device of `like`: loaders leave it on the CPU; lists and arrays of integers as tensors."""
-    if isinstance(index, (list, np.ndarray)) and np.asarray(index).dtype.kind in "iu":
-        with torch.device("cpu"):
-            index = torch.as_tensor(np.asarray(index).astype(np.int64))
+    if isinstance(index, (list, np.ndarray)):
+        try:
+            numbers = np.asarray(index)
+        except (TypeError, ValueError, OverflowError):  # rows of several lengths
+            return index
+        if numbers.dtype.kind in "iu":
+            with torch.device("cpu"):
+                index = torch.as_tensor(numbers.astype(np.int64))
     if not isinstance(index, torch.Tensor) or index.device == like.device:
         return index
     return (index if like.is_meta else check.present(index, "index")).to(like.device)
