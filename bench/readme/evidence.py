@@ -80,6 +80,15 @@ def words100() -> str:
     return lengths("words100")
 
 
+def pretrained() -> str:
+    """A line a loss: the nested model's mAP and how far it is from the single-length models of the same seeds."""
+    lines = []
+    for loss, arms in by_seed("pretrained").items():
+        pairs = [*((arms["nested"][b], arms["single"][b]) for b in LENGTHS), tuple(map(averaged, arms.values()))]
+        lines.append([loss, *(f"{statistics.fmean(a.values()):.4f}{against(a, b)}" for a, b in pairs)])
+    return markdown(["loss", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
+
+
 def words100_ideas() -> str:
     """A line for every loss and change, with its difference from the single-length models."""
     found: dict[tuple, dict[int, dict[int, float]]] = {}
@@ -122,4 +131,4 @@ def released() -> str:
     return markdown(["loss", "accidents", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 
 
-BLOCKS = (words100, words100_ideas, floats, released)
+BLOCKS = (words100, pretrained, words100_ideas, floats, released)
