@@ -105,9 +105,11 @@ void losses(const Batch& batch, int64_t classes, bool multi) {
   both("triplets", batch, [&](const Loss& out, const nhl::Executor& e) {
     triplets(batch, labels, {5.0f, -100.0f, 50.0f}, {Penalty::sign, 1.0f}, out, e);
   });
-  both("softmax", batch, [&](const Loss& out, const nhl::Executor& e) {
-    softmax(batch, labels, {centers.data(), classes, 1.0f, 0.1}, {Penalty::square, 1e-4f}, out, e);
-  });
+  for (int kind = 0; kind < static_cast<int>(SoftmaxFunction::kinds); ++kind)
+    both(kSoftmaxFunctions[kind], batch, [&](const Loss& out, const nhl::Executor& e) {
+      const SoftmaxTerm term{static_cast<SoftmaxFunction>(kind), centers.data(), classes, 0.3f, 0.1};
+      softmax(batch, labels, term, {Penalty::square, 1e-4f}, out, e);
+    });
   if (batch.n < 2) return;
   const int64_t d = random(1, 40);
   const Floats vectors = normal(batch.n * d), scales(batch.lengths.size(), 3.0f);

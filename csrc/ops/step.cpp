@@ -156,7 +156,6 @@ std::vector<float> constants_of(const Doubles& given, size_t wanted, const std::
 }
 
 constexpr const char* kTripletFunctions[] = {"logistic"};
-constexpr const char* kSoftmaxFunctions[] = {NHL_SOFTMAX_FUNCTIONS(NHL_TEXT)};
 
 // Penalties whose constants are those of the pairs serve there alone.
 PenaltyTerm penalty_of(const std::string& name, double weight, bool pairs) {

@@ -125,6 +125,7 @@ void triplets(const Batch& batch, const Labels& labels, const TripletTerm& term,
   X(cosine, Cosine)              \
   X(angle, Angle)
 enum class SoftmaxFunction : int { NHL_SOFTMAX_FUNCTIONS(NHL_ENTRY) kinds };
+constexpr const char* kSoftmaxFunctions[] = {NHL_SOFTMAX_FUNCTIONS(NHL_TEXT)};
 struct SoftmaxTerm {
   SoftmaxFunction function;
   const float* centers;
