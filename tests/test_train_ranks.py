@@ -1,5 +1,7 @@
 """Training with several ranks: the result of one rank, one writer, and going on after an end."""
 
+import contextlib
+import io
 import json
 import os
 import subprocess
@@ -11,8 +13,10 @@ import pytest
 import torch
 from ranks import in_ranks
 
+from nhl_fast.cli.arguments import main
 from nhl_fast.data import load_dataset
 from nhl_fast.training.config import TrainConfig
+from nhl_fast.training.lock import hold
 from nhl_fast.training.trainer import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="needs torch.distributed")
@@ -105,6 +109,24 @@ def test_a_group_ends_with_its_block(tmp_path):
     (tmp_path / "ends.py").write_text(ENDS)
     said = torchrun("ends.py", folder=tmp_path, module=())
     assert said.returncode == 0, said.stderr
+
+
+def of_command(rank, count, arguments):
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        code = main(arguments)
+    return code, said.getvalue()
+
+
+def test_a_folder_in_use_is_told_by_every_rank(tmp_path):
+    (tmp_path / "run").mkdir()
+    with hold(tmp_path / "run"):
+        first, other = in_ranks(
+            2, of_command, ["train", "--data", "digits", "--epochs", "1", "--out", str(tmp_path / "run")]
+        )
+    assert first[0] == other[0] == 1
+    assert "is in use by process" in first[1]
+    assert "the first rank failed: RunInUseError: run: " in other[1]
 
 
 def test_the_command_line_under_torchrun(tmp_path):

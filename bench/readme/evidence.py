@@ -84,7 +84,8 @@ def pretrained() -> str:
     """A line a loss: the nested model's mAP and how far it is from the single-length models of the same seeds."""
     lines = []
     for loss, arms in by_seed("pretrained").items():
-        pairs = [*((arms["nested"][b], arms["single"][b]) for b in LENGTHS), tuple(map(averaged, arms.values()))]
+        nested, single = arms["nested"], arms["single"]
+        pairs = [*((nested[b], single[b]) for b in LENGTHS), (averaged(nested), averaged(single))]
         lines.append([loss, *(f"{statistics.fmean(a.values()):.4f}{against(a, b)}" for a, b in pairs)])
     return markdown(["loss", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -79,7 +80,7 @@ def train(args) -> None:
         train_ranks(args, split) if several else train_here(args, split)
 
 
-def train_here(args, split=None) -> None:
+def train_here(args, split=None, group=None) -> None:
     data = load_dataset(split_file=split, **args.data_spec)
     progress = not (args.json or args.quiet)
     set_threads(args.threads)
@@ -91,7 +92,12 @@ def train_here(args, split=None) -> None:
         progress=progress,
         on_epoch=warn_of_threads if progress else None,
     )
-    with claim(args.out, args.resume is not None) as folder:
+    with contextlib.ExitStack() as stack:
+
+        def own() -> Path:
+            return stack.enter_context(claim(args.out, args.resume is not None))
+
+        folder = own() if group is None else ranks.from_first(own, group)
         train_and_evaluate(args, trainer, args.resume is not None, folder)
 
 
@@ -100,11 +106,13 @@ def train_ranks(args, split) -> None:
     group = ranks.resolve_group("auto")
     split = ranks.from_first(lambda: split, group)  # and no rank writes before all have looked at the folder
     if group.rank() == 0:
-        train_here(args, split)
+        train_here(args, split, group)
         return
     data = load_dataset(split_file=split, **args.data_spec)
     set_threads(args.threads)
-    Trainer(data, args.config, args.out, data_spec=args.data_spec, progress=False).fit(args.resume is not None)
+    trainer = Trainer(data, args.config, args.out, data_spec=args.data_spec, progress=False)
+    ranks.from_first(None, group)  # it owns the folder, or says why not
+    trainer.fit(args.resume is not None)
 
 
 def train_and_evaluate(args, trainer: Trainer, resume: bool, folder: Path) -> None:

@@ -135,8 +135,8 @@ def collective_device(group, like: torch.Tensor | None = None) -> torch.device:
     return torch.device("cpu")
 
 
-def from_first(function: Callable, group):
-    """What `function()` gives on the group's first rank, on every rank; only that one calls it.
+def from_first(function: Callable | None, group):
+    """What `function()` gives on the group's first rank, on every rank; only that one calls it, others may have None.
 
     Where it raises there, it raises RuntimeError on the others.
     """
@@ -147,11 +147,9 @@ def from_first(function: Callable, group):
         except BaseException as problem:  # the others must not wait for this rank
             told, error = [(False, f"{type(problem).__name__}: {problem}")], problem
     dist.broadcast_object_list(told, src=dist.get_global_rank(group, 0), group=group)
-    fine, value = told[0]
-    if not fine:
-        dist.barrier(group)  # or this rank's end closes the connection before the others have read why
     if error is not None:
         raise error
+    fine, value = told[0]
     if not fine:
         raise RuntimeError(f"the first rank failed: {value}")
     return value
