@@ -71,7 +71,7 @@ def _mend_texts(figure) -> None:
 
     for text in figure.findobj(Text):
         given = text.get_text()
-        drawn = "".join(c if c.isprintable() else "?" for c in given)
+        drawn = "".join(c if c.isprintable() or c == "\n" else "?" for c in given)
         if drawn != given:
             text.set_text(drawn)
     renderer = figure.canvas.get_renderer()

@@ -95,7 +95,7 @@ DAMAGE = {
     "log validation": (line(0, lambda r: r["validation"].update({"5": -1})), "validation[5]"),
     "config foreign": (replace("config.json", "{}"), "config.json is not the settings"),
     "config setting": (change("config.json", lambda c: c["config"].update(speed=9)), "unknown setting speed"),
-    "config lengths": (change("config.json", lambda c: c["config"].update(code_lengths=7)), "config.json"),
+    "config lengths": (change("config.json", lambda c: c["config"].update(code_lengths="7")), "config.json"),
     "config machine": (change("config.json", lambda c: c.update(environments=[3])), "config.json is damaged"),
     "config epoch": (change("config.json", lambda c: c["environments"][0].update(from_epoch="x")), "from_epoch"),
     "codes cut": (lambda f: (f / "codes" / "query.npy").write_bytes(b"\x93NUMPY"), "query.npy is no readable"),

@@ -44,8 +44,10 @@ void mark_sets(const Relevance& relevance, int64_t query, int64_t items, uint64_
 std::vector<int64_t> label_order(const Relevance& relevance, int64_t queries) {
   std::vector<int64_t> order(queries);
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
-    return std::memcmp(label_of(relevance, a), label_of(relevance, b), label_bytes(relevance)) < 0;
+  // No std::stable_sort: in libstdc++ it calls what C++17 deprecates, of which clang warns.
+  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    const int unlike = std::memcmp(label_of(relevance, a), label_of(relevance, b), label_bytes(relevance));
+    return unlike != 0 ? unlike < 0 : a < b;
   });
   return order;
 }
@@ -55,7 +57,10 @@ void LabelMarks::load(const int64_t* queries, int64_t count, const Executor& exe
   const auto compare = [&](int64_t a, int64_t b) { return std::memcmp(label(a), label(b), label_bytes(relevance_)); };
   std::vector<int64_t> order(count), firsts;
   std::iota(order.begin(), order.end(), 0);
-  std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return compare(a, b) < 0; });
+  std::sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+    const int unlike = compare(a, b);
+    return unlike != 0 ? unlike < 0 : a < b;
+  });
   row_.resize(count);
   for (int64_t i = 0; i < count; ++i) {
     if (i == 0 || compare(order[i - 1], order[i]) != 0) firsts.push_back(queries[order[i]]);
