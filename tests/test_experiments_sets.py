@@ -9,8 +9,7 @@ from torch.nn import functional as F
 
 import nhl_fast as nhl
 from bench.experiments import __main__ as program
-from bench.experiments import datasets, engine, floats, jobs, present, released, weightings
-from bench.readme import evidence
+from bench.experiments import datasets, engine, floats, jobs, paired, present, released, weightings
 from nhl_fast.training.config import TrainConfig
 
 
@@ -208,8 +207,8 @@ def test_released_runs_are_runs_of_their_own():
 def test_paired_p_is_that_of_scipy(differences):
     stats = pytest.importorskip("scipy.stats")
     want = float(stats.ttest_1samp(differences, 0).pvalue)
-    assert evidence.paired_p(differences) == pytest.approx(want, abs=1e-6)
+    assert paired.over_seeds(differences) == pytest.approx(want, abs=1e-6)
 
 
 def test_paired_p_without_spread_says_nothing():
-    assert evidence.paired_p([0.5]) == evidence.paired_p([0.1, 0.1]) == 1
+    assert paired.over_seeds([0.5]) == paired.over_seeds([0.1, 0.1]) == 1

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 
 from bench.common.record import markdown
+from bench.experiments.paired import over_seeds
 from bench.readme.speed import stored
 
 LENGTHS = (8, 16, 32, 64, 128)
-
-
-def paired_p(differences: list[float]) -> float:
-    """Two-sided p of Student's paired t test; 1 where there is no spread to judge by.
-
-    With t = sqrt(f) tan a, f degrees of freedom, P(|T| < t) is the share of cos^(f - 1) between -a and a.
-    """
-    freedom = len(differences) - 1
-    if freedom < 1 or not (spread := statistics.stdev(differences)):
-        return 1.0
-    t = abs(statistics.fmean(differences)) / spread * math.sqrt(len(differences))
-
-    def area(to: float, steps: int = 2000) -> float:  # Simpson's rule
-        weights = [1 if i in (0, steps) else 4 if i % 2 else 2 for i in range(steps + 1)]
-        return sum(w * math.cos(to * i / steps) ** (freedom - 1) for i, w in enumerate(weights)) * to / steps / 3
-
-    return max(0.0, 1 - area(math.atan(t / math.sqrt(freedom))) / area(math.pi / 2))
 
 
 def by_seed(name: str) -> dict[str, dict[str, dict[int, dict[int, float]]]]:
@@ -72,7 +55,7 @@ def against(ours: dict[int, float], theirs: dict[int, float]) -> str:
     told = f" ({100 * sum(change) / sum(theirs[s] for s in both):+.1f}%"
     if len(both) < 2:
         return told + ")"
-    p = paired_p(change)
+    p = over_seeds(change)
     return told + (", p < 0.01)" if p < 0.01 else f", p {p:.2f})")
 
 
