@@ -21,11 +21,14 @@ def by_seed(name: str) -> dict[str, dict[str, dict[int, dict[int, float]]]]:
 
 
 def lengths(name: str) -> str:
-    """A line for every loss and arm: means over its seeds, and how the nested ones differ from single-length models.
+    """A line for every loss and arm: means over its seeds, and how the nested ones differ from the reference arm.
 
-    In brackets, over the seeds that both have: the difference, and p where there are several seeds.
+    In brackets, over the seeds that both have: the difference, and p over the seeds and over the queries (see
+    `against`).
     """
-    lines = []
+    document, lines = stored(f"experiments/{name}"), []
+    reference = document.get("reference", "single")
+    tests = {(t["loss"], t["arm"], str(t["bits"])): t["p_queries"] for t in document.get("paired", ())}
     for loss, arms in by_seed(name).items():
         for arm, cells in arms.items():
             columns = {str(b): of for b, of in cells.items()}
@@ -35,32 +38,119 @@ def lengths(name: str) -> str:
             for column in (*map(str, LENGTHS), "mean"):
                 of = columns.get(column, {})
                 line.append(f"{statistics.fmean(of.values()):.4f}" if of else "")
-                if of and arm.startswith("nested") and (single := arms.get("single")):
-                    line[-1] += against(of, averaged(single) if column == "mean" else single[int(column)])
+                if of and arm.startswith("nested"):
+                    theirs = of_reference(arms.get(reference, {}), column)
+                    line[-1] += against(of, theirs, tests.get((loss, arm, column)))
             lines.append([*line, str(max(len(of) for of in cells.values()))])
     return markdown(["loss", "model", *(f"{b} bits" for b in LENGTHS), "mean", "seeds"], lines)
 
 
+def of_reference(cells: dict[int, dict[int, float]], column: str) -> dict[int, float]:
+    """{seed: mAP} of a length, or of the mean; empty where it was not run."""
+    if column != "mean":
+        return cells.get(int(column), {})
+    return averaged(cells) if all(b in cells for b in LENGTHS) else {}
+
+
 def averaged(cells: dict[int, dict[int, float]]) -> dict[int, float]:
-    """{seed: mean over the lengths}."""
-    return {s: statistics.fmean(cells[b][s] for b in LENGTHS) for s in next(iter(cells.values()))}
+    """{seed: mean over the lengths}, of the seeds that have all lengths."""
+    seeds = [s for s in next(iter(cells.values())) if all(s in cells[b] for b in LENGTHS)]
+    return {s: statistics.fmean(cells[b][s] for b in LENGTHS) for s in seeds}
 
 
-def against(ours: dict[int, float], theirs: dict[int, float]) -> str:
-    """ " (+1.2%, p 0.03)" of the seeds that both have; "" where they have none."""
+def against(ours: dict[int, float], theirs: dict[int, float], p_queries: float | None = None) -> str:
+    """ " (+1.2%, p 0.03)" of the seeds that both have; "" where they have none.
+
+    With tests over the queries " (+1.2%, p 0.03 / 0.01)", over the seeds and over the queries, in bold where both are
+    below 0.05; with one seed " (+1.2%, p - / 0.01)".
+    """
     both = sorted(ours.keys() & theirs.keys())
     if not both:
         return ""
     change = [ours[s] - theirs[s] for s in both]
-    told = f" ({100 * sum(change) / sum(theirs[s] for s in both):+.1f}%"
-    if len(both) < 2:
-        return told + ")"
-    p = over_seeds(change)
-    return told + (", p < 0.01)" if p < 0.01 else f", p {p:.2f})")
+    told = f"{100 * sum(change) / sum(theirs[s] for s in both):+.1f}%"
+    p_seeds = over_seeds(change) if len(both) > 1 else None
+    if p_queries is not None:
+        both_small = p_seeds is not None and max(p_seeds, p_queries) < 0.05
+        return f" ({f'**{told}**' if both_small else told}, p {_p(p_seeds)} / {_p(p_queries)})"
+    return f" ({told})" if p_seeds is None else f" ({told}, p {_p(p_seeds)})"
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else "< 0.01" if value < 0.01 else f"{value:.2f}"
 
 
 def words100() -> str:
     return lengths("words100")
+
+
+def words100_wide_ideas() -> str:
+    return lengths("words100_wide_ideas")
+
+
+def words100_wide() -> str:
+    return lengths("words100_wide")
+
+
+def words100_losses() -> str:
+    return lengths("words100_losses")
+
+
+def sections() -> str:
+    return lengths("sections")
+
+
+def pretrained_more() -> str:
+    return lengths("pretrained_more")
+
+
+def tags() -> str:
+    return lengths("tags")
+
+
+def tags_graded() -> str:
+    """NDCG and weighted mAP: a line for every loss and arm, means over the seeds."""
+    found: dict[tuple, dict[str, list[float]]] = {}
+    for run in stored("experiments/tags")["graded"]:
+        cell = found.setdefault((run["loss"], run["arm"]), {})
+        for row in run["graded"]:
+            for measure in ("ndcg", "weighted"):
+                cell.setdefault(f"{measure} {row['bits']}", []).append(row[measure])
+    lines = []
+    for key, cell in found.items():
+        for measure, told in (("ndcg", "NDCG@1000"), ("weighted", "weighted mAP@1000")):
+            values = [statistics.fmean(cell[f"{measure} {b}"]) for b in LENGTHS]
+            lines.append([*key, told, *(f"{v:.4f}" for v in (*values, statistics.fmean(values)))])
+    return markdown(["loss", "model", "measure", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
+
+
+def price() -> str:
+    """One nested run beside five single-length ones: seconds to the single models' final mAP, of a step, memory."""
+    document = stored("experiments/price")
+    curves = {(run["arm"], tuple(run["lengths"])): run["curve"] for run in document["curve"]}
+    memory = {(run["arm"], tuple(run["lengths"])): run["memory"] for run in document["memory"]}
+    nested = curves["nested", LENGTHS]
+    step = {key: 1000 * curve[-1]["seconds"] / curve[-1]["steps"] for key, curve in curves.items()}
+
+    def line(name: str, lengths_of: tuple[int, ...]) -> list[str]:
+        def mean(point) -> float:
+            return statistics.fmean(point["map"][str(b)] for b in lengths_of)
+
+        keys = [("single", (b,)) for b in lengths_of]
+        last = [curves[key][-1] for key in keys]
+        goal = statistics.fmean(point["map"][str(b)] for point, b in zip(last, lengths_of))
+        reached = next((f"{point['seconds']:.0f} s" for point in nested if mean(point) >= goal), "not reached")
+        seconds = sum(point["seconds"] for point in last)
+        most = max(memory[key] for key in keys)
+        a_step = statistics.fmean(step[key] for key in keys)
+        maps = [f"{mean(nested[-1]):.4f}", f"{goal:.4f}"]
+        return [name, *maps, f"{seconds:.0f} s", reached, f"{a_step:.0f} ms", f"{most:.0f} MiB"]
+
+    lines = [line(f"{b} bits", (b,)) for b in LENGTHS] + [line("all five, one after another", LENGTHS)]
+    own = f"{step['nested', LENGTHS]:.0f} ms", f"{memory['nested', LENGTHS]:.0f} MiB"
+    lines.append(["one nested run", lines[-1][1], "", f"{nested[-1]['seconds']:.0f} s", "", *own])
+    head = ["", "nested, mAP", "single, mAP", "time", "nested reaches single's mAP after", "a step", "memory"]
+    return markdown(head, lines)
 
 
 def pretrained() -> str:
@@ -115,4 +205,7 @@ def released() -> str:
     return markdown(["loss", "accidents", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 
 
-BLOCKS = (words100, pretrained, words100_ideas, floats, released)
+BLOCKS = (
+    *(words100, words100_ideas, words100_wide_ideas, words100_wide, words100_losses),
+    *(pretrained, pretrained_more, sections, tags, tags_graded, price, floats, released),
+)
