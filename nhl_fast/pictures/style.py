@@ -69,9 +69,11 @@ def _mend_texts(figure) -> None:
     """Names of data and runs may hold anything and be long: what no font draws becomes "?", titles are cut to fit."""
     from matplotlib.text import Text
 
+    captions = {text for axes in figure.axes for text in axes.texts}  # these may have two lines
     for text in figure.findobj(Text):
         given = text.get_text()
-        drawn = "".join(c if c.isprintable() or c == "\n" else "?" for c in given)
+        kept = "\n" if text in captions else ""
+        drawn = "".join(c if c.isprintable() or c in kept else "?" for c in given)
         if drawn != given:
             text.set_text(drawn)
     renderer = figure.canvas.get_renderer()
