@@ -89,7 +89,7 @@ def test_what_is_beyond_both_tests_is_bold():
 def tagged(seed=0, n=60, queries=7, classes=5):
     rng = np.random.default_rng(seed)
     labels = torch.from_numpy((rng.random((n, classes)) < 0.4).astype(np.uint8))
-    labels[:, 0] |= ~labels.any(1)
+    labels[:, 0] |= ~labels.bool().any(1)
     labels[0], labels[queries:, 4] = torch.tensor([0, 0, 0, 0, 1], dtype=torch.uint8), 0  # nothing is like query 0
     codes = torch.from_numpy(rng.integers(0, 256, (n, 2), dtype=np.uint8))
     rows = np.arange(n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from pathlib import Path
 
 import torch
@@ -152,16 +153,19 @@ class BackboneConflicts:
 
 
 class Curve:
-    """mAP of the held-out queries after every epoch, and the seconds that training had taken by then.
+    """mAP of the held-out queries after every epoch, and what training had taken by then: seconds, the process's own
+    seconds of CPU (which work beside it does not change), steps.
 
     Encodes small batches, so that these do not set the peak of a run's memory.
     """
 
     def __init__(self):
-        self.found, self.seconds, self.steps, self.trainer = [], 0.0, 0, None
+        self.found, self.seconds, self.cpu, self.steps, self.trainer = [], 0.0, 0.0, 0, None
+        self.began = time.process_time()
 
     def __call__(self, record: dict) -> None:
         self.seconds += record["seconds"]
+        self.cpu += time.process_time() - self.began
         self.steps += record["steps"]
         data, model = self.trainer.data, self.trainer.model
         result = evaluate_retrieval(
@@ -171,7 +175,9 @@ class Curve:
             ties="expected",
         )
         scores = {str(b): value for b, value in result.mean_average_precision.items()}
-        self.found.append({"seconds": self.seconds, "steps": self.steps, "map": scores})
+        taken = {"seconds": self.seconds, "cpu_seconds": self.cpu, "steps": self.steps}
+        self.found.append({**taken, "map": scores})
+        self.began = time.process_time()
 
     def rows(self) -> list[dict]:
         return self.found

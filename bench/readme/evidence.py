@@ -125,32 +125,22 @@ def tags_graded() -> str:
 
 
 def price() -> str:
-    """One nested run beside five single-length ones: seconds to the single models' final mAP, of a step, memory."""
+    """Nested and single-length runs where a net trains along: CPU time of a step after the first epoch, memory."""
     document = stored("experiments/price")
     curves = {(run["arm"], tuple(run["lengths"])): run["curve"] for run in document["curve"]}
     memory = {(run["arm"], tuple(run["lengths"])): run["memory"] for run in document["memory"]}
-    nested = curves["nested", LENGTHS]
-    step = {key: 1000 * curve[-1]["seconds"] / curve[-1]["steps"] for key, curve in curves.items()}
-
-    def line(name: str, lengths_of: tuple[int, ...]) -> list[str]:
-        def mean(point) -> float:
-            return statistics.fmean(point["map"][str(b)] for b in lengths_of)
-
-        keys = [("single", (b,)) for b in lengths_of]
-        last = [curves[key][-1] for key in keys]
-        goal = statistics.fmean(point["map"][str(b)] for point, b in zip(last, lengths_of))
-        reached = next((f"{point['seconds']:.0f} s" for point in nested if mean(point) >= goal), "not reached")
-        seconds = sum(point["seconds"] for point in last)
-        most = max(memory[key] for key in keys)
-        a_step = statistics.fmean(step[key] for key in keys)
-        maps = [f"{mean(nested[-1]):.4f}", f"{goal:.4f}"]
-        return [name, *maps, f"{seconds:.0f} s", reached, f"{a_step:.0f} ms", f"{most:.0f} MiB"]
-
-    lines = [line(f"{b} bits", (b,)) for b in LENGTHS] + [line("all five, one after another", LENGTHS)]
-    own = f"{step['nested', LENGTHS]:.0f} ms", f"{memory['nested', LENGTHS]:.0f} MiB"
-    lines.append(["one nested run", lines[-1][1], "", f"{nested[-1]['seconds']:.0f} s", "", *own])
-    head = ["", "nested, mAP", "single, mAP", "time", "nested reaches single's mAP after", "a step", "memory"]
-    return markdown(head, lines)
+    singles = [("single", (b,)) for b in LENGTHS]
+    step = {
+        key: 1000 * (curve[-1]["cpu_seconds"] - curve[0]["cpu_seconds"]) / (curve[-1]["steps"] - curve[0]["steps"])
+        for key, curve in curves.items()
+    }
+    mean_step, mean_memory = (statistics.fmean(of[key] for key in singles) for of in (step, memory))
+    lines = [[f"{b} bits", f"{step['single', (b,)]:.0f} ms", f"{memory['single', (b,)]:.0f} MiB"] for b in LENGTHS]
+    lines.append(["mean of the five", f"{mean_step:.0f} ms", f"{mean_memory:.0f} MiB"])
+    own = step["nested", LENGTHS], memory["nested", LENGTHS]
+    lines.append(["nested", f"{own[0]:.0f} ms", f"{own[1]:.0f} MiB"])
+    lines.append(["nested over the mean", f"{own[0] / mean_step:.3f}", f"{own[1] / mean_memory:.3f}"])
+    return markdown(["run", "CPU time of a step", "memory of training"], lines)
 
 
 def pretrained() -> str:
@@ -205,7 +195,4 @@ def released() -> str:
     return markdown(["loss", "accidents", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 
 
-BLOCKS = (
-    *(words100, words100_ideas, words100_wide_ideas, words100_wide, words100_losses),
-    *(pretrained, pretrained_more, sections, tags, tags_graded, price, floats, released),
-)
+BLOCKS = (words100, pretrained, words100_ideas, words100_wide_ideas, floats, released)
