@@ -82,7 +82,12 @@ def test_milvus_finds_the_same(index, tmp_path):
     pytest.importorskip("milvus_lite")
     client = pymilvus.MilvusClient(str(tmp_path / "codes.db"))
     try:
-        index.to_milvus(client, "items")
+        try:
+            index.to_milvus(client, "items")
+        except pymilvus.MilvusException as error:
+            if "BinaryVector which MilvusLite does not support" in str(error):
+                pytest.skip("this milvus-lite has no binary vectors (2.5 has)")
+            raise
         queries = np.random.default_rng(1).integers(0, 256, (5, LENGTH // 8), dtype=np.uint8)
         rows = [query.tobytes() for query in queries]
         found = client.search("items", rows, anns_field="vector", limit=K, search_params={"metric_type": "HAMMING"})
