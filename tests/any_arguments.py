@@ -200,7 +200,7 @@ def calls(folder) -> dict[str, tuple]:
         "fit_layer": (
             functools.partial(nhl.fit_layer, rotation_steps=1),  # any number of them is right, but not in a test
             {"features": OUTPUTS, "code_lengths": LENGTHS, "method": "itq", "normalize": True, "sample_rows": 10,
-             "seed": 0, "device": None, "checkpoint": None, "resume": False, "progress": False},
+             "seed": 0, "device": None, "checkpoint": None, "resume": False, "progress": False, "backbone": None},
         ),
         "fit_layer learned": (
             lambda **options: nhl.fit_layer(OUTPUTS, LENGTHS, steps=2, rotation_steps=1, progress=False, **options),
@@ -271,6 +271,10 @@ def calls(folder) -> dict[str, tuple]:
         "NestedIndex.export": (
             lambda format, length: filled().export(path.with_suffix(".tsv"), format, length),
             {"format": None, "length": 8},
+        ),
+        "NestedIndex.add vectors": (
+            lambda vectors: nhl.NestedIndex(16).add(CODES, vectors=vectors),
+            {"vectors": OUTPUTS},
         ),
         "NestedIndex.update": (lambda ids, codes: filled().update(ids, codes), {"ids": ROWS, "codes": CODES}),
         "NestedIndex.reconstruct": (lambda ids: filled().reconstruct(ids), {"ids": [1, 2]}),

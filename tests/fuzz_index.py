@@ -40,10 +40,14 @@ FIELDS = {
     "file_bytes": (88, 8),
     "ids_crc": (96, 4),
     "codes_crc": (100, 4),
-    "reserved": (104, 20),
+    "vectors_offset": (104, 8),
+    "vectors_width": (112, 4),
+    "vectors_kind": (116, 4),
+    "vectors_crc": (120, 4),
     "crc": (124, 4),
 }
 SECTION_FIELDS = ["count", "length", "flags", "ids_offset", "ids_bytes", "codes_offset", "codes_bytes", "file_bytes"]
+VECTORS = {1: "<f4", 2: "<f2", 3: "i1"}
 EDGES = [
     0,
     1,
@@ -85,10 +89,12 @@ def sign(data: bytearray) -> None:
 
 
 def sign_sections(data: bytearray) -> None:
-    """Make all three checksums right, where the sections lie inside the file."""
+    """Make all checksums right, where the sections lie inside the file."""
     start, size = get(data, "codes_offset"), get(data, "codes_bytes")
     put(data, "codes_crc", zlib.crc32(bytes(data[start : start + size])))
-    if get(data, "flags"):
+    if get(data, "vectors_kind"):
+        put(data, "vectors_crc", zlib.crc32(bytes(data[get(data, "vectors_offset") :])))
+    if get(data, "flags") & 1:
         start, size = get(data, "ids_offset"), get(data, "ids_bytes")
         put(data, "ids_crc", zlib.crc32(bytes(data[start : start + size])))
     sign(data)
@@ -99,19 +105,35 @@ def decode(data: bytes) -> dict | None:
     if len(data) < 128 or data[:8] != bytes([0x89, 0x4E, 0x48, 0x4C, 0x49, 0x0D, 0x0A, 0x1A]):
         return None
     h = {name: get(data, name) for name in FIELDS}
-    if h["version"] != 1 or h["header_bytes"] != 128 or h["reserved"] or h["flags"] > 1:
+    if h["version"] not in (1, 2) or h["header_bytes"] != 128 or h["flags"] >> 1 != h["version"] - 1:
+        return None
+    if h["version"] == 1 and any(data[104:124]):
+        return None
+    if h["version"] == 2 and not (h["vectors_kind"] in VECTORS and 1 <= h["vectors_width"] <= 2**20):
         return None
     if h["crc"] != zlib.crc32(data[:124]) or not 1 <= h["length"] <= 2**20:
         return None
-    n, width = h["count"], (h["length"] + 7) // 8
-    ids_end = 128 + (8 * n if h["flags"] else 0)
+    n, width, explicit = h["count"], (h["length"] + 7) // 8, h["flags"] & 1
+    ids_end = 128 + (8 * n if explicit else 0)
     start = (ids_end + 63) // 64 * 64
-    sections = (128 if h["flags"] else 0, ids_end - 128, start, n * width, start + n * width)
+    end = codes_end = start + n * width
+    if h["version"] == 2:
+        kind = np.dtype(VECTORS[h["vectors_kind"]])
+        first = (codes_end + 63) // 64 * 64
+        end = first + n * h["vectors_width"] * kind.itemsize
+        if h["vectors_offset"] != first:
+            return None
+    sections = (128 if explicit else 0, ids_end - 128, start, n * width, end)
     if sections != tuple(h[name] for name in SECTION_FIELDS[3:]) or len(data) != sections[-1]:
         return None
-    if any(data[ids_end:start]) or zlib.crc32(data[start:]) != h["codes_crc"]:
+    vectors = None
+    if h["version"] == 2:
+        if any(data[codes_end:first]) or zlib.crc32(data[first:]) != h["vectors_crc"]:
+            return None
+        vectors = np.frombuffer(data, kind, offset=first).reshape(n, h["vectors_width"])
+    if any(data[ids_end:start]) or zlib.crc32(data[start:codes_end]) != h["codes_crc"]:
         return None
-    if h["flags"]:
+    if explicit:
         ids = [int.from_bytes(data[i : i + 8], "little", signed=True) for i in range(128, ids_end, 8)]
         if h["first_id"] or zlib.crc32(data[128:ids_end]) != h["ids_crc"]:
             return None
@@ -123,10 +145,10 @@ def decode(data: bytes) -> dict | None:
         ids = list(range(h["first_id"], h["first_id"] + n))
     if h["next_id"] > 2**63 or h["next_id"] < (ids[-1] + 1 if ids else h["first_id"]):
         return None
-    codes = np.frombuffer(data, np.uint8, offset=start).reshape(n, width)
+    codes = np.frombuffer(data, np.uint8, n * width, start).reshape(n, width)
     if (np.unpackbits(codes, axis=1)[:, h["length"] :]).any():
         return None
-    return {"length": h["length"], "ids": ids, "codes": codes, "next_id": h["next_id"]}
+    return {"length": h["length"], "ids": ids, "codes": codes, "next_id": h["next_id"], "vectors": vectors}
 
 
 # -------------------------------------------------------------------------------------------------- mutations
@@ -191,7 +213,12 @@ def edit_sections(data: bytearray, rng, other) -> None:
     put(data, name, new_value(get(data, name), rng))
     explicit, n, width = get(data, "flags") & 1, get(data, "count"), (get(data, "length") + 7) // 8
     start = (128 + 8 * n * explicit + 63) // 64 * 64
-    follow = [128 * explicit, 8 * n * explicit, start, n * width, start + n * width]
+    end = start + n * width
+    if get(data, "flags") & 2:
+        put(data, "vectors_offset", (end + 63) // 64 * 64)
+        kind = np.dtype(VECTORS.get(get(data, "vectors_kind"), "i1"))
+        end = get(data, "vectors_offset") + n * get(data, "vectors_width") * kind.itemsize
+    follow = [128 * explicit, 8 * n * explicit, start, n * width, end]
     for field, value in zip(SECTION_FIELDS[3:], follow):
         if rng.random() < 0.95:
             put(data, field, value)
@@ -203,7 +230,7 @@ def edit_sections(data: bytearray, rng, other) -> None:
 
 
 def edit_codes(data: bytearray, rng, other) -> None:
-    """Other codes, signed: a right file, unless bits beyond the length are set."""
+    """Other codes and vectors, signed: a right file, unless bits beyond the length or of padding are set."""
     start = get(data, "codes_offset")
     for place in rng.integers(start, len(data), rng.integers(1, 5)) if start < len(data) else ():
         data[place] = rng.integers(0, 256)
@@ -213,7 +240,7 @@ def edit_codes(data: bytearray, rng, other) -> None:
 def edit_ids(data: bytearray, rng, other) -> None:
     """Other ids (repeated, swapped, negative, huge, ascending), signed."""
     n = get(data, "count")
-    if not get(data, "flags") or n < 2:
+    if not get(data, "flags") & 1 or n < 2:
         put(data, "first_id", new_value(get(data, "first_id"), rng))
         put(data, "next_id", new_value(get(data, "first_id") + n, rng))
         return sign(data)
@@ -266,13 +293,16 @@ MUTATIONS = [
 
 
 def make_files(folder: Path, rng) -> list[bytes]:
-    """Index files of several lengths and sizes, with running and with given ids."""
-    out = []
-    for length, n, given in [(128, 20, False), (128, 33, True), (5, 40, True), (12, 7, False), (100, 9, True)]:
+    """Index files of several lengths and sizes, with running and with given ids, with and without vectors."""
+    out, kinds = [], {12: "float16", 100: "int8", 24: "float32"}
+    for length, n, given in [
+        (128, 20, False), (128, 33, True), (5, 40, True), (12, 7, False), (100, 9, True), (24, 11, True),
+    ]:  # fmt: skip
         index = NestedIndex(length)
         rows = np.packbits(rng.integers(0, 2, (n, length), dtype=np.uint8), axis=1)
         ids = rng.choice(2**40, n, replace=False) if given else np.arange(n) + 3 * (length == 12)
-        index.add(rows, ids)
+        vectors = (9 * rng.standard_normal((n, 5))).astype(kinds[length]) if length in kinds else None
+        index.add(rows, ids, vectors=vectors)
         if given and length == 5:
             index.remove(ids[:4])
         index.save(folder / "original")
@@ -283,15 +313,20 @@ def make_files(folder: Path, rng) -> list[bytes]:
 
 def same_results(index: NestedIndex, expected: dict, rng) -> None:
     """The index holds exactly the expected items, and finds them as brute force does."""
-    ids, rows, length = expected["ids"], expected["codes"], expected["length"]
+    ids, rows, length, vectors = (expected[name] for name in ("ids", "codes", "length", "vectors"))
     assert (index.length, len(index), index.ids.tolist()) == (length, len(ids), ids)
     if expected["next_id"] < 2**63:
-        extra = index.add(np.zeros((1, (length + 7) // 8), np.uint8))
+        like = (
+            None if vectors is None or not ids else np.zeros_like(vectors[:1], dtype=vectors.dtype.newbyteorder("="))
+        )
+        extra = index.add(np.zeros((1, (length + 7) // 8), np.uint8), vectors=like)
         assert extra.tolist() == [expected["next_id"]]
         index.remove(extra)
     if not ids or length > 4096:
         return
     assert np.array_equal(index.reconstruct(ids).numpy(), rows)
+    if vectors is not None:
+        assert index.reconstruct_vectors(ids).numpy().tobytes() == vectors.tobytes()
     prefix = int(rng.integers(1, length + 1))
     queries = rng.integers(0, 256, (2, rows.shape[1]), dtype=np.uint8)
     table = oracle.distances(queries, rows, prefix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from typing import Any
 
@@ -28,6 +29,7 @@ class NestedCoder:
 
     Attributes (after `fit`):
         layer_: the NestedHashLayer.
+        backbone_: what is in front of it, a trained copy of `backbone`, or None.
         n_features_in_: width d of the vectors.
     """
 
@@ -45,6 +47,7 @@ class NestedCoder:
         drawn: int = Settings.drawn,
         temperature: float = Settings.temperature,
         lr: float = Settings.lr,
+        backbone: torch.nn.Module | None = None,
         seed: int = 0,
         device=None,
         progress: bool = True,
@@ -53,7 +56,7 @@ class NestedCoder:
         self.code_lengths, self.method, self.normalize = code_lengths, method, normalize
         self.sample_rows, self.rotation_steps, self.steps = sample_rows, rotation_steps, steps
         self.anchors, self.neighbors, self.drawn = anchors, neighbors, drawn
-        self.temperature, self.lr, self.seed = temperature, lr, seed
+        self.temperature, self.lr, self.backbone, self.seed = temperature, lr, backbone, seed
         self.device, self.progress = device, progress
 
     @classmethod
@@ -75,14 +78,14 @@ class NestedCoder:
 
     def fit(self, X, y=None) -> NestedCoder:
         """Fit to vectors X (n, d), an array (a memory map, too) or a tensor; y is ignored."""
-        vectors = check_vectors(X, "X")
+        vectors, backbone = check_vectors(X, "X"), copy.deepcopy(self.backbone)
         try:
-            layer = fit_layer(vectors, **self.get_params())
+            layer = fit_layer(vectors, **{**self.get_params(), "backbone": backbone})
         except ValueError as error:
             if str(error).startswith("features: "):
                 raise ValueError(str(error).replace("features", "X", 1)) from None
             raise
-        self.layer_, self.n_features_in_ = layer, layer.in_features
+        self.layer_, self.backbone_, self.n_features_in_ = layer, backbone, vectors.shape[1]
         return self
 
     def transform(self, X) -> Any:
@@ -103,8 +106,10 @@ class NestedCoder:
         vectors = check_vectors(X, "X", self.n_features_in_)
         device = next(self.layer_.parameters()).device
         step = tile_rows(4 * (vectors.shape[1] + self.layer_.out_features), _CHUNK_BYTES)
-        parts = [encode(rows).cpu() for _, rows in tiles(vectors, "X", torch.float32, device, self.normalize, step)]
-        codes = torch.cat(parts)
+        front = torch.nn.Identity() if self.backbone_ is None else self.backbone_
+        read = tiles(vectors, "X", torch.float32, device, self.normalize, step)
+        with torch.no_grad():
+            codes = torch.cat([encode(front(rows)).cpu() for _, rows in read])
         return codes.numpy() if isinstance(X, np.ndarray) else codes.to(vectors.device)
 
     def _fitted(self) -> NestedHashLayer:

@@ -8,6 +8,7 @@ from ..core import check
 from ..core.names import FIT_METHODS
 from ..head.layer import NestedHashLayer
 from . import closed
+from .backbone import check_backbone, outputs_of
 from .rows import check_features, moments, sample
 from .settings import ROTATION_STEPS, SAMPLE_ROWS, Settings, check_checkpoint, resolve_device
 
@@ -31,6 +32,7 @@ def fit_layer(
     drawn: int = Settings.drawn,
     temperature: float = Settings.temperature,
     lr: float = Settings.lr,
+    backbone: torch.nn.Module | None = None,
     seed: int = 0,
     device=None,
     checkpoint=None,
@@ -52,6 +54,9 @@ def fit_layer(
         sample_rows: rows held in memory; they train, and 20,000 of them fit rotations.
         rotation_steps: alternations of ITQ.
         steps, anchors, neighbors, drawn, temperature, lr: of "learned", see `nhl_fast.fit.settings.Settings`.
+        backbone: a module that trains along with "learned", in front of the layer: it takes rows (n, d) float32 and
+            gives (n, w), whose codes learn the neighbours of the rows themselves. It changes in place and is left in
+            evaluation mode, on the device; the layer takes `backbone(features)`.
         seed: equal seeds give equal layers on the same device with the same number of threads.
         device: where to compute, "cpu" or "cuda"; None: where the features are. The layer is there, too.
         checkpoint: folder where "learned" keeps its state every `checkpoint_every` steps, made where it is absent.
@@ -71,6 +76,7 @@ def fit_layer(
     count = check.positive_int(sample_rows, "sample_rows", minimum=2)
     check.flag(normalize, "normalize")
     check.positive_int(rotation_steps, "rotation_steps")
+    backbone = check_backbone(backbone, method)
     settings = Settings(steps, anchors, neighbors, drawn, temperature, lr)
     seed = check.positive_int(seed, "seed", minimum=0, maximum=2**31 - 1)
     device = resolve_device(device, features)
@@ -81,17 +87,23 @@ def fit_layer(
         raise ValueError(f"checkpoint: expected None with method {method!r}, which has no steps, got {str(folder)!r}")
 
     generator = torch.Generator().manual_seed(seed)
-    found = moments(features, device, normalize)
+    if backbone is None:
+        found, rows = moments(features, device, normalize), None
+    else:
+        rows = sample(features, count, generator, device, normalize)
+        inner = outputs_of(backbone.to(device), rows)
+        found = moments(inner, device)
     parts = closed.components(found)
     if method == "random":
         return _layer(closed.random_weight(features.shape[1], lengths[-1], generator), found, lengths, device)
     if method == "pca":
         return _layer(closed.pca_weight(parts, lengths[-1]), found, lengths, device)
-    rows = sample(features, count, generator, device, normalize)
+    if rows is None:
+        rows = inner = sample(features, count, generator, device, normalize)
     if resume:  # the start is the checkpoint's
-        weight, bias = rows.new_zeros(lengths[-1], rows.shape[1]), rows.new_zeros(lengths[-1])
+        weight, bias = inner.new_zeros(lengths[-1], inner.shape[1]), inner.new_zeros(lengths[-1])
     else:
-        centred = rows[torch.randperm(len(rows), generator=generator)[:_CLOSED_SAMPLE].to(device)]
+        centred = inner[torch.randperm(len(inner), generator=generator)[:_CLOSED_SAMPLE].to(device)]
         centred = centred - found.mean.to(device, torch.float32)
         weight = closed.itq_weight(parts, centred, lengths, rotation_steps, generator)
         if method == "itq":
@@ -102,7 +114,7 @@ def fit_layer(
     from .learn import fit  # what it needs (tqdm, safetensors) is loaded where something is learned
 
     start = weight.float(), bias.float()
-    weight, bias = fit(rows, *start, lengths, settings, seed, folder, resume, checkpoint_every, progress)
+    weight, bias = fit(rows, *start, lengths, settings, seed, folder, resume, checkpoint_every, progress, backbone)
     return _filled(weight, bias, lengths, device)
 
 

@@ -31,22 +31,27 @@ class Learner:
         code_lengths: the m code lengths.
         settings: see `Settings`.
         seed: of the batches; a step's batch follows from the seed and its number alone.
+        backbone: what makes the layer's features of rows, trained along; None: the rows are the features.
     """
 
-    def __init__(self, rows, weight, bias, code_lengths, settings: Settings, seed: int):
+    def __init__(self, rows, weight, bias, code_lengths, settings: Settings, seed: int, backbone=None):
         self.rows, self.unit = rows, torch.nn.functional.normalize(rows)
         self.code_lengths, self.settings, self.seed = code_lengths, settings, seed
         with torch.random.fork_rng([]):  # the layer's own start, drawn on the CPU
-            layer = NestedHashLayer(rows.shape[1], code_lengths, dtype=torch.float32)
+            layer = NestedHashLayer(weight.shape[1], code_lengths, dtype=torch.float32)
         loss = Neighbors(code_lengths, temperature=settings.temperature)
         self.objective = NestedObjective(layer, loss, distill_weight=0.0, weighting="uniform").to(rows.device)
         self.weight, self.bias, self.log_scales = layer.hash_layer.weight, layer.hash_layer.bias, loss.log_scales
         with torch.no_grad():
             self.weight.copy_(weight), self.bias.copy_(bias)
-        self.optimizer = torch.optim.Adam(
-            [{"params": [self.weight, self.bias], "rate": 1.0}, {"params": [self.log_scales], "rate": SCALE_RATE}],
-            lr=settings.lr,
-        )
+        self.backbone = backbone
+        groups = [
+            {"params": [self.weight, self.bias], "rate": 1.0}, {"params": [self.log_scales], "rate": SCALE_RATE},
+        ]  # fmt: skip
+        if backbone is not None:
+            backbone.train()
+            groups.append({"params": list(backbone.parameters()), "rate": 1.0})
+        self.optimizer = torch.optim.Adam(groups, lr=settings.lr)
         self.step = 0
         self.neighbors: torch.Tensor | None = None
         self._order: tuple[int, torch.Tensor] = (-1, torch.empty(0))
@@ -79,7 +84,8 @@ class Learner:
         settings, index = self.settings, self.batch(self.step)
         self.optimizer.zero_grad()
         with torch.enable_grad():
-            result = self.objective(self.rows[index], self.unit[index])
+            rows = self.rows[index]
+            result = self.objective(rows if self.backbone is None else self.backbone(rows), self.unit[index])
             result.total.backward()
         rate = settings.lr * 0.5 * (1 + math.cos(math.pi * (self.step - 1) / settings.steps))
         for group in self.optimizer.param_groups:
@@ -92,6 +98,7 @@ class Learner:
         return {
             **{"described": described, "step": self.step, "neighbors": self.neighbors},
             **{name: getattr(self, name).detach() for name in ("weight", "bias", "log_scales")},
+            **({} if self.backbone is None else {"backbone": self.backbone.state_dict()}),
             "optimizer": self.optimizer.state_dict(),
         }
 
@@ -100,24 +107,30 @@ class Learner:
         self.step, self.neighbors = state["step"], state["neighbors"].to(self.rows.device)
         for name in ("weight", "bias", "log_scales"):
             getattr(self, name).detach().copy_(state[name])
+        if self.backbone is not None:
+            self.backbone.load_state_dict(state["backbone"])
         self.optimizer.load_state_dict(state["optimizer"])
 
     def described(self) -> dict:
         """What must be equal where a fit goes on."""
         digest = hashlib.sha256(self.rows.cpu().numpy()).hexdigest()
-        return {**asdict(self.settings), "seed": self.seed, "code_lengths": list(self.code_lengths), "rows": digest}
+        said = {**asdict(self.settings), "seed": self.seed, "code_lengths": list(self.code_lengths), "rows": digest}
+        return said if self.backbone is None else {**said, "backbone": _shapes(self.backbone)}
 
 
 def fit(
-    rows, weight, bias, code_lengths, settings: Settings, seed: int, folder: Path | None, resume, every, progress
-):
-    """(weight, bias) after all steps of a `Learner`, which owns `folder` meanwhile."""
-    learner = Learner(rows, weight, bias, code_lengths, settings, seed)
+    rows, weight, bias, code_lengths, settings: Settings, seed: int, folder: Path | None, resume, every, progress,
+    backbone=None,
+):  # fmt: skip
+    """(weight, bias) after all steps of a `Learner`, which owns `folder` meanwhile; the backbone has changed."""
+    learner = Learner(rows, weight, bias, code_lengths, settings, seed, backbone)
     with contextlib.ExitStack() as owned:
         if folder is not None:
             folder.mkdir(parents=True, exist_ok=True)
             owned.enter_context(hold(folder))
         _take_steps(learner, None if folder is None else folder / CHECKPOINT, resume, every, progress)
+    if backbone is not None:
+        backbone.eval()
     return learner.weight.detach(), learner.bias.detach()
 
 
@@ -150,6 +163,8 @@ def _take_steps(learner: Learner, file: Path | None, resume: bool, every: int, p
 
 def _check_same(state: dict, described: dict, file: Path) -> None:
     old = state.get("described")
+    if isinstance(old, dict) and old.get("backbone") != described.get("backbone"):
+        raise ValueError(f"backbone: expected that of {file}, {old.get('backbone')}, got {described.get('backbone')}")
     if not isinstance(old, dict) or old.keys() != described.keys():
         raise ValueError(f"checkpoint: {file} is no state of a fit")
     if old["rows"] != described["rows"]:
@@ -157,3 +172,8 @@ def _check_same(state: dict, described: dict, file: Path) -> None:
     changed = [f"{name} {old[name]!r} -> {described[name]!r}" for name in described if old[name] != described[name]]
     if changed:
         raise ValueError(f"checkpoint: {file} was fitted with other settings ({', '.join(changed)})")
+
+
+def _shapes(module: torch.nn.Module) -> str:
+    """What a module's state looks like."""
+    return ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in module.state_dict().items())

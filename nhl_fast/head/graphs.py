@@ -45,6 +45,11 @@ def make_graphed(
     if features.device.type == "cuda":
         if objective.group() is not None:
             raise ValueError("objective: its step with several ranks is no CUDA graph; call it as it is")
+        learns = [name for name, p in objective.loss.named_parameters() if p.requires_grad]
+        if learns:
+            raise ValueError(
+                f"objective: its loss learns {', '.join(learns)}, which no replay gives gradients; call it as it is"
+            )
         graphed.capture(features, labels, index, num_warmup_iters)
     return graphed
 

@@ -11,6 +11,7 @@ from ..core import check
 from ..core.arrays import as_tensor
 from ..retrieval.codes import check_length, check_packed, check_rows, num_bytes
 from ..retrieval.convert import of_binary
+from .file import MAX_WIDTH, VECTOR_KINDS
 from .ids import on_device
 
 
@@ -23,6 +24,21 @@ def check_codes(codes, index_length: int, devices: Sequence[torch.device]) -> to
             f"got {check.describe(codes)}"
         )
     return codes
+
+
+def check_kept_vectors(vectors, count: int, devices: Sequence[torch.device]) -> torch.Tensor | None:
+    """Vectors (count, d) in main memory to be kept beside `count` codes, or None."""
+    if vectors is None:
+        return None
+    vectors = check.present(check.tensor(as_tensor(vectors, "vectors"), "vectors"), "vectors")
+    if vectors.dtype not in VECTOR_KINDS:
+        raise TypeError(f"vectors: expected float32, float16 or int8, got {check.describe(vectors)}")
+    if vectors.ndim != 2 or len(vectors) != count or not 0 < vectors.shape[1] <= MAX_WIDTH:
+        raise ValueError(
+            f"vectors: expected shape ({count}, d), one for each code, d from 1 to {MAX_WIDTH}, "
+            f"got {check.describe(vectors)}"
+        )
+    return check.finite(on_device(vectors, "vectors", devices).detach().cpu(), "vectors")
 
 
 def check_queries(

@@ -1,21 +1,22 @@
-"""The file of a NestedIndex: one versioned header, the ids where they are no run, the packed codes.
+"""The file of a NestedIndex: one versioned header, the ids where they are no run, the packed codes, the vectors.
 
-All numbers are little-endian. Version 1:
+All numbers are little-endian. Version 1, and version 2 where the items have vectors:
 
     offset  bytes  field
          0      8  magic: 89 4E 48 4C 49 0D 0A 1A
-         8      4  version, 1
+         8      4  version, 1 or 2
         12      4  bytes of the header, 128
-        16      8  flags: bit 0 set where there is an ids section, the rest 0
+        16      8  flags: bit 0 set where there is an ids section, bit 1 in version 2, the rest 0
         24      8  code length in bits
         32      8  number of items
         40      8  id of the first item where the ids are the run first, first + 1, ...; else 0
         48      8  next running id
         56     16  ids section: offset 128 and 8 bytes an item; both 0 where the ids are a run
         72     16  codes section: offset, a multiple of 64, and ceil(length / 8) bytes an item
-        88      8  bytes of the file, which ends with the codes section
+        88      8  bytes of the file, which ends with the codes section, or with that of the vectors
         96      8  CRC-32 of the ids section, CRC-32 of the codes section
-       104     20  zeros
+       104     20  version 1: zeros; version 2: offset of the vectors section, a multiple of 64 (8 bytes), numbers a
+                   vector (4), what they are (4: 1 float32, 2 float16, 3 int8), CRC-32 of the section (4)
        124      4  CRC-32 of the 124 bytes before
 
 Items come by ascending id; ids are int64. A code's bits beyond the length are zero, and so is the padding
@@ -33,18 +34,24 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from ..core import files
 from ..retrieval import codes
 from . import ids as index_ids
 
 MAGIC = b"\x89NHLI\r\n\x1a"
-VERSION = 1
+VERSIONS = (1, 2)
 HEADER_BYTES = 128
 _ALIGNMENT = 64
-_EXPLICIT_IDS = 1
-_HEADER = struct.Struct("<8sIIQQQQQQQQQQII20sI")
+_EXPLICIT_IDS, _VECTORS = 1, 2
+_HEADER = struct.Struct("<8sIIQQQQQQQQQQIIQIIII")
 _ID = np.dtype("<i8")
+_NUMBERS = {1: np.dtype("<f4"), 2: np.dtype("<f2"), 3: np.dtype("i1")}
+
+# What vectors may be made of, as the file names them, and the numbers of one.
+VECTOR_KINDS = {torch.float32: 1, torch.float16: 2, torch.int8: 3}
+MAX_WIDTH = 2**20
 
 # More than any code has; keeps the arithmetic on a header's numbers within what arrays can express.
 MAX_LENGTH = 2**20
@@ -62,7 +69,7 @@ class Contents:
     """What an index file holds.
 
     `codes` is (n, bytes) uint8 by ascending id; `ids` is (n,) int64, or None where the ids are the run that
-    starts at `first_id`.
+    starts at `first_id`; `vectors` is (n, d), or None.
     """
 
     length: int
@@ -70,6 +77,7 @@ class Contents:
     next_id: int
     ids: np.ndarray | None
     codes: np.ndarray
+    vectors: np.ndarray | None
 
 
 class _Header(NamedTuple):
@@ -88,12 +96,19 @@ class _Header(NamedTuple):
     file_bytes: int
     ids_crc: int
     codes_crc: int
-    reserved: bytes
+    vectors_offset: int
+    vectors_width: int
+    vectors_kind: int
+    vectors_crc: int
     crc: int
 
     @property
     def explicit(self) -> bool:
-        return self.flags == _EXPLICIT_IDS
+        return bool(self.flags & _EXPLICIT_IDS)
+
+    @property
+    def codes_end(self) -> int:
+        return self.codes_offset + self.codes_bytes
 
     def pack(self) -> bytes:
         """The header with its checksum filled in."""
@@ -101,16 +116,27 @@ class _Header(NamedTuple):
         return body + struct.pack("<I", zlib.crc32(body))
 
 
-def _layout(explicit: bool, length: int, count: int, first_id: int, next_id: int, ids_crc: int, codes_crc: int):
-    """The header of version 1 for these contents: everything else follows from them."""
+def _aligned(offset: int) -> int:
+    return -(-offset // _ALIGNMENT) * _ALIGNMENT
+
+
+def _layout(
+    explicit: bool, length: int, count: int, first_id: int, next_id: int, ids_crc: int, codes_crc: int,
+    vectors: tuple[int, int, int] = (0, 0, 0),
+):  # fmt: skip
+    """The header for these contents: everything else follows from them. vectors: their width, kind and checksum."""
+    width, kind, vectors_crc = vectors
     ids_bytes = count * _ID.itemsize if explicit else 0
-    codes_offset = -(-(HEADER_BYTES + ids_bytes) // _ALIGNMENT) * _ALIGNMENT
+    codes_offset = _aligned(HEADER_BYTES + ids_bytes)
     codes_bytes = count * codes.num_bytes(length)
+    codes_end = codes_offset + codes_bytes
+    vectors_offset = _aligned(codes_end) if kind else 0
+    vectors_bytes = count * width * _NUMBERS[kind].itemsize if kind else 0
     return _Header(
         magic=MAGIC,
-        version=VERSION,
+        version=2 if kind else 1,
         header_bytes=HEADER_BYTES,
-        flags=_EXPLICIT_IDS if explicit else 0,
+        flags=(_EXPLICIT_IDS if explicit else 0) | (_VECTORS if kind else 0),
         length=length,
         count=count,
         first_id=0 if explicit else first_id,
@@ -119,10 +145,13 @@ def _layout(explicit: bool, length: int, count: int, first_id: int, next_id: int
         ids_bytes=ids_bytes,
         codes_offset=codes_offset,
         codes_bytes=codes_bytes,
-        file_bytes=codes_offset + codes_bytes,
+        file_bytes=vectors_offset + vectors_bytes if kind else codes_end,
         ids_crc=ids_crc if explicit else 0,
         codes_crc=codes_crc,
-        reserved=bytes(20),
+        vectors_offset=vectors_offset,
+        vectors_width=width,
+        vectors_kind=kind,
+        vectors_crc=vectors_crc,
         crc=0,
     )
 
@@ -134,6 +163,7 @@ def write(
     first_id: int | None,
     next_id: int,
     blocks: Iterable[tuple[np.ndarray, np.ndarray]],
+    vectors: tuple[np.ndarray, Iterable[tuple[np.ndarray, np.ndarray]]] | None = None,
 ) -> None:
     """Write an index file, in one step: on any error a file that was at `path` stays as it was.
 
@@ -143,10 +173,12 @@ def write(
         first_id: first of a run of ids, or None to store them one by one.
         next_id: next running id.
         blocks: (ids, packed rows) by ascending id, `count` items in all.
+        vectors: an array (0, d) of their kind, and blocks of them like those of the rows; None for none.
     """
     explicit = first_id is None
-    header = _layout(explicit, length, count, first_id, next_id, 0, 0)
-    written = ids_crc = codes_crc = 0
+    kind = (0, 0) if vectors is None else (vectors[0].shape[1], _kind_of(vectors[0].dtype))
+    header = _layout(explicit, length, count, first_id, next_id, 0, 0, (*kind, 0))
+    written = ids_crc = codes_crc = vectors_crc = 0
     with files.atomic_write(path) as handle:
         handle.write(bytes(HEADER_BYTES))
         for ids, rows in blocks:
@@ -162,8 +194,30 @@ def write(
             written += len(rows)
         if written != count:
             raise RuntimeError(f"blocks: expected {count} items, got {written}")
+        if vectors is not None:
+            vectors_crc = _write_vectors(handle, header, vectors[1])
         handle.seek(0)
-        handle.write(_layout(explicit, length, count, first_id, next_id, ids_crc, codes_crc).pack())
+        crcs = ids_crc, codes_crc
+        handle.write(_layout(explicit, length, count, first_id, next_id, *crcs, (*kind, vectors_crc)).pack())
+
+
+def _kind_of(dtype: np.dtype) -> int:
+    return next(kind for kind, known in _NUMBERS.items() if known == dtype)
+
+
+def _write_vectors(handle, header: _Header, blocks: Iterable[tuple[np.ndarray, np.ndarray]]) -> int:
+    """The checksum of the section."""
+    handle.seek(header.codes_end)
+    handle.write(bytes(header.vectors_offset - header.codes_end))
+    crc = written = 0
+    for _, rows in blocks:
+        rows = np.ascontiguousarray(rows, dtype=_NUMBERS[header.vectors_kind])
+        crc = zlib.crc32(rows, crc)
+        handle.write(rows)
+        written += len(rows)
+    if written != header.count:
+        raise RuntimeError(f"vectors: expected {header.count}, got {written}")
+    return crc
 
 
 def read(path, mmap: bool, verify: bool) -> Contents:
@@ -174,7 +228,7 @@ def read(path, mmap: bool, verify: bool) -> Contents:
 
     Args:
         mmap: map the sections (read-only) rather than read them into memory.
-        verify: read both sections once, to check their checksums, that the ids ascend and that the codes' bits
+        verify: read all sections once, to check their checksums, that the ids ascend and that the codes' bits
             beyond the length are zero.
 
     Raises:
@@ -195,7 +249,13 @@ def read(path, mmap: bool, verify: bool) -> Contents:
                 raise IndexFileError(f"{path}: truncated while it was read")
     end_of_ids = HEADER_BYTES + header.ids_bytes
     ids = whole[HEADER_BYTES:end_of_ids].view(_ID) if header.explicit else None
-    rows = whole[header.codes_offset :].reshape(header.count, codes.num_bytes(header.length))
+    rows = whole[header.codes_offset : header.codes_end].reshape(header.count, codes.num_bytes(header.length))
+    vectors = None
+    if header.vectors_kind:
+        if whole[header.codes_end : header.vectors_offset].any():
+            raise IndexFileError(f"{path}: damaged: the padding before the vectors is not zero")
+        numbers = whole[header.vectors_offset :].view(_NUMBERS[header.vectors_kind])
+        vectors = numbers.reshape(header.count, header.vectors_width)
     if whole[end_of_ids : header.codes_offset].any():
         raise IndexFileError(f"{path}: damaged: the padding before the codes is not zero")
     if header.explicit and header.count and not 0 <= int(ids[0]) <= int(ids[-1]) < header.next_id:
@@ -204,7 +264,9 @@ def read(path, mmap: bool, verify: bool) -> Contents:
         if header.explicit:
             _verify_ids(path, ids, header.ids_crc)
         _verify_codes(path, rows, header.length, header.codes_crc)
-    return Contents(header.length, header.first_id, header.next_id, ids, rows)
+        if vectors is not None:
+            _verify_vectors(path, whole[header.vectors_offset :], header.vectors_crc)
+    return Contents(header.length, header.first_id, header.next_id, ids, rows, vectors)
 
 
 def _check_header(path, raw: bytes, size: int) -> _Header:
@@ -214,10 +276,17 @@ def _check_header(path, raw: bytes, size: int) -> _Header:
     if len(raw) < HEADER_BYTES:
         raise IndexFileError(f"{path}: truncated: {size} bytes, fewer than the {HEADER_BYTES} of the header")
     header = _Header(*_HEADER.unpack(raw))
-    if header.version != VERSION:
-        raise IndexFileError(f"{path}: file format {header.version}; this release of nhl_fast reads {VERSION}")
+    if header.version not in VERSIONS:
+        known = " and ".join(map(str, VERSIONS))
+        raise IndexFileError(f"{path}: file format {header.version}; this release of nhl_fast reads {known}")
     if header.pack() != raw:
         raise IndexFileError(f"{path}: damaged: the checksum of the header does not match")
+    if header.vectors_kind not in (0, *_NUMBERS) or (
+        header.vectors_kind and not 1 <= header.vectors_width <= MAX_WIDTH
+    ):
+        raise IndexFileError(
+            f"{path}: damaged: vectors of {header.vectors_width} numbers of kind {header.vectors_kind} in the header"
+        )
     expected = _layout(
         header.explicit,
         header.length,
@@ -226,6 +295,7 @@ def _check_header(path, raw: bytes, size: int) -> _Header:
         header.next_id,
         header.ids_crc,
         header.codes_crc,
+        (header.vectors_width, header.vectors_kind, header.vectors_crc) if header.vectors_kind else (0, 0, 0),
     )
     for name, value, right in zip(_Header._fields[:-1], header, expected):
         if value != right:
@@ -251,6 +321,14 @@ def _verify_ids(path, ids: np.ndarray, expected: int) -> None:
             raise IndexFileError(f"{path}: damaged: the ids are not strictly ascending")
     if crc != expected:
         raise IndexFileError(f"{path}: damaged: the checksum of the ids does not match")
+
+
+def _verify_vectors(path, section: np.ndarray, expected: int) -> None:
+    crc = 0
+    for start in range(0, len(section), _BLOCK_BYTES):
+        crc = zlib.crc32(section[start : start + _BLOCK_BYTES], crc)
+    if crc != expected:
+        raise IndexFileError(f"{path}: damaged: the checksum of the vectors does not match")
 
 
 def _verify_codes(path, rows: np.ndarray, length: int, expected: int) -> None:

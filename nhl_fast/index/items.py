@@ -12,11 +12,11 @@ from ..core.arrays import as_tensor
 from ..retrieval.codes import num_bytes
 from . import file
 from . import ids as index_ids
-from .arguments import check_codes
+from .arguments import check_codes, check_kept_vectors
 from .ids import check_distinct, check_ids
 from .pages import empty
 from .placement import Placed, Placement, check_devices
-from .segments import Segment, copy_rows, merge
+from .segments import Segment, copied, copy_rows, merge
 from .state import State
 
 _MAIN_MEMORY = (torch.device("cpu"),)
@@ -66,15 +66,20 @@ class Items:
 
     def __getstate__(self) -> dict:
         state = self._state
-        return {
+        held = {
             "length": self._length,
             "next_id": state.next_id,
             "segments": [(s.codes.numpy(), s.first, s.ids, s.alive) for s in state.segments],
         }
+        return held if state.kept is None else {**held, "vectors": [s.vectors.numpy() for s in state.segments]}
 
     def __setstate__(self, stored: dict) -> None:
         self.__init__(stored["length"])
-        segments = (Segment(as_tensor(codes), *rest) for codes, *rest in stored["segments"])
+        parts = stored["segments"]
+        vectors = stored.get("vectors", [None] * len(parts))
+        segments = (
+            Segment(as_tensor(codes), *rest, vectors=as_tensor(v)) for (codes, *rest), v in zip(parts, vectors)
+        )
         self._state = State(tuple(segments), stored["next_id"])
 
     def __copy__(self) -> Items:
@@ -112,7 +117,9 @@ class Items:
 
     def __repr__(self) -> str:
         where = "" if self._placement is None else f", device={', '.join(map(str, self.devices))}"
-        return f"NestedIndex(length={self._length}, items={len(self)}{where})"
+        kept = self._state.kept
+        beside = "" if kept is None else f", vectors={kept.shape[1]} {str(kept.dtype).removeprefix('torch.')}"
+        return f"NestedIndex(length={self._length}, items={len(self)}{beside}{where})"
 
     @property
     def devices(self) -> tuple[torch.device, ...]:
@@ -132,7 +139,7 @@ class Items:
 
     @property
     def nbytes(self) -> int:
-        """Bytes held for codes, ids, masks and prefixes (those that a funnel's first stage has asked for).
+        """Bytes held for codes, ids, vectors, masks and prefixes (those that a funnel's first stage has asked for).
 
         What lies in a mapped file and what belongs to removed items is included.
         """
@@ -155,16 +162,32 @@ class Items:
         ids = check_ids(ids, "ids")
         return self._state.rows(ids, num_bytes(self._length))
 
+    @check.memory
+    def reconstruct_vectors(self, ids) -> torch.Tensor:
+        """The kept vectors of `ids` (any order, repeats allowed): (len(ids), d), in the dtype in which they are kept.
+
+        Raises:
+            TypeError, ValueError: ids are not a sequence of integers of at least 0, or the index keeps no vectors.
+            KeyError: an id is not in the index.
+        """
+        ids, state = check_ids(ids, "ids"), self._state
+        if state.kept is None:
+            raise ValueError(f"ids: expected an index that keeps vectors (add(codes, vectors=...)), got {self!r}")
+        return state.vectors(ids)
+
     # ---------------------------------------------------------------------------------------------------- changes
 
     @check.memory
-    def add(self, codes, ids=None) -> torch.Tensor:
+    def add(self, codes, ids=None, *, vectors=None) -> torch.Tensor:
         """Add items.
 
         Args:
             codes: (n, ceil(length / 8)) packed uint8 rows; they are copied.
             ids: n distinct integers from 0 to 2**63 - 1 in any order, none of them in the index; None for
                 running ids.
+            vectors: (n, d) float32, float16 or int8 to keep beside the codes (they are copied), for
+                `search(rescore=(queries' vectors, None))`. All items of an index have vectors of one width and
+                dtype, or none has.
 
         Returns:
             The ids, int64 (n,), in the order of the codes.
@@ -172,19 +195,26 @@ class Items:
         Raises:
             TypeError, ValueError: an argument does not fit, or an id is taken; nothing is added.
         """
-        rows = check_codes(codes, self._length, self.devices)
+        rows, vectors = self._checked(codes, vectors)
         if ids is None:
-            return self._add_running(copy_rows(rows, self._length))
+            return self._add_running(copy_rows(rows, self._length), None if vectors is None else copied(vectors))
         ids = check_distinct(ids, len(rows))
-        added = self._segments_of(rows, ids)
+        added = self._segments_of(rows, ids, vectors)
         with self._writing:
             self._state = self._state.adding(ids, added)
         return torch.from_numpy(ids)
 
-    def _add_running(self, rows: torch.Tensor) -> torch.Tensor:
+    def _checked(self, codes, vectors) -> tuple[torch.Tensor, torch.Tensor | None]:
+        rows = check_codes(codes, self._length, self.devices)
+        vectors = check_kept_vectors(vectors, len(rows), self.devices)
+        if len(rows):
+            self._state.check_kept(vectors, "vectors")
+        return rows, vectors
+
+    def _add_running(self, rows: torch.Tensor, vectors: torch.Tensor | None, name: str = "vectors") -> torch.Tensor:
         with self._writing:
             first = self._state.next_id
-            self._state = self._state.running_on(rows)
+            self._state = self._state.running_on(rows, vectors, name)
         ids = torch.from_numpy(empty((len(rows),), np.int64))
         return torch.arange(len(rows), out=ids).add_(first)
 
@@ -212,20 +242,21 @@ class Items:
         return len(ids)
 
     @check.memory
-    def update(self, ids, codes) -> None:
+    def update(self, ids, codes, *, vectors=None) -> None:
         """Replace the codes of items that are in the index: row i of `codes` becomes the code of ids[i].
 
         Args:
             ids: distinct integers, any order.
             codes: (len(ids), ceil(length / 8)) packed uint8 rows; they are copied.
+            vectors: (len(ids), d), their vectors, where the index keeps some.
 
         Raises:
             TypeError, ValueError: an argument does not fit.
             KeyError: an id is not in the index; nothing is changed.
         """
-        rows = check_codes(codes, self._length, self.devices)
+        rows, vectors = self._checked(codes, vectors)
         ids = check_distinct(ids, len(rows))
-        added = self._segments_of(rows, ids)
+        added = self._segments_of(rows, ids, vectors)
         with self._writing:
             self._state = self._state.replacing(ids, added)
 
@@ -241,7 +272,8 @@ class Items:
             The ids that they have here, int64, in the order of `other.ids`.
 
         Raises:
-            TypeError, ValueError: `other` is no index or of another length, or an id is taken; nothing is added.
+            TypeError, ValueError: `other` is no index, of another length or with other vectors, or an id is taken;
+                nothing is added.
         """
         if not isinstance(other, Items):
             raise TypeError(f"other: expected a NestedIndex, got {check.describe(other)}")
@@ -251,11 +283,13 @@ class Items:
         theirs = other.state
         if not theirs.count:
             return torch.empty(0, dtype=torch.int64)
+        self._state.check_kept(theirs.kept, "other")
         if renumber:
-            return self._add_running(merge(theirs.segments).codes)
+            merged = merge(theirs.segments)
+            return self._add_running(merged.codes, merged.vectors, "other")
         ids = theirs.ids()
         with self._writing:
-            self._state = self._state.adding(ids, theirs.segments, theirs.next_id)
+            self._state = self._state.adding(ids, theirs.segments, theirs.next_id, "other")
         return torch.from_numpy(ids)
 
     @check.memory
@@ -307,10 +341,11 @@ class Items:
         """The same as `copy.copy`: it takes no time, and neither changes with the other."""
         return self.__copy__()
 
-    def _segments_of(self, rows: torch.Tensor, ids: np.ndarray) -> tuple[Segment, ...]:
+    def _segments_of(self, rows: torch.Tensor, ids: np.ndarray, vectors: torch.Tensor | None) -> tuple[Segment, ...]:
         """Rows with distinct ids as one segment, or none."""
         if not len(rows):
             return ()
         order = None if (ids[1:] > ids[:-1]).all() else ids.argsort()
         rows = copy_rows(rows, self._length, order)
-        return (Segment.of(rows, ids.copy() if order is None else ids[order]),)
+        vectors = None if vectors is None else copied(vectors, order)
+        return (Segment.of(rows, ids.copy() if order is None else ids[order], vectors),)

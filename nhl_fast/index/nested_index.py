@@ -43,8 +43,11 @@ class NestedIndex(Items):
     searches run then: queries and codes to add may be there, and what searches find is; ids and masks are CPU
     tensors all the same.
 
-    Memory: the codes, nothing for ids that run without a gap, 8 bytes an item for other ids, and one byte an
-    item where some of them were removed or updated. Adding in blocks takes extra memory of at most 64 MiB or
+    Vectors may be kept beside the codes (`add(codes, vectors=...)`): a search reads those of its funnel's last
+    candidates alone, and changes, copies and files take them along.
+
+    Memory: the codes and vectors, nothing for ids that run without a gap, 8 bytes an item for other ids, and one byte
+    an item where some of them were removed or updated. Adding in blocks takes extra memory of at most 64 MiB or
     a sixteenth of the codes, whichever is more, while it lasts. A removal or an update copies the mask of the
     parts it touches (one byte an item), so pass many ids at once; a part that is half removed is compacted.
 
@@ -111,7 +114,7 @@ class NestedIndex(Items):
                 copied at its first search: 8 bytes an item for 64 bits, kept with the codes, counted in `nbytes`.
             rescore: what ranks the funnel's last candidates in place of the distance: the queries' raw outputs (Q, L)
                 against the codes, or a pair (vectors of the queries (Q, d), vectors of the items (n, d) by ascending
-                id, in memory or mapped); see `nhl_fast.rescore`.
+                id, in memory or mapped, or None for those that the index keeps); see `nhl_fast.rescore`.
             metric: "cosine" or "product", of vectors.
             beyond: what a k beyond the number of items does: "raise", "cut" (k is that number) or "pad" (as where
                 `allow` leaves too few).
@@ -241,8 +244,10 @@ class NestedIndex(Items):
         """
         state = self._state
         first = state.run()
-        blocks = index_segments.ordered_blocks(state.segments)
-        file.write(path, self._length, state.count, first, state.next_id, blocks)
+        blocks, vectors = index_segments.ordered_blocks(state.segments), None
+        if state.kept is not None:
+            vectors = state.kept.numpy(), index_segments.ordered_blocks(state.segments, vectors=True)
+        file.write(path, self._length, state.count, first, state.next_id, blocks, vectors)
 
     @classmethod
     def load(
@@ -252,7 +257,7 @@ class NestedIndex(Items):
 
         Args:
             path: the file.
-            mmap: map the codes rather than read them: they are paged in as searches need them, and out again
+            mmap: map codes and vectors rather than read them: they are paged in as searches need them, and out again
                 when memory is short. The index can be changed all the same: what is added lives in memory, and
                 the file stays as it is. A mapped file must not be changed in place or truncated (a save to
                 its path is safe).
@@ -272,13 +277,14 @@ class NestedIndex(Items):
         segments = ()
         if len(contents.codes):
             first = contents.first_id if contents.ids is None else int(contents.ids[0])
-            segments = (Segment(as_tensor(contents.codes), first, contents.ids),)
+            vectors = as_tensor(contents.vectors)
+            segments = (Segment(as_tensor(contents.codes), first, contents.ids, vectors=vectors),)
         index._state = State(segments, contents.next_id)
         return index
 
     @check.memory
     def export(self, path, format: str | None = None, length: int | None = None) -> None:
-        """Write ids and codes, by ascending id, to a file that other programs read, in one step.
+        """Write ids and codes (no vectors), by ascending id, to a file that other programs read, in one step.
 
         - "parquet", "arrow" (`.parquet`; `.arrow`, `.feather`): columns `id` (int64) and `code` (fixed-size binary,
           ceil(length / 8) bytes); the schema's metadata has the length as `bits`. Read by Arrow, DuckDB, LanceDB,

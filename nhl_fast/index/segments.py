@@ -46,13 +46,24 @@ def without_repeats(values: np.ndarray) -> np.ndarray:
     return values[np.concatenate([[True], values[1:] != values[:-1]])]
 
 
-def copy_rows(rows: torch.Tensor, length: int, order: np.ndarray | None = None) -> torch.Tensor:
-    """A copy of packed rows in C order, sorted by `order`, with zeros beyond the length."""
-    out = torch.from_numpy(empty(tuple(rows.shape), np.uint8))
+def copied(rows: torch.Tensor, order: np.ndarray | None = None) -> torch.Tensor:
+    """A copy of rows in C order, sorted by `order`."""
+    out = empty_like(rows, len(rows))
     if order is None:
         out.copy_(rows)
     else:
         torch.index_select(rows, 0, torch.from_numpy(order), out=out)
+    return out
+
+
+def empty_like(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """Memory for `count` rows of the kind of `rows`."""
+    return torch.from_numpy(empty((count, rows.shape[1]), np.dtype(str(rows.dtype).removeprefix("torch."))))
+
+
+def copy_rows(rows: torch.Tensor, length: int, order: np.ndarray | None = None) -> torch.Tensor:
+    """A copy of packed rows in C order, sorted by `order`, with zeros beyond the length."""
+    out = copied(rows, order)
     last = codes.num_bytes(length) - 1
     if length % 8:
         out[:, last:] = codes.mask_tail(out[:, last:], length - 8 * last)
@@ -66,6 +77,7 @@ class Segment:
     codes: (rows, bytes) uint8. ids: (rows,) int64, or None where they are the run first, first + 1, ....
     alive: (rows,) bool, False where the row was removed, or None. count: rows that are alive.
     prefixes: those of the codes; segments that differ in `alive` alone share them.
+    vectors: (rows, d), what the index keeps beside the codes, or None.
     """
 
     codes: torch.Tensor
@@ -73,6 +85,7 @@ class Segment:
     ids: np.ndarray | None = None
     alive: np.ndarray | None = None
     prefixes: Prefixes | None = None
+    vectors: torch.Tensor | None = None
     count: int = field(init=False)
 
     def __post_init__(self):
@@ -82,22 +95,24 @@ class Segment:
         object.__setattr__(self, "count", count)
 
     @classmethod
-    def of(cls, rows, ids: np.ndarray) -> Segment:
+    def of(cls, rows, ids: np.ndarray, vectors: torch.Tensor | None = None) -> Segment:
         """A segment of at least one row; ascending ids without a gap are not stored."""
         first = int(ids[0])
         run = int(ids[-1]) - first + 1 == len(ids)
-        return cls(as_tensor(rows), first, None if run else ids)
+        return cls(as_tensor(rows), first, None if run else ids, vectors=vectors)
 
     def __len__(self) -> int:
         return len(self.codes)
 
     @property
     def nbytes(self) -> int:
-        return (
-            self.codes.nbytes
-            + self.prefixes.nbytes
-            + sum(array.nbytes for array in (self.ids, self.alive) if array is not None)
-        )
+        held = (self.codes, self.prefixes, self.ids, self.alive, self.vectors)
+        return sum(array.nbytes for array in held if array is not None)
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of an item's code and vector."""
+        return self.codes.shape[1] + (0 if self.vectors is None else self.vectors[:1].nbytes)
 
     def ids_at(self, positions: np.ndarray) -> np.ndarray:
         return positions + self.first if self.ids is None else self.ids[positions]
@@ -132,7 +147,7 @@ class Segment:
     def without(self, positions: np.ndarray) -> Segment:
         alive = np.ones(len(self), dtype=bool) if self.alive is None else self.alive.copy()
         alive[positions] = False
-        return Segment(self.codes, self.first, self.ids, alive, self.prefixes)
+        return Segment(self.codes, self.first, self.ids, alive, self.prefixes, self.vectors)
 
     def rank(self, bound: int) -> int:
         """How many rows, removed ones too, have an id of at most `bound`."""
@@ -140,9 +155,13 @@ class Segment:
             return min(max(bound - self.first + 1, 0), len(self))
         return int(np.searchsorted(self.ids, bound, side="right"))
 
-    def take(self, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
-        """(ids, rows) that are alive among positions start to stop; views where that needs no copy."""
-        rows = self.codes[start:stop].numpy()
+    def stored(self, vectors: bool) -> torch.Tensor:
+        """The vectors, or the codes."""
+        return self.vectors if vectors else self.codes
+
+    def take(self, start: int, stop: int, vectors: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, rows, or vectors) that are alive among positions start to stop; views where that needs no copy."""
+        rows = self.stored(vectors)[start:stop].numpy()
         if self.alive is None:
             return (np.arange(start, stop) + self.first if self.ids is None else self.ids[start:stop]), rows
         kept = np.flatnonzero(self.alive[start:stop])
@@ -270,10 +289,10 @@ def within(chosen: Sequence[Chosen], queries, radius: int, length: int, backend:
 # ------------------------------------------------------------------------------------------------ maintenance
 
 
-def ordered_blocks(segments: Sequence[Segment]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """(ids, packed rows) of all that is alive, by ascending id, in blocks of bounded size."""
+def ordered_blocks(segments: Sequence[Segment], vectors: bool = False) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(ids, packed rows, or vectors) of all that is alive, by ascending id, in blocks of bounded size."""
     cursors, last = [0] * len(segments), -1
-    step = max(1, _BLOCK_BYTES // segments[0].codes.shape[1]) if segments else 0
+    step = max(1, _BLOCK_BYTES // segments[0].stored(vectors)[:1].nbytes) if segments else 0
     while any(cursor < len(segment) for cursor, segment in zip(cursors, segments)):
         # Up to the bound no segment gives more than `step` rows, and the one that sets it gives that many.
         long = [(s, c + step - 1) for s, c in zip(segments, cursors) if c + step < len(s)]
@@ -281,7 +300,7 @@ def ordered_blocks(segments: Sequence[Segment]) -> Iterator[tuple[np.ndarray, np
         stops = [len(s) if bound is None else max(c, s.rank(bound)) for s, c in zip(segments, cursors)]
         if stops == cursors:
             raise ValueError(_NOT_ASCENDING)
-        parts = [s.take(c, stop) for s, c, stop in zip(segments, cursors, stops) if c < stop]
+        parts = [s.take(c, stop, vectors) for s, c, stop in zip(segments, cursors, stops) if c < stop]
         cursors = stops
         ids, rows = parts[0] if len(parts) == 1 else _in_order(parts)
         if not len(ids):
@@ -300,17 +319,24 @@ def _in_order(parts) -> tuple[np.ndarray, np.ndarray]:
 
 def merge(segments: Sequence[Segment]) -> Segment:
     """One segment with all that is alive in `segments`."""
-    count, width = sum(s.count for s in segments), segments[0].codes.shape[1]
+    count, like = sum(s.count for s in segments), segments[0]
     lowest, highest = (bound(ends) for bound, ends in zip((min, max), zip(*(s.ends() for s in segments))))
-    rows = empty((count, width), np.uint8)
     ids = None if highest - lowest + 1 == count else empty((count,), np.int64)
-    done = 0
-    for block_ids, block in ordered_blocks(segments):
+    rows = _gathered(segments, empty_like(like.codes, count), False, ids)
+    if like.vectors is None:
+        return Segment(rows, lowest, ids)
+    return Segment(rows, lowest, ids, vectors=_gathered(segments, empty_like(like.vectors, count), True))
+
+
+def _gathered(segments, out: torch.Tensor, vectors: bool, ids: np.ndarray | None = None) -> torch.Tensor:
+    """`out`, filled with all that is alive; `ids` with its ids."""
+    rows, done = out.numpy(), 0
+    for block_ids, block in ordered_blocks(segments, vectors):
         rows[done : done + len(block)] = block
         if ids is not None:
             ids[done : done + len(block)] = block_ids
         done += len(block)
-    return Segment(as_tensor(rows), lowest, ids)
+    return out
 
 
 def _join(segments: Sequence[Segment]) -> Segment:
@@ -320,9 +346,14 @@ def _join(segments: Sequence[Segment]) -> Segment:
     if not (holes and run and segments[0].ids is None):
         return merge(segments)
     alive = [np.ones(len(s), dtype=bool) if s.alive is None else s.alive for s in segments]
-    rows = torch.from_numpy(empty((sum(map(len, segments)), segments[0].codes.shape[1]), np.uint8))
-    torch.cat([s.codes for s in segments], out=rows)
-    return Segment(rows, segments[0].first, None, np.concatenate(alive))
+    rows, vectors = (_end_to_end([s.stored(kind) for s in segments]) for kind in (False, True))
+    return Segment(rows, segments[0].first, None, np.concatenate(alive), vectors=vectors)
+
+
+def _end_to_end(parts: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
+    if parts[0] is None:
+        return None
+    return torch.cat(parts, out=empty_like(parts[0], sum(map(len, parts))))
 
 
 def tidy(segments: Sequence[Segment]) -> tuple[Segment, ...]:
@@ -331,7 +362,7 @@ def tidy(segments: Sequence[Segment]) -> tuple[Segment, ...]:
     One call makes at most one merge, so that the old and the new together take little memory.
     """
     out = [merge([s]) if 2 * s.count <= len(s) else s for s in segments if s.count]
-    limit = max(_MERGE_BYTES, sum(s.codes.nbytes for s in out) // _MERGE_PART)
+    limit = max(_MERGE_BYTES, sum(len(s) * s.row_bytes for s in out) // _MERGE_PART)
     group = _to_merge(out, limit)
     if group:
         out[group] = [_join(out[group])]
@@ -354,4 +385,4 @@ def _to_merge(segments: Sequence[Segment], limit: int) -> slice | None:
 
 def _mergeable(older: Segment, newer: Sequence[Segment], limit: int) -> bool:
     a, b = len(older), sum(map(len, newer))
-    return (a <= _RATIO * b or a + b <= _SMALL_ROWS) and (a + b) * older.codes.shape[1] <= limit
+    return (a <= _RATIO * b or a + b <= _SMALL_ROWS) and (a + b) * older.row_bytes <= limit

@@ -7,6 +7,7 @@ keeps the best of all, by (distance, id) as the exact search does, so that the p
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -14,8 +15,9 @@ import torch
 
 from ..retrieval import hamming
 from ..retrieval.codes import num_bytes
-from ..retrieval.funnel.scores import Scores, check_scores
+from ..retrieval.funnel.scores import Scores, check_scores, query_vectors
 from ..retrieval.funnel.stages import Stages, nearest_among
+from ..retrieval.vectors import working_dtype
 from .segments import Chosen
 from .state import State
 
@@ -23,11 +25,15 @@ _CHUNK_BYTES = hamming.DEFAULT_CHUNK_BYTES
 
 
 class Scored(NamedTuple):
-    """`rescore=` of a search, checked, and of vectors the ids of their rows: a run from `first`, or `ids`."""
+    """`rescore=` of a search, checked, and of vectors the ids of their rows: a run from `first`, or `ids`.
+
+    kept: by the vectors that the index keeps.
+    """
 
     scores: Scores
     first: int | None
     ids: np.ndarray | None
+    kept: bool = False
 
     def rank(self, ids: torch.Tensor, k: int):
         """(scores, ids), the k best of candidates (Q, c) by their vectors."""
@@ -43,6 +49,14 @@ class Scored(NamedTuple):
 
 def check_rescore(value, metric: str, num_queries: int, one: bool, state: State, width: int) -> Scored | None:
     """`rescore=` of a search of `state`, whose codes have `width` bytes."""
+    if isinstance(value, (tuple, list)) and len(value) == 2 and value[1] is None:
+        kept = state.kept
+        if kept is None and state.count:
+            raise ValueError(
+                "rescore: expected the items' vectors, too: this index keeps none (add(codes, vectors=...))"
+            )
+        queries = query_vectors(value[0], num_queries, one, None if kept is None else kept.shape[1])
+        return Scored(Scores(queries, None, metric), None, None, kept=True)
     like = torch.empty(0, width, dtype=torch.uint8)
     scores = check_scores(value, metric, num_queries, one, state.count, like)
     if scores is None:
@@ -57,7 +71,7 @@ def nearest(
     """(distances, or scores, ids), both (Q, c): c = k, or as many as the stages left."""
     parts = [part for part in chosen if part.count]
     if not parts:
-        kind = torch.int32 if scored is None else scored.scores.queries.dtype
+        kind = torch.int32 if scored is None else working_dtype(scored.scores.queries)
         return torch.empty(len(queries), 0, dtype=kind), torch.empty(len(queries), 0, dtype=torch.int64)
     bits, count = stages[0]
     found = [_scan(part, queries, count, bits, backend) for part in parts]
@@ -70,6 +84,9 @@ def nearest(
         return scored.rank(ids, min(k, ids.shape[1]))
     if scored is None:
         found = [_again(part, queries, rows, k, length, backend) for part, rows in zip(parts, kept)]
+    elif scored.kept:
+        found = [_by_kept(part, scored.scores, rows, k) for part, rows in zip(parts, kept)]
+        parts = [replace(part, positions=None) for part in parts]
     else:
         found = [_by_outputs(part, scored.scores, rows, k, length) for part, rows in zip(parts, kept)]
     values, ids, _ = _best(parts, found, k)
@@ -89,6 +106,15 @@ def _again(part: Chosen, queries, candidates, count: int, bits: int, backend: st
 
 def _by_outputs(part: Chosen, scores: Scores, candidates, k: int, length: int):
     return scores.rank(candidates, part.rows, min(k, candidates.shape[1]), length, _CHUNK_BYTES)
+
+
+def _by_kept(part: Chosen, scores: Scores, candidates, k: int):
+    """(scores, rows of the segment), the k best candidates by the vectors of the part's segment."""
+    if part.positions is not None:
+        chosen = torch.from_numpy(part.positions)[candidates.clamp(min=0)]
+        candidates = chosen.masked_fill_(candidates < 0, -1)
+    given = scores._replace(vectors=part.segment.vectors)
+    return given.rank(candidates, None, min(k, candidates.shape[1]), None, _CHUNK_BYTES)
 
 
 def _best(parts: Sequence[Chosen], found, count: int):

@@ -16,6 +16,8 @@ QUICK = (
     "pairs/likelihood-log_cosh/ieee",
     "pair_sums/cauchy",
     "dots/transposed",
+    "listwise/statistics",
+    "listwise/gaps",
 )
 
 
@@ -46,7 +48,7 @@ def test_a_few_kernels(match):
     assert_sound(rows(90, match))
 
 
-@pytest.mark.parametrize("match", ["distillation", "pairs/contrastive"])
+@pytest.mark.parametrize("match", ["distillation", "pairs/contrastive", "listwise/gaps"])
 def test_tensor_cores_where_tf32_is_allowed(match):
     for row in rows(90, match):
         assert (row["tensor_core"] > 0) == ("tf32" in row["kernel"]), row

@@ -105,6 +105,7 @@ def test_checks_that_the_kernels_do_not_know_are_made(kind, device):
         (Form("pairs", "hinge"), "cauchy"),
         (Form("triplets", "hinge"), "logistic"),
         (softmax("hinge"), "likelihood"),
+        (Form("listwise", "hinge", (0.1,), scales=torch.ones(len(LENGTHS))), "divergence"),
     ],
     ids=lambda x: getattr(x, "body", x),
 )

@@ -5,7 +5,6 @@ import torch
 from losses_cases import (
     CASES,
     FORMS,
-    UNLABELLED,
     form_id,
     make_loss,
     naive_by_length,
@@ -16,7 +15,7 @@ from numeric import Expected
 from test_label_options import SOFT, check, not_ignored, problem, repeated, soft_problem, soft_truth, with_ignored
 
 
-@pytest.mark.parametrize(("case", "multi"), [(case, multi) for case, multi in FORMS if case in CASES], ids=form_id)
+@pytest.mark.parametrize(("case", "multi"), FORMS, ids=form_id)
 def test_losses_equal_their_formulas(case, multi, device):
     if multi and case.options.get("max_cosine", 0) is None:
         pytest.skip("a row without a class is unlike itself, and without the cap its distance of 0 is all rounding")
@@ -26,13 +25,6 @@ def test_losses_equal_their_formulas(case, multi, device):
     problem = loss, u, case.labels(12, 4, multi, device)
     right = Expected(lambda: reference_by_length(*problem), truth=lambda: naive_by_length(*problem))
     right.check(of_backend(*problem, "triton"))
-
-
-@pytest.mark.parametrize("case", UNLABELLED, ids=str)
-def test_bodies_without_a_kernel_are_refused_by_name(case, device):
-    loss = make_loss(case, (4, 30), classes=4, device=device).eval()
-    with pytest.raises(RuntimeError, match="there is no kernel for the body 'listwise'"):
-        loss(torch.randn(12, 30, device=device), case.labels(12, 4, device=device), backend="triton")
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ def check_scores(
     return Scores(query_vectors(value[0], num_queries, one, vectors.shape[1]), vectors, metric)
 
 
-def query_vectors(value, num_queries: int, one: bool, width: int) -> torch.Tensor:
+def query_vectors(value, num_queries: int, one: bool, width: int | None) -> torch.Tensor:
     """The queries' vectors (Q, width) of `rescore=`."""
     return _as_many(check_vectors(_rows(value, one), "rescore", width), num_queries)
 

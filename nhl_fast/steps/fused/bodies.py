@@ -7,6 +7,7 @@
     deltas  (N, sum of the code lengths) float32: the gradient of each length's value with respect to its own
             outputs, side by side (see `nhl_fast.core.prefixes`).
 
+Where gradients are recorded, values are functions of what the loss itself learns (a listwise form's scales).
 Nothing in it waits for the device.
 """
 
@@ -20,9 +21,11 @@ import torch
 from nhl_fast.kernels import pairs as pair_kernels
 from nhl_fast.kernels import softmax as softmax_kernels
 
+from ...core.known_gradient import known_gradient
 from ...losses.form import NO_PENALTY, Form, squashed
 from ...losses.weighted import LabelRows, as_graded, pair_terms, row_targets
 from . import center as centers_alone
+from . import listwise as whole_lists
 from . import pairs as all_pairs
 from . import softmax as classes
 from . import triplets as all_triplets
@@ -84,7 +87,19 @@ def softmax(form: Form, u, labels, lengths):
     )  # fmt: skip
 
 
-BODIES: dict[str, Callable] = {"center": center, "pairs": pairs, "triplets": triplets, "softmax": softmax}
+def listwise(form: Form, u, labels, lengths):
+    targets, scales = labels.float() if labels.is_floating_point() else labels, form.scales.float()
+    values, deltas, slopes = direct(whole_lists.listwise)(
+        u, targets, scales.detach(), lengths, form.function, list(form.constants)
+    )
+    if torch.is_grad_enabled() and scales.requires_grad:
+        values = known_gradient(scales, values.sum(0), slopes.sum(0))
+    return values, deltas
+
+
+BODIES: dict[str, Callable] = {
+    "center": center, "pairs": pairs, "triplets": triplets, "softmax": softmax, "listwise": listwise,
+}  # fmt: skip
 
 
 def refuses(form: Form) -> str | None:

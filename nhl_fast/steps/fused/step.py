@@ -6,6 +6,7 @@ import torch
 import triton
 
 from ...core import check
+from ...core.known_gradient import with_parameters
 from ...core.precision import no_autocast
 from ...head.layer import refuses_layer
 from ...head.request import NOT_FINITE, StepRequest, outputs_form, refuses_options
@@ -95,10 +96,14 @@ def loss_values(loss: NestedLoss, u: torch.Tensor, labels, index) -> torch.Tenso
     loss.check_outputs(u)
     plain, lengths = u.detach().float().contiguous(), list(loss.code_lengths)
     forms, labels = prepare(loss, loss.forms(), plain, labels, index)
-    with torch.no_grad():
-        values, deltas = bodies.values_and_deltas(forms, plain, labels, lengths)
-    values = values if values.ndim == 2 else values[None]
-    return weighting.with_gradient(u, values, deltas, lengths)
+    values, deltas = bodies.values_and_deltas(forms, plain, labels, lengths)
+    found = weighting.with_gradient(u, by_programs(values.detach()), deltas, lengths)
+    return with_parameters(found, by_programs(values).sum(0), u) if values.requires_grad else found
+
+
+def by_programs(values: torch.Tensor) -> torch.Tensor:
+    """Values (m,) or partial sums (P, m) as partial sums."""
+    return values if values.ndim == 2 else values[None]
 
 
 def step(request: StepRequest):
@@ -113,22 +118,25 @@ def _step(request: StepRequest):
         raise ValueError(f"features: expected at least one row, got {check.describe(features)}")
     recorded = torch.is_grad_enabled()
     with torch.no_grad():
-        u, gram, values, deltas = outputs_and_loss(request, recorded)
+        u, gram, attached, deltas = outputs_and_loss(request, recorded)
+        values = by_programs(attached.detach())
         distill = None
         if request.distill_weight and len(lengths) > 1:
             distill = direct(distillation.distill)(u, lengths, request.distill_weight, deltas)
-            distill = distill if distill.ndim == 2 else distill[None]
-        values = values if values.ndim == 2 else values[None]
+            distill = by_programs(distill)
     results = weighting.evaluate(
         features, request.weight, request.bias, u, deltas, gram, values, distill, request.distill_weight,
         fixed if fixed is None else fixed.to(u.device), lengths, request.check_finite and request.scaled,
     )  # fmt: skip
     weights, dots, losses, cascade = (t.detach() for t in results[1:5])
-    return results[0], losses, cascade, weights, dots if fixed is None else None
+    total = results[0]
+    if attached.requires_grad:
+        total = with_parameters(total, weights @ by_programs(attached).sum(0), request.weight, features)
+    return total, losses, cascade, weights, dots if fixed is None else None
 
 
 def outputs_and_loss(request: StepRequest, recorded: bool):
-    """(u, feature Gram matrix or empty, values, deltas); `recorded`: a bank takes the rows in."""
+    """(u, feature Gram matrix or empty, values, deltas); `recorded`: a bank takes the rows in, parameters learn."""
     loss, labels, index, lengths = request.loss, request.labels, request.index, list(request.code_lengths)
     features, weight, bias = (t.detach() for t in (request.features, request.weight, request.bias))
     gram = request.fixed_weights is None and weighting.dots_kernels.uses_gram(*features.shape, lengths)
@@ -148,7 +156,7 @@ def outputs_and_loss(request: StepRequest, recorded: bool):
     check_outputs(request, u)
     with torch.set_grad_enabled(recorded):
         forms, labels = prepare(loss, forms, u, labels, index)
-    return u, matrix, *bodies.values_and_deltas(forms, u, labels, lengths)
+        return u, matrix, *bodies.values_and_deltas(forms, u, labels, lengths)
 
 
 def check_outputs(request: StepRequest, u) -> None:

@@ -1,0 +1,57 @@
+"""Networks in front of a layer that is fitted without labels, which train along with it."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..core import check
+
+_CHUNK_ROWS = 4096
+
+
+class HiddenLayer(nn.Module):
+    """Rows x (n, d) to x + out(relu(norm(inner(x)))): a hidden layer with BatchNorm beside the rows themselves.
+
+    `out` starts at zero, so that a fit starts from the closed form of the rows, which decides how good it gets.
+
+    Args:
+        width: numbers d of a row.
+        hidden: numbers of the hidden layer.
+    """
+
+    def __init__(self, width: int, hidden: int):
+        super().__init__()
+        width, hidden = check.positive_int(width, "width"), check.positive_int(hidden, "hidden")
+        self.inner, self.norm = nn.Linear(width, hidden, bias=False), nn.BatchNorm1d(hidden)
+        self.out = nn.Linear(hidden, width)
+        nn.init.zeros_(self.out.weight), nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.out(self.norm(self.inner(x)).relu())
+
+
+def check_backbone(value, method: str) -> nn.Module | None:
+    """`backbone=` of a fit by `method`."""
+    if value is None:
+        return None
+    if not isinstance(value, nn.Module):
+        raise TypeError(f"backbone: expected a torch.nn.Module, got {check.describe(value)}")
+    if method != "learned":
+        raise ValueError(f"backbone: expected None with method {method!r}, which trains nothing, got a module")
+    return value
+
+
+@torch.no_grad()
+def outputs_of(backbone: nn.Module, rows: torch.Tensor) -> torch.Tensor:
+    """What the backbone, left in evaluation mode, makes of rows: (n, w) float32, finite."""
+    backbone.eval()
+    parts = []
+    for part in rows.split(_CHUNK_ROWS):
+        found = backbone(part)
+        if not isinstance(found, torch.Tensor) or found.ndim != 2 or len(found) != len(part) or not found.shape[1]:
+            raise ValueError(f"backbone: expected it to give ({len(part)}, w) numbers, got {check.describe(found)}")
+        if not found.is_floating_point():
+            raise ValueError(f"backbone: expected it to give floating-point numbers, got {check.describe(found)}")
+        parts.append(found.float())
+    return check.finite(torch.cat(parts), "backbone: its outputs")
