@@ -234,7 +234,8 @@ def calls(folder) -> dict[str, tuple]:
         ),
         "dominance_weights": (nhl.dominance_weights, {"dots": torch.eye(3)}),
         "NestedHashLayer": (
-            nhl.NestedHashLayer, {"in_features": 4, "code_lengths": LENGTHS, "device": None, "dtype": None},
+            nhl.NestedHashLayer,
+            {"in_features": 4, "code_lengths": LENGTHS, "bihalf": 6.0, "device": None, "dtype": None},
         ),
         "NestedHashLayer.project": (
             lambda x, backend: layer().project(x, backend), {"x": FEATURES, "backend": "auto"},
