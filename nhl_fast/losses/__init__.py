@@ -31,6 +31,7 @@ _PUBLISHED = {
     "OrthoCos": "ortho",
     "OrthoArc": "ortho",
     "IDHN": "graded",
+    "GreedyHash": "greedy",
 }
 # Two need no classes: their targets are vectors, or which rows show one thing.
 _UNLABELLED = {"Contrastive": "unlabelled", "Neighbors": "unlabelled"}

@@ -1,0 +1,84 @@
+"""GreedyHash: a linear classifier of the codes themselves, learned along."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from ..core import check
+from ..core.known_gradient import known_gradient
+from ..core.prefixes import split
+from . import naive
+from .base import NestedLoss, bit_signs
+from .form import Form, Penalty
+
+
+@torch.no_grad()
+def cross_entropies(v: torch.Tensor, y: torch.Tensor, classifier: torch.Tensor, code_lengths):
+    """(values (m,), deltas (N, T), slopes (C, T) in the classifier's weights) of the first term of `GreedyHash`."""
+    values, deltas, slopes = [], [], []
+    number = y.sum(1, keepdim=True)
+    share = 1 / (len(v) * number.clamp(min=1))
+    for u, w in zip(split(v, code_lengths), split(classifier, code_lengths)):
+        z = torch.where(u.isnan(), u, bit_signs(u))
+        log_p = (z @ w.T).log_softmax(1)
+        slope = share * (number * log_p.exp() - y)
+        values.append(-(share * y * log_p).sum())
+        deltas.append(slope @ w), slopes.append(slope.T @ z)
+    return torch.stack(values), torch.cat(deltas, 1), torch.cat(slopes, 1)
+
+
+class GreedyHash(NestedLoss):
+    """GreedyHash: cross-entropy of a linear classifier of the bits, whose signs pass gradients straight through.
+
+    With z the bits as +-1 and p the softmax over the classes of W_k z: L_k = -mean over rows of the mean over the
+    row's classes of log p, + alpha * mean | |u| - 1 |^3. The gradient in z is taken for that in u. The weights W_k
+    (C, b_k), one classifier a length, are learned along, as `loss.parameters()`; there is no bias. A row without a
+    class counts 0 in the first term. The Triton kernels do not serve it.
+
+    Args:
+        alpha: weight of the second term.
+        seed: of the weights' start, uniform within +-1 / sqrt(b_k).
+
+    Source: Su et al., "Greedy Hash: Towards Fast Optimization for Accurate Hash Coding in CNN", NeurIPS 2018.
+    """
+
+    def __init__(self, num_classes, code_lengths=check.DEFAULT_CODE_LENGTHS, *, alpha: float = 0.1, seed: int = 0):
+        super().__init__(num_classes, code_lengths)
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes: GreedyHash needs at least 2 classes, got {num_classes}")
+        self.alpha = check.number(alpha, "alpha")
+        self.seed = check.positive_int(seed, "seed", minimum=0)
+        self.classifier = nn.Parameter(self._start().to(torch.get_default_device()))
+
+    def _start(self) -> torch.Tensor:
+        """Weights (C, sum of the lengths), on the CPU."""
+        with torch.device("cpu"):
+            generator = torch.Generator().manual_seed(self.seed)
+            drawn = [
+                (2 * torch.rand(self.num_classes, b, generator=generator, dtype=torch.float32) - 1) / b**0.5
+                for b in self.code_lengths
+            ]
+            return torch.cat(drawn, dim=1)
+
+    def reset_parameters(self) -> None:
+        with torch.no_grad():
+            self.classifier.copy_(self._start())
+
+    def naive(self, u, labels, k):
+        weights = split(self.classifier, self.code_lengths)[k].to(u.dtype)
+        return naive.greedyhash(u, self.multi_hot(labels, u), weights, alpha=self.alpha)
+
+    def expanded(self, v, labels):  # no graph
+        classifier = self.classifier.to(v.dtype)
+        y = self.multi_hot(labels, v)
+        values, deltas, slopes = cross_entropies(v.detach(), y, classifier.detach(), self.code_lengths)
+        learned = known_gradient(classifier, values, slopes, self.segments)
+        penalty = self.alpha * self.segment_means((v.abs() - 1).abs().pow(3))
+        return known_gradient(v, values, deltas, self.segments) + (learned - values) + penalty
+
+    def forms(self):
+        return (Form("classifier", "cross_entropy", (), Penalty("cube", self.alpha), classifier=self.classifier),)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, alpha={self.alpha}"
