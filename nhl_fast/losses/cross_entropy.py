@@ -1,4 +1,4 @@
-"""One cross-entropy over the classes: of cosines with hash centres (OrthoHash), of a learned classifier (GreedyHash)."""
+"""One cross-entropy over classes: of cosines with hash centres (OrthoHash), of a learned classifier (GreedyHash)."""
 
 from __future__ import annotations
 
