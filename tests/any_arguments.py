@@ -241,7 +241,8 @@ def calls(folder) -> dict[str, tuple]:
         ),
         "dominance_weights": (nhl.dominance_weights, {"dots": torch.eye(3)}),
         "NestedHashLayer": (
-            nhl.NestedHashLayer, {"in_features": 4, "code_lengths": LENGTHS, "device": None, "dtype": None},
+            nhl.NestedHashLayer,
+            {"in_features": 4, "code_lengths": LENGTHS, "bihalf": 6.0, "device": None, "dtype": None},
         ),
         "NestedHashLayer.project": (
             lambda x, backend: layer().project(x, backend), {"x": FEATURES, "backend": "auto"},
@@ -341,6 +342,7 @@ def calls(folder) -> dict[str, tuple]:
         "OrthoCos": {"centers": None, "margin": 0.2, "scale": 8.0, "seed": 0},
         "OrthoArc": {"centers": None, "margin": 0.2, "scale": 8.0, "seed": 0},
         "IDHN": {"sharpness": 5.0, "gamma": 0.1, "alpha": 0.1},
+        "GreedyHash": {"alpha": 0.1, "seed": 0},
         "SHCIR": {"centers": None, "quantization": 1e-4, "reference_bits": None, "seed": 0},
     }  # fmt: skip
     for name, targets, own in (

@@ -98,6 +98,8 @@ CASES = [
     Case("orthoarc", {"margin": 0.5, "scale": 12.0}),
     Case("idhn"),
     Case("idhn", {"sharpness": 2.0, "gamma": 0.7, "alpha": 0.0}),
+    Case("greedyhash"),
+    Case("greedyhash", {"alpha": 2.0, "seed": 3}),
     Case("shcir", ids_only=True),
     Case("shcir", {"reference_bits": 40, "quantization": 0.3}, ids_only=True),
 ]

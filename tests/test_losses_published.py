@@ -6,10 +6,12 @@ import pytest
 import torch
 from losses_cases import draw_labels, make_loss, named
 
-from nhl_fast.losses import HashNet, build
+from nhl_fast import NestedHashLayer, NestedObjective
+from nhl_fast.losses import HashNet, build, naive
 
 LENGTHS = (3, 8)
-NEW = named("dpsh", "hashnet", "orthocos", "orthoarc", "idhn")
+NEW = named("dpsh", "hashnet", "orthocos", "orthoarc", "idhn", "greedyhash")
+SMOOTH = [case for case in NEW if case.name != "greedyhash"]  # its signs' gradient is not that of its value
 
 
 def shares(a: set, b: set) -> bool:
@@ -106,6 +108,20 @@ def idhn(loss, u, labels, k):
     return pairs / len(u) ** 2 + loss.alpha * quantization
 
 
+def greedy_logits(loss, u, k):
+    weights = loss.classifier.split(loss.code_lengths, dim=1)[k].tolist()
+    return [[inner([1 if x > 0 else -1 for x in row], w) for w in weights] for row in u]
+
+
+def greedyhash(loss, u, labels, k):
+    total = 0.0
+    for row, own in zip(greedy_logits(loss, u, k), classes_of(labels)):
+        everything = sum(map(math.exp, row))
+        total -= sum(math.log(math.exp(row[c]) / everything) for c in own) / max(len(own), 1)
+    cubes = sum(abs(abs(x) - 1) ** 3 for row in u for x in row) / (len(u) * len(u[0]))
+    return total / len(u) + loss.alpha * cubes
+
+
 def problem(case, multi):
     torch.manual_seed(3)
     loss = make_loss(case, LENGTHS, classes=4, multi=multi, num_train=9).double().eval()
@@ -123,10 +139,61 @@ def test_a_loss_is_its_papers(case, multi):
 
 
 @pytest.mark.parametrize("multi", [False, True], ids=["ids", "multi-hot"])
-@pytest.mark.parametrize("case", NEW, ids=str)
+@pytest.mark.parametrize("case", SMOOTH, ids=str)
 def test_its_gradient_is_that_of_its_value(case, multi):
     loss, u, labels = problem(case, multi)
     assert torch.autograd.gradcheck(lambda x: loss(x, labels, backend="reference"), u.requires_grad_())
+
+
+@pytest.mark.parametrize("backend", ["reference", "auto"])
+@pytest.mark.parametrize("multi", [False, True], ids=["ids", "multi-hot"])
+def test_greedyhash_passes_the_gradient_of_the_bits_straight(multi, backend):
+    """Of outputs and weights, by hand: (p - y) W and (p - y) z, a row's classes sharing it, and the cubes' own."""
+    torch.manual_seed(5)
+    loss, u = build("greedyhash", num_classes=4, code_lengths=LENGTHS), torch.randn(7, LENGTHS[-1])
+    labels = draw_labels(7, 4, multi)
+    x = u.clone().requires_grad_()
+    values = loss(x, labels, backend=backend)
+    for k, b in enumerate(LENGTHS):
+        to_u, to_w = torch.autograd.grad(values[k], (x, loss.classifier), retain_graph=True)
+        weights = loss.classifier.detach().split(LENGTHS, dim=1)[k].double()
+        wanted_u, wanted_w = torch.zeros(7, LENGTHS[-1]).double(), torch.zeros(4, b).double()
+        for i, (row, own) in enumerate(zip(greedy_logits(loss, u[:, :b].tolist(), k), classes_of(labels))):
+            everything = sum(map(math.exp, row))
+            for c in range(4):
+                gap = (bool(own) * math.exp(row[c]) / everything - (c in own) / max(len(own), 1)) / 7
+                wanted_u[i, :b] += gap * weights[c]
+                wanted_w[c] += gap * naive.signs(u[i, :b]).double()
+            for j, value in enumerate(u[i, :b].tolist()):
+                gap = abs(value) - 1
+                wanted_u[i, j] += loss.alpha * 3 * gap * abs(gap) * math.copysign(1, value) / (7 * b)
+        torch.testing.assert_close(to_u.double(), wanted_u, rtol=1e-5, atol=1e-6)
+        at = sum(LENGTHS[:k])
+        torch.testing.assert_close(to_w[:, at : at + b].double(), wanted_w, rtol=1e-5, atol=1e-6)
+        assert not to_w[:, :at].any()
+        assert not to_w[:, at + b :].any()
+
+
+def test_greedyhash_learns_classifier_and_codes_together():
+    torch.manual_seed(0)
+    layer, loss = NestedHashLayer(12, LENGTHS), build("greedyhash", num_classes=4, code_lengths=LENGTHS)
+    x, labels = torch.randn(40, 12), torch.arange(40) % 4
+    x[torch.arange(40), labels] += 3
+    objective = NestedObjective(layer, loss)
+    optimizer = torch.optim.Adam([*layer.parameters(), *loss.parameters()], lr=0.05)
+    found = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        result = objective(x, labels)
+        result.total.backward()
+        optimizer.step()
+        found.append(result.losses.sum().item())
+    assert found[-1] < 0.3 * found[0]
+
+
+def test_greedyhash_needs_two_classes():
+    with pytest.raises(ValueError, match="num_classes: GreedyHash needs at least 2 classes, got 1"):
+        build("greedyhash", num_classes=1)
 
 
 def test_hashnet_sharpens_by_the_epoch():

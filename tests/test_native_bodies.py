@@ -258,7 +258,9 @@ def test_wrong_options(operator, change, message):
 
 def test_names_of_bodies():
     assert torch.ops.nhl_fast.step_functions("pairs") == ", ".join(CONSTANTS)
-    with pytest.raises(RuntimeError, match="body: expected center, pairs, triplets, softmax or listwise, got line"):
+    with pytest.raises(
+        RuntimeError, match="body: expected center, pairs, triplets, softmax, listwise or classifier, got line"
+    ):
         torch.ops.nhl_fast.step_functions("line")
 
 

@@ -43,6 +43,7 @@ def sample_arguments():
         "triplets": (u, labels, lengths, "logistic", [5.0, -100.0, 50.0], "sign", 1.0, 32.0),
         "listwise": (u, features, torch.ones(2), lengths, "divergence", [0.2]),
         "listwise of views": (u, labels, torch.ones(2), lengths, "views", [0.1]),
+        "classifier": (u, labels, torch.randn(3, 17), lengths, "cross_entropy", [], "cube", 0.1),
         "softmax": (u, labels, centers, lengths, "likelihood", [0.1, 1.0], "square", 1e-4, 16.0),
     }
 
@@ -90,6 +91,11 @@ def test_operators_refuse_what_they_cannot_read():
         replaced("pairs", 1, torch.arange(5)),
         replaced("pairs", 6, "nothing"),
         replaced("triplets", 1, torch.arange(5)),
+        replaced("classifier", 2, torch.randn(1, 17)),
+        replaced("classifier", 2, torch.randn(3, 16)),
+        replaced("classifier", 1, sets[:, :2].contiguous()),
+        replaced("classifier", 4, "hinge"),
+        replaced("classifier", 5, [1.0]),
         replaced("softmax", 2, torch.randn(1, 17)),
         replaced("softmax", 1, sets[:, :2].contiguous()),
         replaced("listwise", 0, u[:1]),

@@ -41,7 +41,7 @@ def test_losses(name, backend):
     assert torch.autograd.gradgradcheck(lambda u: loss(u, labels, backend=backend), u)
 
 
-@pytest.mark.parametrize("name", sorted(nhl.losses.REGISTRY))
+@pytest.mark.parametrize("name", sorted(nhl.losses.REGISTRY.keys() - {"greedyhash"}))  # whose signs have no slope
 def test_plain_formulas(name):
     """They can be differentiated twice, as the message says."""
     loss, u, labels, index = problem(name, dtype=torch.float64)

@@ -254,6 +254,27 @@ Pair softmax_cpu(const Tensor& u, const Tensor& labels, const Tensor& centers, I
   return made.result();
 }
 
+std::tuple<Tensor, Tensor, Tensor> classifier_cpu(const Tensor& u, const Tensor& labels, const Tensor& classifier_of,
+                                                  Ints lengths, StringHandle function, Doubles constants,
+                                                  StringHandle penalty, double penalty_weight,
+                                                  const std::optional<Tensor>& weights) {
+  const std::string name = text(function), penalty_name = text(penalty);
+  const auto which = named<ClassifierFunction>(name, kClassifierFunctions, "function");
+  constants_of(constants, 0, name);
+  const PenaltyTerm on_outputs = penalty_of(penalty_name, penalty_weight, false);
+  Batch batch = batch_of(u, lengths);
+  const Labels own = labels_of(labels, batch.n, "labels");
+  weigh_rows(batch, own, weights);
+  const Made made(batch);
+  const float* const w = matrix(classifier_of, -1, made.deltas.size(1), "classifier");
+  const int64_t classes = classifier_of.size(0);
+  STD_TORCH_CHECK(classes >= 2 && (own.ids || own.classes == classes),
+                  "classifier: expected one row a class, at least two");
+  Tensor slopes = empty({classes, made.deltas.size(1)});
+  classifier(batch, own, {which, w, classes}, on_outputs, made.loss, data<float>(slopes), Call().executor);
+  return {made.values, made.deltas, slopes};
+}
+
 std::tuple<Tensor, Tensor, Tensor> listwise_cpu(const Tensor& u, const Tensor& targets, const Tensor& scales,
                                                 Ints lengths, StringHandle function, Doubles constants) {
   const std::string name = text(function);
@@ -283,7 +304,9 @@ std::string functions(StringHandle body) {
   if (name == "pairs") return joined(kPairFunctions);
   if (name == "triplets") return joined(kTripletFunctions);
   if (name == "listwise") return joined(kListwiseFunctions);
-  STD_TORCH_CHECK(name == "softmax", "body: expected center, pairs, triplets, softmax or listwise, got ", name);
+  if (name == "classifier") return joined(kClassifierFunctions);
+  STD_TORCH_CHECK(name == "softmax", "body: expected center, pairs, triplets, softmax, listwise or classifier, got ",
+                  name);
   return joined(kSoftmaxFunctions);
 }
 
@@ -315,6 +338,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(nhl_fast, m) {
       "step_softmax(Tensor u, Tensor labels, Tensor centers, int[] lengths, str function, float[] constants,"
       " str penalty, float penalty_weight, float reference_bits, Tensor? weights=None) -> (Tensor, Tensor)");
   m.def(
+      "step_classifier(Tensor u, Tensor labels, Tensor classifier, int[] lengths, str function, float[] constants,"
+      " str penalty, float penalty_weight, Tensor? weights=None) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "step_listwise(Tensor u, Tensor targets, Tensor scales, int[] lengths, str function, float[] constants)"
       " -> (Tensor, Tensor, Tensor)");
 }
@@ -328,6 +354,7 @@ STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CPU, m) {
   m.impl("step_pairs", TORCH_BOX(&nhl::step::pairs_cpu));
   m.impl("step_triplets", TORCH_BOX(&nhl::step::triplets_cpu));
   m.impl("step_softmax", TORCH_BOX(&nhl::step::softmax_cpu));
+  m.impl("step_classifier", TORCH_BOX(&nhl::step::classifier_cpu));
   m.impl("step_listwise", TORCH_BOX(&nhl::step::listwise_cpu));
 }
 

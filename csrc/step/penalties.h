@@ -8,7 +8,8 @@
   X(absolute, Absolute)  \
   X(log_cosh, LogCosh)   \
   X(square, Square)      \
-  X(sign, SignGap)
+  X(sign, SignGap)       \
+  X(cube, Cube)
 
 namespace nhl::step {
 

@@ -65,5 +65,13 @@ struct SignGap {  // (u - sign u)^2
   }
 };
 
+struct Cube {  // | |u| - 1 |^3
+  NHL_INLINE void apply(V u, V& value, V& slope) {
+    const V x = abs(u) - 1.0f, y = abs(x);
+    value = y * y * y;
+    slope = 3.0f * x * y * sign(u);
+  }
+};
+
 }  // namespace
 }  // namespace nhl::step

@@ -141,6 +141,20 @@ struct SoftmaxTerm {
 void softmax(const Batch& batch, const Labels& labels, const SoftmaxTerm& term, const PenaltyTerm& penalty,
              const Loss& out, const Executor& executor);
 
+// A linear classifier of the codes, whose signs pass gradients straight through: the mean over rows of the mean over a
+// row's classes of -log p, p the softmax of the products with the classes' weights (classes x expanded width); and the
+// penalty. weight_slopes (classes x expanded width): the values' gradient in the weights.
+#define NHL_CLASSIFIER_FUNCTIONS(X) X(cross_entropy, CrossEntropy)
+enum class ClassifierFunction : int { NHL_CLASSIFIER_FUNCTIONS(NHL_ENTRY) kinds };
+constexpr const char* kClassifierFunctions[] = {NHL_CLASSIFIER_FUNCTIONS(NHL_TEXT)};
+struct ClassifierTerm {
+  ClassifierFunction function;
+  const float* weights;
+  int64_t classes;
+};
+void classifier(const Batch& batch, const Labels& labels, const ClassifierTerm& term, const PenaltyTerm& penalty,
+                const Loss& out, float* weight_slopes, const Executor& executor);
+
 // Which distribution over the other rows a row's softmax over products of codes is compared with: the softmax over
 // cosines of vectors, or the same share for every view of the same thing.
 enum class ListwiseFunction : int { divergence, views };

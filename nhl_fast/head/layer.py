@@ -10,6 +10,7 @@ from ..core import check
 from ..core.operation import Operation
 from ..core.precision import no_autocast
 from ..retrieval.codes import pack_outputs
+from .bihalf import halved
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -21,6 +22,9 @@ class NestedHashLayer(nn.Module):
         in_features: width d of the features.
         code_lengths: the m code lengths in bits, strictly increasing; the longest, L, is the layer's width. One
             integer is one length.
+        bihalf: None for plain outputs. A number makes the layer's outputs +-1 in training (training mode, while
+            gradients are recorded), each bit +1 in half of the batch's rows, and is the weight gamma of what draws
+            the outputs there (6 in the paper's code); see `nhl_fast.head.bihalf.halved`. Served by the reference.
 
     The weight (L, d) starts as N(0, 0.01), the bias (L,) as 0. The parameters are named `hash_layer.weight` and
     `hash_layer.bias`, so that weights saved by the authors' layer load as they are; of their MoCo_RML_head's,
@@ -32,9 +36,20 @@ class NestedHashLayer(nn.Module):
     Source: He et al., "Nested Hash Layer", arXiv 2412.08922.
     """
 
+    bihalf: float | None = None
+
     @check.memory
-    def __init__(self, in_features: int, code_lengths=check.DEFAULT_CODE_LENGTHS, *, device=None, dtype=None):
+    def __init__(
+        self,
+        in_features: int,
+        code_lengths=check.DEFAULT_CODE_LENGTHS,
+        *,
+        bihalf: float | None = None,
+        device=None,
+        dtype=None,
+    ):
         super().__init__()
+        self.bihalf = None if bihalf is None else check.number(bihalf, "bihalf")
         self.in_features = check.positive_int(in_features, "in_features")
         self.code_lengths = check.code_lengths(code_lengths)
         device, dtype = check.device(device), check.floating_dtype(dtype)
@@ -81,12 +96,24 @@ class NestedHashLayer(nn.Module):
         else:
             rows = check.tensor(x, "x", floating=True).reshape(-1, self.in_features)
             u = self.project(rows).reshape(*x.shape[:-1], self.out_features)
+        u = self.as_trained(u)
         return tuple(u[..., :b] for b in self.code_lengths)
+
+    @property
+    def halves(self) -> bool:
+        """Whether outputs of now are halved over the batch: `bihalf`, in training."""
+        return self.bihalf is not None and self.training and torch.is_grad_enabled()
+
+    def as_trained(self, u: torch.Tensor) -> torch.Tensor:
+        """Raw outputs (..., L) as the loss sees them."""
+        return halved(u.flatten(0, -2), self.bihalf).view_as(u) if self.halves and u.ndim > 1 else u
 
     def outputs(self, x: torch.Tensor) -> torch.Tensor:
         """The reference's raw outputs (N, L) of checked features, through the layer's own projection and hooks."""
         if not _hooked(self):
-            return self.project(x, "reference") if _own_projection(self) else PROJECT.reference(x, self)
+            return self.as_trained(
+                self.project(x, "reference") if _own_projection(self) else PROJECT.reference(x, self)
+            )
         prefixes = self(x)
         u = prefixes[-1] if isinstance(prefixes, tuple) and prefixes else prefixes
         if not isinstance(u, torch.Tensor) or u.shape != (len(x), self.out_features):
@@ -117,7 +144,8 @@ class NestedHashLayer(nn.Module):
         check.refuse_script(self)
 
     def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, code_lengths={self.code_lengths}"
+        bihalf = "" if self.bihalf is None else f", bihalf={self.bihalf}"
+        return f"in_features={self.in_features}, code_lengths={self.code_lengths}{bihalf}"
 
 
 def _project(x: torch.Tensor, layer: NestedHashLayer) -> torch.Tensor:

@@ -233,6 +233,7 @@ class NestedObjective(nn.Module):
         layer = self.layer
         layer.check_features(features, "features")
         unusual, linear = refuses_layer(layer), layer.hash_layer
+        unusual = unusual or ("bihalf: bits are halved over the batch" if layer.halves else None)
         labels, index = self.loss.usual_labels(labels, features), beside(index, features)
         return StepRequest(
             features=features,

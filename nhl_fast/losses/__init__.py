@@ -27,10 +27,11 @@ _PUBLISHED = {
     "MDSH": "softmax",
     "SHCIR": "softmax",
     "DPSH": "pairs",
-    "HashNet": "continuation",
-    "OrthoCos": "ortho",
-    "OrthoArc": "ortho",
-    "IDHN": "graded",
+    "HashNet": "bounded",
+    "OrthoCos": "cross_entropy",
+    "OrthoArc": "cross_entropy",
+    "IDHN": "bounded",
+    "GreedyHash": "cross_entropy",
 }
 # Two need no classes: their targets are vectors, or which rows show one thing.
 _UNLABELLED = {"Contrastive": "unlabelled", "Neighbors": "unlabelled"}

@@ -24,6 +24,7 @@ PENALTIES = {
     "triplets": ("sign",),
     "softmax": ("square",),
     "listwise": (),
+    "classifier": ("cube",),
 }
 WEIGHINGS = ("no", "rarity", "halves")
 MEANS = ("pairs", "similar")
@@ -45,7 +46,7 @@ class Form:
     """One term of a loss, for a compiled body. See docs/add-a-loss.md.
 
     Attributes:
-        body: "center", "pairs", "triplets", "softmax" or "listwise".
+        body: "center", "pairs", "triplets", "softmax", "listwise" or "classifier".
         function: the body's function of one output, pair, triplet or row.
         constants: what the function takes.
         penalty: one of `PENALTIES[body]` on the outputs, or none.
@@ -60,6 +61,7 @@ class Form:
         centers: center, softmax: (C, sum of the code lengths) of +-1.
         ties: center: (sum of the code lengths,) of +-1, where the sum of several centres is 0.
         scales: listwise: (m,) what cosines of codes are multiplied by; gradients go there, too.
+        classifier: classifier: (C, sum of the code lengths) weights of the classes; gradients go there, too.
         one_hot: softmax: the body refuses a row of labels that has not exactly one class.
     """
 
@@ -78,6 +80,7 @@ class Form:
     one_hot: bool = False
     squash: float = 0.0
     bound: str = "tanh"
+    classifier: torch.Tensor | None = None
 
     def __post_init__(self):
         if self.body not in PENALTIES or self.weigh not in WEIGHINGS or self.over not in MEANS:
@@ -103,6 +106,9 @@ class Form:
             raise ValueError(
                 f"scales: the body {self.body!r} {'takes none' if self.body != 'listwise' else 'needs one a length'}"
             )
+        if (self.classifier is None) == (self.body == "classifier"):
+            wanted = "takes none" if self.classifier is not None else "needs the weights of every class"
+            raise ValueError(f"classifier: the body {self.body!r} {wanted}")
         if (self.ties is None) == (self.body == "center"):
             raise ValueError(
                 f"ties: the body {self.body!r} {'takes none' if self.body != 'center' else 'needs them'}"

@@ -167,6 +167,12 @@ def graded_pairs(x, s, b, sharpness, gamma):
     return torch.where((s < 0.01) | (s > 0.99), entropy, error)
 
 
+def greedyhash(u, y, weights, *, alpha=0.1):
+    """Su et al., "Greedy Hash", NeurIPS 2018: a classifier (C, b) of the signs, with gradients straight through."""
+    z = u + (signs(u) - u).detach()
+    return cross_entropy(z @ weights.T, y) + alpha * ((u.abs() - 1).abs() ** 3).mean()
+
+
 # ------------------------------------------------------------------------------------------------ what they share
 
 

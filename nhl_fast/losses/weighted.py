@@ -338,10 +338,25 @@ def _log_rest(log_p):
     return torch.where(top, rest, (-log_p.exp().masked_fill(top, 0)).log1p())
 
 
-_BODIES = {"center": _center, "pairs": _pairs, "triplets": _triplets, "softmax": _softmax}
+def _classifier(form: Form, rows: LabelRows, lengths):
+    y = to_multi_hot(rows.labels, len(form.classifier), rows.weights.dtype)
+    number = y.sum(1)
+
+    def value(u, k):
+        z = u + (naive.signs(u) - u).detach()
+        log_p = (z @ split(form.classifier.to(y), lengths)[k].T).log_softmax(1)
+        found = (y * log_p).sum(1) / number.where(number > 0, 1.0)
+        return -(rows.weights * found).mean() + _penalty(form, u, rows.weights)
+
+    return value
+
+
+_BODIES = {
+    "center": _center, "pairs": _pairs, "triplets": _triplets, "softmax": _softmax, "classifier": _classifier,
+}  # fmt: skip
 _FUNCTIONS = {
     "center": tuple(_CENTER), "pairs": tuple(_PAIRS), "triplets": ("logistic",),
-    "softmax": ("likelihood", "cosine", "angle"),
+    "softmax": ("likelihood", "cosine", "angle"), "classifier": ("cross_entropy",),
 }  # fmt: skip
 
 
@@ -361,6 +376,8 @@ def _penalty(form: Form, u, w) -> torch.Tensor | float:
         gamma, cap = form.constants
         cosine = naive.unit(u).abs().sum(1) / b**0.5
         rows = (_cauchy_distance(cosine, b, cap) / gamma).log1p()
+    elif kind == "cube":
+        rows = (magnitude - 1).abs().pow(3).mean(1)
     elif kind == "sign":
         rows = (u - naive.signs(u.detach())).square().mean(1)
     else:

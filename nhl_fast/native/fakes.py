@@ -84,6 +84,10 @@ def _register_step() -> None:
     for name in ("center", "pairs", "triplets", "softmax"):
         fake(f"nhl_fast::step_{name}", loss)
 
+    @fake("nhl_fast::step_classifier")
+    def _(u, labels, classifier, lengths, function, constants, penalty, penalty_weight, weights=None):
+        return *loss(u, lengths), classifier.new_empty(classifier.shape)
+
     @fake("nhl_fast::step_listwise")
     def _(u, targets, scales, lengths, function, constants):
         return *loss(u, lengths), u.new_empty(len(lengths))

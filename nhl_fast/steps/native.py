@@ -16,7 +16,7 @@ from ..core import check
 from ..core.known_gradient import known_gradient, once, per_length_gradients, with_parameters
 from ..core.labels import to_multi_hot
 from ..core.precision import no_autocast
-from ..core.prefixes import expand
+from ..core.prefixes import expand, segment_matrix
 from ..head.request import NOT_FINITE, StepRequest, outputs_form, refuses_options
 from ..head.step import STEP
 from ..losses.bank import Bank
@@ -121,6 +121,16 @@ def softmax(form: Form, u, labels, lengths):
     )  # fmt: skip
 
 
+def classifier(form: Form, u, labels, lengths):
+    given = labels.labels if isinstance(labels, LabelRows) else labels
+    soft, weights = isinstance(labels, LabelRows) and labels.soft, form.classifier.float()
+    values, deltas, slopes = ops.step_classifier(
+        u, given.contiguous() if soft else sets(given), weights.detach().contiguous(), lengths, form.function,
+        form.constants, *(form.penalty or NO_PENALTY), weights_of(labels),
+    )  # fmt: skip
+    return known_gradient(weights, values, slopes, segment_matrix(lengths)), deltas
+
+
 def listwise(form: Form, u, labels, lengths):
     targets = (labels.float() if labels.is_floating_point() else labels).contiguous()
     scales = form.scales.float()
@@ -132,6 +142,7 @@ def listwise(form: Form, u, labels, lengths):
 
 BODIES: dict[str, Callable] = {
     "center": center, "pairs": pairs, "triplets": triplets, "softmax": softmax, "listwise": listwise,
+    "classifier": classifier,
 }  # fmt: skip
 
 
