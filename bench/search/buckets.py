@@ -2,10 +2,10 @@
 
     python -m bench.search.buckets --run RUN --data features.npz [--run RUN --data features.npz ...] [--write]
 
-RUN is a folder of `nhl-fast train` on the `features` of the file. 1,000 of its rows, drawn at random, are queries; the
-database is the others in turn, the first time as they are, then with Gaussian noise of half their mean length, until
-there are --items. Times are CPU time of one thread, the two searches in turn, of each query the least of --rounds. The
-results are compared to the last id before they are timed.
+RUN is a folder of `nhl-fast train` on the `features` of the file. 1,000 of its rows, drawn at random, are queries;
+the database is the others in turn, the first time as they are, then with Gaussian noise of half their mean length,
+until there are --items. Times are CPU time of one thread, the two searches in turn, of each query the least of
+--rounds. Results are compared to the last id before they are timed.
 """
 
 from __future__ import annotations

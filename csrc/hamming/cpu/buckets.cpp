@@ -1,6 +1,8 @@
 // Top-k of items that lie in buckets of equal prefixes. The distance of the prefixes bounds the whole one from below, so
 // buckets are visited by it, nearest first, until the bound passes the k-th distance. Where most may still matter, they
 // are visited in the order of memory, which costs what a scan of as many items costs.
+#include <algorithm>
+
 #include "plan.h"
 
 namespace nhl::hamming {
@@ -10,7 +12,7 @@ constexpr int64_t kFirstRun = 256, kLongestRun = 16384;  // items that are filte
 constexpr int64_t kThreadItems = 32768;                 // worth a thread of their own
 constexpr double kAlways = 0.02;  // levels up to this part of all items are visited bucket by bucket ...
 constexpr double kSweep = 0.3;    // ... and more than this part that may remain in the order of memory
-constexpr int64_t kFlood = 8;                           // one item in so many passes: most are ties that come too late
+constexpr int64_t kFlood = 8;                           // one item in so many passes: ties that come too late
 constexpr int kIdBits = 32;
 
 // The k smallest keys, distance << kIdBits | id, of those below a bound.
@@ -48,6 +50,7 @@ struct Scratch {
   std::vector<uint64_t> valid;
   std::vector<uint32_t> found;
   Hits hits;
+  int64_t flooded = -1;  // the k-th distance at which ties were many
 };
 
 // Items of one bucket, or some of them.
@@ -74,19 +77,23 @@ struct Search {
     for (int64_t i = 0; i < s.hits.count; ++i)
       nearest.add(static_cast<uint64_t>(s.hits.distances[i]) << kIdBits |
                   static_cast<uint32_t>(items.ids[at + s.hits.positions[i]]));
+    if (s.hits.count * kFlood > size) {
+      const uint32_t furthest = nearest.furthest();
+      const int64_t ties = std::count(s.hits.distances, s.hits.distances + s.hits.count, furthest);
+      if (ties * kFlood > size) s.flooded = furthest;
+    }
     if (size == kLongestRun) executor.check();
   }
 
   // Items at the k-th distance matter only up to the id there; once that shows, they are left out by their place.
   void visit(const Run& run, uint32_t level, Nearest& nearest, Scratch& s) const {
-    bool flooded = false;
     int64_t size = nearest.full() ? kLongestRun : kFirstRun;
     for (int64_t at = run.begin; at < run.end; at += size, size = std::min(2 * size, kLongestRun)) {
       const uint32_t furthest = nearest.furthest();
       if (level > furthest) return;
       size = std::min(size, run.end - at);
       uint32_t limit = furthest + 1;
-      if (flooded || level == furthest) {
+      if (s.flooded == furthest || level == furthest) {
         const auto id = static_cast<int32_t>(static_cast<uint32_t>(nearest.bound()));
         const int64_t late = std::lower_bound(items.ids + at, items.ids + run.end, id) - items.ids;
         if (late == at && level == furthest) return;
@@ -97,7 +104,6 @@ struct Search {
         }
       }
       filter(at, size, limit, nearest, s);
-      flooded |= s.hits.count * kFlood > size;
     }
   }
 
@@ -109,6 +115,10 @@ struct Search {
     };
     for (int64_t prefix = first; prefix < last; ++prefix) {
       if (!wanted(prefix)) continue;
+      if (s.flooded == nearest.furthest()) {
+        visit({items.starts[prefix], items.starts[prefix + 1]}, static_cast<uint32_t>(level_of(prefix)), nearest, s);
+        continue;
+      }
       const int64_t begin = items.starts[prefix];
       while (prefix + 1 < last && items.starts[prefix + 1] - begin < kLongestRun && wanted(prefix + 1)) ++prefix;
       for (int64_t at = begin, end = items.starts[prefix + 1]; at < end; at += kLongestRun)
@@ -191,6 +201,7 @@ void topk_buckets(const Rows& queries, const Buckets& items, int64_t bits, int64
       sizes[search.level_of(prefix)] += items.starts[prefix + 1] - items.starts[prefix];
     const auto n = static_cast<double>(items.rows.count);
     Nearest nearest(k, static_cast<uint64_t>(bits + 1) << kIdBits);
+    scratch.flooded = -1;
     for (int64_t level = 0; level <= items.prefix && level <= nearest.furthest(); ++level) {
       executor.check();
       if (static_cast<double>(sizes[level]) > kAlways * n && nearest.full()) {

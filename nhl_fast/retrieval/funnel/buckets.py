@@ -22,13 +22,13 @@ class PrefixBuckets:
     """Codes for exact search of single queries, where near items mostly share their first bits: supervised codes.
 
     A copy of the rows is sorted by a prefix of up to 12 bits. The distance of the prefixes bounds the whole one from
-    below, so buckets are visited in its order until it passes the k-th distance: results are those of `nhl_fast.search`
-    to the last id. Where most buckets may matter to a query, they are read in the order of memory instead, as by a
-    scan. How much is visited, and so the gain, is a matter of the codes: `visited` tells.
+    below, so buckets are visited in its order until it passes the k-th distance: results are those of
+    `nhl_fast.search` to the last id. Where most buckets may matter to a query, they are read in the order of memory
+    instead, as by a scan. How much is visited, and so the gain, is a matter of the codes: `visited` tells.
 
     Searches that gain nothing are plain scans of the codes: those of more than 3 queries (which share what a scan
-    reads), of codes of more than 256 bits, of a k above a 256th of the items, of a length below the prefix's, of fewer
-    than 1,024 items, and all of them without the C++ library.
+    reads), of codes of more than 256 bits, of a k above a 256th of the items, of a length below the prefix's, of
+    fewer than 1,024 items, and all of them without the C++ library.
 
     Memory: the copy (rows of 4, 8, 16 or 32 bytes) and 4 bytes an item, beside the codes, which must not change.
 
