@@ -345,6 +345,7 @@ def calls(folder) -> dict[str, tuple]:
         "HashNet": {"beta": 1.0, "continuation": 20, "reference_bits": 20.0},
         "OrthoCos": {"centers": None, "margin": 0.2, "scale": 8.0, "seed": 0},
         "OrthoArc": {"centers": None, "margin": 0.2, "scale": 8.0, "seed": 0},
+        "IDHN": {"sharpness": 5.0, "gamma": 0.1, "alpha": 0.1},
         "SHCIR": {"centers": None, "quantization": 1e-4, "reference_bits": None, "seed": 0},
     }  # fmt: skip
     for name, targets, own in (
