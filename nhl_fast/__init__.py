@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .retrieval.codes import pack_codes, unpack_codes
     from .retrieval.convert import as_codes
     from .retrieval.duplicates import near_duplicate_blocks, near_duplicates
+    from .retrieval.funnel.buckets import PrefixBuckets
     from .retrieval.funnel.search import funnel_search, search
     from .retrieval.hamming import hamming_distances, radius_search
     from .retrieval.metrics import RetrievalResult, class_confusion, evaluate_retrieval
@@ -47,6 +48,7 @@ __all__ = [
     "NestedIndex",
     "NestedObjective",
     "ObjectiveResult",
+    "PrefixBuckets",
     "RetrievalResult",
     "advise_funnel",
     "as_codes",
@@ -88,6 +90,7 @@ _HOMES = {
     "NestedIndex": "index.nested_index",
     "NestedObjective": "head.objective",
     "ObjectiveResult": "head.objective",
+    "PrefixBuckets": "retrieval.funnel.buckets",
     "RetrievalResult": "retrieval.metrics",
     "advise_funnel": "index.funnel.advise",
     "as_codes": "retrieval.convert",

@@ -192,6 +192,15 @@ def calls(folder) -> dict[str, tuple]:
             {"queries": CODES, "database": CODES, "k": 3, "funnel": ((8, 5),), "length": 16, "vectors": None,
              "query_vectors": None, "metric": "cosine", "chunk_bytes": 1000, "backend": "auto"},
         ),
+        "PrefixBuckets": (nhl.PrefixBuckets, {"database": CODES}),
+        "PrefixBuckets.search": (
+            lambda **options: nhl.PrefixBuckets(np.tile(CODES, (200, 1))).search(**options),
+            {"queries": CODES[0], "k": 3, "length": 16, "beyond": "cut", "output": "numpy"},
+        ),
+        "PrefixBuckets.visited": (
+            lambda **options: nhl.PrefixBuckets(np.tile(CODES, (200, 1))).visited(**options),
+            {"queries": CODES, "k": 3, "length": 16},
+        ),
         "advise_funnel": (
             nhl.advise_funnel,
             {"codes": CODES, "recall": 0.9, "k": 3, "queries": CODES[:4], "items": 20, "num_queries": 4, "sample": 10,

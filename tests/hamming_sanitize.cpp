@@ -103,6 +103,34 @@ void among(const Codes& queries, const Codes& items, int64_t bits, const nhl::Ex
       EXPECT(distances[q * k + r] == every[q][r].first && ids[q * k + r] == every[q][r].second);
 }
 
+// Items sorted by a prefix, with everything in few buckets or in many.
+void in_buckets(const Codes& queries, const Codes& items, int64_t bits, const nhl::Executor& executor) {
+  const int64_t n = items.rows.count, num = queries.rows.count, bytes = (bits + 7) / 8;
+  if (n == 0 || num == 0 || bytes > 32) return;
+  const int64_t prefix = random(0, std::min<int64_t>(12, bits)), k = random(1, n + 2);
+  const int64_t stride = bytes <= 4 ? 4 : bytes <= 8 ? 8 : bytes <= 16 ? 16 : 32;
+  std::vector<int32_t> ids(n);
+  std::iota(ids.begin(), ids.end(), 0);
+  const auto first = [&](int64_t id) {
+    const uint8_t* const row = items.row(id);
+    return (row[0] << 8 | (prefix > 8 ? row[1] : 0)) >> (16 - prefix);
+  };
+  std::stable_sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return first(a) < first(b); });
+  std::vector<uint8_t> rows((n + 64) * stride, 0xa5);
+  std::vector<int64_t> starts((int64_t{1} << prefix) + 1, 0);
+  for (int64_t i = 0; i < n; ++i) {
+    std::memcpy(rows.data() + i * stride, items.row(ids[i]), bytes);
+    ++starts[first(ids[i]) + 1];
+  }
+  for (size_t i = 1; i < starts.size(); ++i) starts[i] += starts[i - 1];
+  std::vector<int32_t> distances(num * k), right(num * k);
+  std::vector<int64_t> found(num * k), right_ids(num * k);
+  nhl::hamming::topk_buckets(queries.rows, {{rows.data(), n, stride}, ids.data(), starts.data(), prefix}, bits, k,
+                             distances.data(), found.data(), executor);
+  nhl::hamming::topk(queries.rows, items.rows, bits, k, 0, nullptr, right.data(), right_ids.data(), executor);
+  EXPECT(distances == right && found == right_ids);
+}
+
 void evaluation(const Codes& queries, const Codes& items, const std::vector<int64_t>& lengths,
                 const nhl::Executor& executor) {
   const int64_t n = items.rows.count, num = queries.rows.count, m = static_cast<int64_t>(lengths.size());
@@ -204,6 +232,7 @@ int main(int count, char** arguments) {
       for (int64_t i = 0; round % 2 == 0 && i < 4096; ++i)
         std::memcpy(items.bytes.data() + (i / 64 * step + i % 64) * stride, queries.row(0), 2);
       search(queries, items, random(9, 16), {256, 4200}, executor);
+      in_buckets(queries, items, random(9, 16), executor);
     }
     for (int64_t round = 0; round < rounds; ++round) {
       const int64_t threads = random(1, 3);
@@ -219,6 +248,7 @@ int main(int count, char** arguments) {
       const Codes items(n, width, stride, random(0, 1) ? std::max<int64_t>(n, 1) : random(1, 8));
       search(queries, items, bits, {1, n / 3 + 1, n}, executor);
       if (n > 0) among(queries, items, bits, executor);
+      in_buckets(queries, items, bits, executor);
       std::vector<int64_t> lengths{bits};
       if (bits > 2) lengths.insert(lengths.begin(), random(1, bits - 1));
       if (n < 3000) evaluation(queries, items, lengths, executor);

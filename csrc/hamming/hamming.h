@@ -107,6 +107,19 @@ class RadiusSearch {
   Executor executor_;
 };
 
+// Items in the order of their first `prefix` bits (at most 12), then of their ids: those with prefix p have places
+// starts[p] to starts[p + 1]. Rows are 4, 8, 16 or 32 bytes apart; 64 more of them may be read.
+struct Buckets {
+  Rows rows;
+  const int32_t* ids;
+  const int64_t* starts;
+  int64_t prefix;
+};
+
+// topk of items in buckets, for prefix <= bits: the k nearest by (distance, id).
+void topk_buckets(const Rows& queries, const Buckets& items, int64_t bits, int64_t k, int32_t* out_distances,
+                  int64_t* out_ids, const Executor& executor);
+
 // Ids of `each` items for each query, all of them rows that there are.
 struct Chosen {
   const int64_t* ids;

@@ -97,6 +97,31 @@ std::tuple<Tensor, Tensor> topk_cpu(const Tensor& queries, const Tensor& items, 
   return {out, ids};
 }
 
+std::tuple<Tensor, Tensor> topk_buckets_cpu(const Tensor& queries, const Tensor& rows, const Tensor& ids,
+                                            const Tensor& starts, int64_t k, int64_t length) {
+  const Rows q = rows_of(queries, length, "queries");
+  Rows x = rows_of(rows, length, "rows");
+  STD_TORCH_CHECK(k >= 0, "k: expected at least 0, got ", k);
+  STD_TORCH_CHECK(ids.dim() == 1 && ids.scalar_type() == ScalarType::Int && ids.is_contiguous() &&
+                      x.count == ids.size(0) + 64 && x.stride == rows.size(1) &&
+                      (x.stride == 4 || x.stride == 8 || x.stride == 16 || x.stride == 32),
+                  "rows: expected 4, 8, 16 or 32 bytes each, and 64 rows more than there are int32 ids");
+  int64_t prefix = 0;
+  while (prefix <= 12 && (int64_t{1} << prefix) + 1 < starts.numel()) ++prefix;
+  STD_TORCH_CHECK(starts.dim() == 1 && starts.scalar_type() == ScalarType::Long && starts.is_contiguous() &&
+                      starts.numel() == (int64_t{1} << prefix) + 1 && prefix <= 12 && prefix <= length,
+                  "starts: expected int64, one for each prefix of at most 12 bits and of the length's, and an end");
+  x.count = ids.size(0);
+  const auto* const start = const_data<int64_t>(starts);
+  bool right = start[0] == 0 && start[starts.numel() - 1] == x.count;
+  for (int64_t i = 1; i < starts.numel(); ++i) right &= start[i - 1] <= start[i];
+  STD_TORCH_CHECK(right, "starts: expected places from 0 to the number of ids, ascending");
+  Tensor out = empty({q.count, k}, ScalarType::Int), found = empty({q.count, k}, ScalarType::Long);
+  topk_buckets(q, {x, const_data<int32_t>(ids), start, prefix}, length, k, data<int32_t>(out), data<int64_t>(found),
+               Call().executor);
+  return {out, found};
+}
+
 std::tuple<Tensor, Tensor, Tensor> radius_cpu(const Tensor& queries, const Tensor& items, int64_t radius,
                                               int64_t length, const std::optional<Tensor>& allow, int64_t base) {
   const Rows q = rows_of(queries, length, "queries"), x = rows_of(items, length, "database");
@@ -137,6 +162,8 @@ STABLE_TORCH_LIBRARY(nhl_fast, m) {
       "topk(Tensor queries, Tensor database, int k, int length, Tensor? allow=None, int base=0)"
       " -> (Tensor, Tensor)");
   m.def(
+      "topk_buckets(Tensor queries, Tensor rows, Tensor ids, Tensor starts, int k, int length) -> (Tensor, Tensor)");
+  m.def(
       "radius(Tensor queries, Tensor database, int radius, int length, Tensor? allow=None, int base=0)"
       " -> (Tensor, Tensor, Tensor)");
   m.def("cpu_isa() -> str");
@@ -150,6 +177,7 @@ STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CPU, m) {
   m.impl("evaluate", TORCH_BOX(&nhl::hamming::evaluate_cpu));
   m.impl("evaluate_gains", TORCH_BOX(&nhl::hamming::evaluate_gains_cpu));
   m.impl("topk", TORCH_BOX(&nhl::hamming::topk_cpu));
+  m.impl("topk_buckets", TORCH_BOX(&nhl::hamming::topk_buckets_cpu));
   m.impl("radius", TORCH_BOX(&nhl::hamming::radius_cpu));
 }
 

@@ -16,6 +16,7 @@ from .hamming import (
     score_vectors,
     topk,
     topk_among,
+    topk_buckets,
 )
 from .library import MAX_BITS, build, cpu_status, cuda_status, is_built, library_path, load
 
@@ -38,4 +39,5 @@ __all__ = [
     "score_vectors",
     "topk",
     "topk_among",
+    "topk_buckets",
 ]

@@ -59,6 +59,11 @@ def _register_hamming() -> None:
         shape = (queries.shape[0], k)
         return queries.new_empty(shape, dtype=torch.int32), queries.new_empty(shape, dtype=torch.int64)
 
+    @fake("nhl_fast::topk_buckets")
+    def _(queries, rows, ids, starts, k, length):
+        shape = (queries.shape[0], k)
+        return queries.new_empty(shape, dtype=torch.int32), queries.new_empty(shape, dtype=torch.int64)
+
     @fake("nhl_fast::score_codes")
     def _(outputs, codes, candidates, length):
         return outputs.new_empty(candidates.shape)

@@ -41,6 +41,19 @@ def topk(
     return ops.topk(_rows(queries), _rows(database), k, length, allow, base)
 
 
+def topk_buckets(queries, rows, ids, starts, k: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """`topk` of rows that are sorted by a prefix of p <= 12 bits, then by id.
+
+    Args:
+        queries: packed uint8 rows (Q, bytes).
+        rows: (n + 64, 4, 8, 16 or 32) uint8, of which the last 64 are none.
+        ids: (n,) int32, of the rows.
+        starts: (2^p + 1,) int64: rows of prefix v are starts[v] to starts[v + 1].
+        k, length: as for `topk`; p <= length.
+    """
+    return ops.topk_buckets(_rows(queries), rows, ids, starts, k, length)
+
+
 def topk_among(queries, database, candidates, k: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The k nearest of each query's candidates, (Q, c) int64 rows of `database` or -1 for none; see `topk`."""
     return ops.topk_among(_rows(queries), _rows(database), candidates.contiguous(), k, length)
