@@ -10,7 +10,6 @@ from torch.nn import functional as F
 import nhl_fast as nhl
 from bench.experiments import __main__ as program
 from bench.experiments import datasets, engine, floats, jobs, present, released, weightings
-from bench.readme import evidence
 from nhl_fast.training.config import TrainConfig
 
 
@@ -200,16 +199,3 @@ def test_released_runs_are_runs_of_their_own():
     plain, head = (jobs.Job({}, 0, spec, settings, rule) for rule in (None, "released:head"))
     assert plain.key() != head.key()
     assert set(jobs.run(head)["map"]) == {"8", "16"}
-
-
-@pytest.mark.parametrize(
-    "differences", [[0.1, 0.2, 0.4], [-1.0, 2.0, 0.5, 0.1], [1.0, 1.1], [3.0, 3.1, 2.9, 3.0, 3.05]]
-)
-def test_paired_p_is_that_of_scipy(differences):
-    stats = pytest.importorskip("scipy.stats")
-    want = float(stats.ttest_1samp(differences, 0).pvalue)
-    assert evidence.paired_p(differences) == pytest.approx(want, abs=1e-6)
-
-
-def test_paired_p_without_spread_says_nothing():
-    assert evidence.paired_p([0.5]) == evidence.paired_p([0.1, 0.1]) == 1

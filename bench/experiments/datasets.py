@@ -29,6 +29,11 @@ def source(name: str) -> Path:
     return Path(name) if name.endswith(".npz") else FEATURES.with_name(f"{name}.npz")
 
 
+def told(name: str) -> str:
+    """Where the set `name` comes from, in words."""
+    return {"digits": "scikit-learn", "pictures": "a JPEG copy"}.get(name) or source(name).name
+
+
 @functools.lru_cache(maxsize=2)
 def _read(path: str, key: str = "labels"):
     """Features (N, d) float32, and ids (N,) int64 or, from rows that numpy.packbits packed, multi-hot (N, C) uint8.
@@ -99,14 +104,16 @@ def build(spec: dict, seed: int) -> RetrievalData:
     """The data set of one run.
 
     Args:
-        spec: "name" ("digits", or see `source`), "labels" (the file's array, default "labels"), "queries_per_class"
-            and "train_per_class", or "queries" and "train" (rows in all, as data of several labels need),
-            "smallest_class" (classes of fewer rows are left out), "validation", "split" (the
+        spec: "name" ("digits", "pictures", or see `source`), "labels" (the file's array, default "labels"),
+            "queries_per_class" and "train_per_class", or "queries" and "train" (rows in all, as data of several
+            labels need), "smallest_class" (classes of fewer rows are left out), "validation", "split" (the
             seed of every run's split, where settings are looked for), and at most one of "noise" (share of wrong
             training labels), "per_class" (training rows a class) and "imbalance" (largest over smallest class).
         seed: of the split and of what is spoilt.
     """
     name, validation = spec["name"], spec.get("validation", 0.0)
+    if name == "pictures":
+        return pictures(spec, seed)
     if name == "digits":
         inputs, labels = _digits()
     elif source(name).is_file():
@@ -169,6 +176,41 @@ def _digits():
 
     x, y = load_digits(return_X_y=True)
     return torch.from_numpy(x.astype(np.float32)), torch.from_numpy(y.astype(np.int64))
+
+
+def pictures(spec: dict, seed: int) -> RetrievalData:
+    """Pictures of CIFAR-10, "size" pixels wide (bicubic), as (px - 127) / 128, and a part of the database.
+
+    "queries_per_class", "train_per_class" and "database_per_class" count them. NHL_FAST_CIFAR10 names their folder.
+    """
+    root = os.environ.get("NHL_FAST_CIFAR10")
+    if root is None:
+        raise FileNotFoundError("pictures: NHL_FAST_CIFAR10 names the folder of CIFAR-10, and is not set")
+    counts = {name: spec[name] for name in ("queries_per_class", "train_per_class")}
+    whole = load_dataset("cifar10", root=root, protocol="paper", validation=0.0, seed=seed, **counts)
+    labels = whole.database.labels
+    some = torch.cat([(labels == c).nonzero().flatten()[: spec["database_per_class"]] for c in range(10)])
+    parts = [
+        (whole.train.inputs, whole.train.labels),
+        (whole.query.inputs, whole.query.labels),
+        (whole.database.inputs[some], labels[some]),
+    ]
+    size = (spec["size"], spec["size"])
+    inputs = [
+        torch.nn.functional.interpolate(x.float(), size, mode="bicubic", align_corners=False).clamp(0, 255)
+        for x, _ in parts
+    ]
+    train, query, database = torch.arange(sum(map(len, inputs))).split([len(x) for x in inputs])
+    return RetrievalData.from_tensors(
+        torch.cat(inputs).sub_(127).div_(128),
+        torch.cat([y for _, y in parts]),
+        train=train,
+        query=query,
+        database=database,
+        validation=0.0,
+        name="cifar10 pictures",
+        seed=seed,
+    )
 
 
 def images(root, rows: int) -> RetrievalData:

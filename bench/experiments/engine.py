@@ -1,11 +1,12 @@
 """From an experiment's config file to its table of results: runs in parallel processes, each kept in a cache.
 
 A config is JSON: "title", "question", "settings" (changes to `TrainConfig` for all runs), "data" (see
-`datasets.build`), "seeds", "axes" (name -> list of {"label", ...}), "arms", "measures", "show" (a plot of `figures`)
-and "quick" (what --quick replaces). An entry of an axis may hold "settings", "settings_by" (axis -> label ->
-settings, later ones over earlier ones; "arm" counts as an axis), "seeds_by" (axis -> label -> seeds), "data" and
-"rule" (see `weightings.build`). An arm is {"label", "lengths": [..]} for one model with all lengths, or {"label",
-"each": [..]} for one model a length; it may hold "settings" and "seeds_by", too.
+`datasets.build`), "seeds", "axes" (name -> list of {"label", ...}), "arms", "measures", "show" (a plot of `figures`),
+"reference" (the arm that `paired` tests the others against, else "single") and "quick" (what --quick replaces). An
+entry of an axis may hold "settings", "settings_by" (axis -> label -> settings, later ones over earlier ones; "arm"
+counts as an axis), "seeds_by" (axis -> label -> seeds), "data" and "rule" (see `weightings.build`). An arm is
+{"label", "lengths": [..]} for one model with all lengths, or {"label", "each": [..]} for one model a length; it may
+hold "settings" and "seeds_by", too.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from nhl_fast.core.files import read_json, write_json
 from . import datasets, jobs
 
 HERE = Path(__file__).parent
+REFERENCE = "single"
 KEYS = {"title", "question", "settings", "data", "seeds", "axes", "arms", "measures", "quick", "kind", "show"}
+KEYS |= {"reference"}
 
 
 def load(name: str, quick: bool = False) -> dict:
@@ -70,7 +73,7 @@ def other_data(data: dict, name: str | None, counts: dict) -> dict:
         return data
     if name != "digits":
         return {**data, "name": name, **counts}
-    kept = {k: v for k, v in data.items() if k not in ("labels", "queries", "train", "smallest_class")}
+    kept = {k: v for k, v in data.items() if k not in ("labels", "queries", "train", "smallest_class", "net")}
     return {
         **kept,
         "name": name,
@@ -115,6 +118,14 @@ def expand(config: dict, data_name: str | None = None, counts: dict | None = Non
 
 
 def _work(job: jobs.Job) -> dict:
+    if "memory" not in job.measures:
+        return _alone(job)
+    # A process of its own, whose memory no earlier run has grown.
+    with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_alone, job).result()
+
+
+def _alone(job: jobs.Job) -> dict:
     torch.set_num_threads(1)
     return jobs.run(job)
 
@@ -172,10 +183,11 @@ def describe(config: dict, wanted: list[jobs.Job]) -> dict:
         "title": config["title"],
         "question": config["question"],
         "data": wanted[0].data,
-        "features": datasets.source(wanted[0].data["name"]).name if wanted[0].data["name"] != "digits" else None,
+        "features": datasets.told(wanted[0].data["name"]),
         "split_seeds": sorted({jobs.SPLIT_SEED + job.seed for job in wanted}),
         "seeds": sorted({job.seed for job in wanted}),
         "settings": config.get("settings", {}),
+        "reference": config.get("reference", REFERENCE),
         "runs": len(wanted),
         "config": json.loads(json.dumps({k: config.get(k) for k in ("axes", "arms")})),
     }

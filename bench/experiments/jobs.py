@@ -19,10 +19,10 @@ from nhl_fast.training.model import encode_split
 from nhl_fast.training.run_folder import RunFolder
 from nhl_fast.training.trainer import Trainer
 
-from . import datasets, measures, weightings
+from . import datasets, measures, nets, weightings
 from .released import Released, ReleasedTrainer
 
-FORMAT = 1
+FORMAT = 2
 SPLIT_SEED = 10
 
 
@@ -33,10 +33,10 @@ class Job:
     Attributes:
         labels: which cell of its experiment it fills, as {"loss": "csq", "arm": "nested", ...}.
         seed: of weights and batches; the split's is SPLIT_SEED more.
-        data: see `datasets.build`.
+        data: see `datasets.build`; "net" names one of `nets` for its pictures.
         config: changes to `TrainConfig`.
         rule: name of a weighting of `weightings`, or None.
-        measures: names of what to measure besides mAP (see `measures.after`, and "backbone").
+        measures: names of what to measure besides mAP (see `measures.after`, and "backbone", "curve", "memory").
     """
 
     labels: dict
@@ -57,42 +57,52 @@ def run(job: Job) -> dict:
     """Train, evaluate on the held-out queries (ties: expected), measure; the record."""
     data = datasets.build(job.data, job.data.get("split", SPLIT_SEED + job.seed))
     config = TrainConfig.from_dict({**job.config, "seed": job.seed})
-    rule = hook = None
+    rule = hook = backbone = None
     if job.rule is not None:
         rule = weightings.build(job.rule, len(config.code_lengths), job.seed)
         config = dataclasses.replace(config, weighting="custom")
     if "backbone" in job.measures:
         hook = measures.BackboneConflicts()
+    if "curve" in job.measures:
+        hook = measures.Curve()
+    if "net" in job.data:
+        backbone = nets.build(job.data["net"], job.data["size"], job.seed)
+        config = dataclasses.replace(config, backbone="custom")
     own = {}
     with tempfile.TemporaryDirectory() as folder:
         keep = "best_per_length" in job.measures
         config = dataclasses.replace(config, best_per_length=keep)
         extra = isinstance(rule, Released) and "head" in rule.accidents
         kind = ReleasedTrainer if extra else Trainer
-        trainer = kind(data, config, folder if keep else None, weighting=rule, on_epoch=hook, progress=False)
+        options = {"weighting": rule, "on_epoch": hook, "backbone": backbone}
+        trainer = kind(data, config, folder if keep else None, progress=False, **options)
         if hook is not None:
             hook.trainer = trainer
+        memory = measures.PeakMemory() if "memory" in job.measures else None
         started = time.perf_counter()
         result = trainer.fit()
         seconds = time.perf_counter() - started
+        peak = None if memory is None else memory.mebibytes()
         topk = job.data.get("topk")
-        codes, scores = _evaluate(result.model, data, config.code_lengths, topk)
+        codes, found = _evaluate(result.model, data, config.code_lengths, topk)
+        scores = found.mean_average_precision
         if keep:
             shared = {k: v.clone() for k, v in result.model.state_dict().items()}
             for b in config.code_lengths:
                 load_weights(RunFolder(folder).weights(b), result.model)
-                own[b] = _evaluate(result.model, data, (b,), topk)[1][b]
+                own[b] = _evaluate(result.model, data, (b,), topk)[1].mean_average_precision[b]
             result.model.load_state_dict(shared)
     history = result.history
     record = {
         "map": {str(b): v for b, v in scores.items()},
+        "ap": {str(b): of.numpy().round(6).tolist() for b, of in zip(config.code_lengths, found.average_precision)},
         "seconds": seconds,
         "seconds_per_step": statistics.median(r["seconds"] / r["steps"] for r in history),
         "epochs": len(history),
         "threads": torch.get_num_threads(),
         "weights": [r["weights"] for r in history][-1],
         "conflicts": _mean_conflicts(history),
-        **measures.after(job.measures, result.model, data, *codes, config.code_lengths),
+        **measures.after(job.measures, result.model, data, *codes, config.code_lengths, topk),
     }
     if own:
         record["best_per_length"] = [
@@ -108,15 +118,16 @@ def run(job: Job) -> dict:
             "broken_dominance": (rule.broken[1] / rule.steps).tolist(),
         }
     if hook is not None:
-        record["backbone"] = hook.rows()
+        record["curve" if "curve" in job.measures else "backbone"] = hook.rows()
+    if peak is not None:
+        record["memory"] = peak
     return record
 
 
 def _evaluate(model, data, lengths, topk=None):
     codes = encode_split(model, data.query), encode_split(model, data.database)
     labels = data.query.labels, data.database.labels
-    scores = evaluate_retrieval(*codes, *labels, lengths=lengths, topk=topk, ties="expected")
-    return codes, scores.mean_average_precision
+    return codes, evaluate_retrieval(*codes, *labels, lengths=lengths, topk=topk, ties="expected")
 
 
 def _mean_conflicts(history: list[dict]):

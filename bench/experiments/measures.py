@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import time
+from pathlib import Path
 
 import torch
 
@@ -95,6 +97,33 @@ def advice(model: HashModel, data: RetrievalData, q_codes, db_codes, lengths) ->
     return [{"rule": rule, "bits": bits, "mAP": real[bits]} for rule, bits in chosen.items()]
 
 
+@torch.no_grad()
+def graded(data: RetrievalData, q_codes, db_codes, lengths, topk: int) -> list[dict]:
+    """What counts how many labels two rows share: NDCG and the weighted mAP of the first `topk`, a row a length.
+
+    With r shared labels, NDCG has gains 2^r - 1 over log2(1 + rank), and its ideal order is that of the whole
+    database; the weighted mAP is the mean, over the ranks of the items with r > 0, of the mean r up to that rank
+    (Zhao et al., CVPR 2015), 0 where none is found. Tied items come in one order drawn for all queries, since the
+    rows' own order may follow their labels.
+    """
+    order = torch.randperm(len(db_codes), generator=torch.Generator().manual_seed(0))
+    shuffled, labels = db_codes[order], data.database.labels[order].float()
+    topk = min(topk, len(order))
+    ranks = torch.arange(1, topk + 1, dtype=torch.float64)
+    discount, rows = 1 / torch.log2(1 + ranks), []
+    queries = data.query.labels.float()
+    ideal = torch.cat([(part @ labels.T).topk(topk).values.double() for part in queries.split(100)])
+    best = ((ideal.exp2() - 1) * discount).sum(1)
+    for b in lengths:
+        nearest = nhl.search(q_codes, shuffled, topk, b)[1]
+        shared = torch.stack([labels[near] @ query for near, query in zip(nearest, queries)]).double()
+        gain = ((shared.exp2() - 1) * discount).sum(1)
+        hit = (shared > 0).double()
+        weighted = (hit * shared.cumsum(1) / ranks).sum(1) / hit.sum(1).clamp(min=1)
+        rows.append({"bits": b, "ndcg": float((gain / best.clamp(min=1)).mean()), "weighted": float(weighted.mean())})
+    return rows
+
+
 class BackboneConflicts:
     """Cosines between the lengths' gradients in the backbone, on a few batches after some epochs."""
 
@@ -123,13 +152,62 @@ class BackboneConflicts:
         return {"cosine": cosines.mean(0).tolist(), "negative": (cosines < 0).float().mean(0).tolist()}
 
 
-def after(names, model: HashModel, data: RetrievalData, q_codes, db_codes, lengths) -> dict:
-    """The measures `names` of a trained model, JSON-ready."""
+class Curve:
+    """mAP of the held-out queries after every epoch, and what training had taken by then: seconds, the process's own
+    seconds of CPU (which work beside it does not change), steps.
+
+    Encodes small batches, so that these do not set the peak of a run's memory.
+    """
+
+    def __init__(self):
+        self.found, self.seconds, self.cpu, self.steps, self.trainer = [], 0.0, 0.0, 0, None
+        self.began = time.process_time()
+
+    def __call__(self, record: dict) -> None:
+        self.seconds += record["seconds"]
+        self.cpu += time.process_time() - self.began
+        self.steps += record["steps"]
+        data, model = self.trainer.data, self.trainer.model
+        result = evaluate_retrieval(
+            *(encode_split(model, split, batch_size=32) for split in (data.query, data.database)),
+            *(data.query.labels, data.database.labels),
+            lengths=model.code_lengths,
+            ties="expected",
+        )
+        scores = {str(b): value for b, value in result.mean_average_precision.items()}
+        taken = {"seconds": self.seconds, "cpu_seconds": self.cpu, "steps": self.steps}
+        self.found.append({**taken, "map": scores})
+        self.began = time.process_time()
+
+    def rows(self) -> list[dict]:
+        return self.found
+
+
+class PeakMemory:
+    """How far a process's memory rises above what it has when this is made (Linux)."""
+
+    def __init__(self):
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+        self.start = self._kibibytes("VmRSS")
+
+    @staticmethod
+    def _kibibytes(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+    def mebibytes(self) -> float:
+        return (self._kibibytes("VmHWM") - self.start) / 1024
+
+
+def after(names, model: HashModel, data: RetrievalData, q_codes, db_codes, lengths, topk: int | None = None) -> dict:
+    """The measures `names` of a trained model, JSON-ready; "graded" looks at the first `topk`."""
     found, labels = {}, (data.query.labels, data.database.labels)
     if "prefixes" in names:
         found["prefix_map"] = list(prefix_map(q_codes, db_codes, *labels, lengths[-1]).values())
     if "quality" in names:
         found["quality"] = code_quality(db_codes, lengths)
+    if "graded" in names:
+        found["graded"] = graded(data, q_codes, db_codes, lengths, len(db_codes) if topk is None else topk)
     if "asymmetric" in names:
         found["asymmetric"] = asymmetric(model, data, lengths)
     if "advice" in names:

@@ -10,7 +10,7 @@ from nhl_fast.paper_table import methods_table
 from nhl_fast.text.table import format_table
 from nhl_fast.training.arrays import save_csv
 
-from . import engine, figures
+from . import engine, figures, paired
 
 FOLDER = RESULTS / "experiments"
 EXTRA = (
@@ -23,6 +23,9 @@ EXTRA = (
     "advice",
     "best_per_length",
     "weights",
+    "graded",
+    "curve",
+    "memory",
 )
 
 
@@ -36,13 +39,29 @@ def rows(config: dict, wanted, records) -> dict:
     }.items():
         if found:
             extra[name] = found
-    seconds = [r["seconds"] for r in records]
     runs = [
         {**job.labels, "seed": job.seed, "bits": int(bits), "mAP": value}
         for job, record in zip(wanted, records)
         for bits, value in record["map"].items()
     ]
-    return {"rows": engine.summarise(wanted, records), "runs": runs, "run_seconds": sum(seconds), **extra}
+    tests = paired.against(wanted, records, config.get("reference", engine.REFERENCE))
+    return {
+        "rows": engine.summarise(wanted, records),
+        "runs": runs,
+        "run_seconds": sum(r["seconds"] for r in records),
+        "seconds": timed(wanted, records),
+        "paired": tests,
+        **extra,
+    }
+
+
+def timed(wanted, records) -> list[dict]:
+    """Seconds of training of every cell: the median over the seeds of a run, or of the runs of all its lengths."""
+    cells: dict[tuple, dict[int, float]] = {}
+    for job, record in zip(wanted, records):
+        cell = cells.setdefault(tuple(job.labels.items()), {})
+        cell[job.seed] = cell.get(job.seed, 0.0) + record["seconds"]
+    return [{**dict(labels), "seconds": statistics.median(cell.values())} for labels, cell in cells.items()]
 
 
 def paper_rows(runs: list[dict]) -> list[dict]:
@@ -60,7 +79,7 @@ def caption(document: dict) -> str:
     queries, train = (data[name] if not each else data[f"{name}_per_class"] for name in ("queries", "train"))
     ranking = f"of the first {data['topk']}" if data.get("topk") else "over the whole ranking"
     return (
-        f"{document['title']}. Data {data['name']} ({document['features'] or 'scikit-learn'}), "
+        f"{document['title']}. Data {data['name']} ({document['features']}), "
         f"{queries} queries and {train} training items{each}, the rest is the "
         f"database; mAP {ranking}, expected value over ties."
     )

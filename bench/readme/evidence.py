@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 
 from bench.common.record import markdown
+from bench.experiments.paired import over_seeds
 from bench.readme.speed import stored
 
 LENGTHS = (8, 16, 32, 64, 128)
-
-
-def paired_p(differences: list[float]) -> float:
-    """Two-sided p of Student's paired t test; 1 where there is no spread to judge by.
-
-    With t = sqrt(f) tan a, f degrees of freedom, P(|T| < t) is the share of cos^(f - 1) between -a and a.
-    """
-    freedom = len(differences) - 1
-    if freedom < 1 or not (spread := statistics.stdev(differences)):
-        return 1.0
-    t = abs(statistics.fmean(differences)) / spread * math.sqrt(len(differences))
-
-    def area(to: float, steps: int = 2000) -> float:  # Simpson's rule
-        weights = [1 if i in (0, steps) else 4 if i % 2 else 2 for i in range(steps + 1)]
-        return sum(w * math.cos(to * i / steps) ** (freedom - 1) for i, w in enumerate(weights)) * to / steps / 3
-
-    return max(0.0, 1 - area(math.atan(t / math.sqrt(freedom))) / area(math.pi / 2))
 
 
 def by_seed(name: str) -> dict[str, dict[str, dict[int, dict[int, float]]]]:
@@ -38,11 +21,14 @@ def by_seed(name: str) -> dict[str, dict[str, dict[int, dict[int, float]]]]:
 
 
 def lengths(name: str) -> str:
-    """A line for every loss and arm: means over its seeds, and how the nested ones differ from single-length models.
+    """A line for every loss and arm: means over its seeds, and how the nested ones differ from the reference arm.
 
-    In brackets, over the seeds that both have: the difference, and p where there are several seeds.
+    In brackets, over the seeds that both have: the difference, and p over the seeds and over the queries (see
+    `against`).
     """
-    lines = []
+    document, lines = stored(f"experiments/{name}"), []
+    reference = document.get("reference", "single")
+    tests = {(t["loss"], t["arm"], str(t["bits"])): t["p_queries"] for t in document.get("paired", ())}
     for loss, arms in by_seed(name).items():
         for arm, cells in arms.items():
             columns = {str(b): of for b, of in cells.items()}
@@ -52,32 +38,109 @@ def lengths(name: str) -> str:
             for column in (*map(str, LENGTHS), "mean"):
                 of = columns.get(column, {})
                 line.append(f"{statistics.fmean(of.values()):.4f}" if of else "")
-                if of and arm.startswith("nested") and (single := arms.get("single")):
-                    line[-1] += against(of, averaged(single) if column == "mean" else single[int(column)])
+                if of and arm.startswith("nested"):
+                    theirs = of_reference(arms.get(reference, {}), column)
+                    line[-1] += against(of, theirs, tests.get((loss, arm, column)))
             lines.append([*line, str(max(len(of) for of in cells.values()))])
     return markdown(["loss", "model", *(f"{b} bits" for b in LENGTHS), "mean", "seeds"], lines)
 
 
+def of_reference(cells: dict[int, dict[int, float]], column: str) -> dict[int, float]:
+    """{seed: mAP} of a length, or of the mean; empty where it was not run."""
+    if column != "mean":
+        return cells.get(int(column), {})
+    return averaged(cells) if all(b in cells for b in LENGTHS) else {}
+
+
 def averaged(cells: dict[int, dict[int, float]]) -> dict[int, float]:
-    """{seed: mean over the lengths}."""
-    return {s: statistics.fmean(cells[b][s] for b in LENGTHS) for s in next(iter(cells.values()))}
+    """{seed: mean over the lengths}, of the seeds that have all lengths."""
+    seeds = [s for s in next(iter(cells.values())) if all(s in cells[b] for b in LENGTHS)]
+    return {s: statistics.fmean(cells[b][s] for b in LENGTHS) for s in seeds}
 
 
-def against(ours: dict[int, float], theirs: dict[int, float]) -> str:
-    """ " (+1.2%, p 0.03)" of the seeds that both have; "" where they have none."""
+def against(ours: dict[int, float], theirs: dict[int, float], p_queries: float | None = None) -> str:
+    """ " (+1.2%, p 0.03)" of the seeds that both have; "" where they have none.
+
+    With tests over the queries " (+1.2%, p 0.03 / 0.01)", over the seeds and over the queries, in bold where both are
+    below 0.05; with one seed " (+1.2%, p - / 0.01)".
+    """
     both = sorted(ours.keys() & theirs.keys())
     if not both:
         return ""
     change = [ours[s] - theirs[s] for s in both]
-    told = f" ({100 * sum(change) / sum(theirs[s] for s in both):+.1f}%"
-    if len(both) < 2:
-        return told + ")"
-    p = paired_p(change)
-    return told + (", p < 0.01)" if p < 0.01 else f", p {p:.2f})")
+    told = f"{100 * sum(change) / sum(theirs[s] for s in both):+.1f}%"
+    p_seeds = over_seeds(change) if len(both) > 1 else None
+    if p_queries is not None:
+        both_small = p_seeds is not None and max(p_seeds, p_queries) < 0.05
+        return f" ({f'**{told}**' if both_small else told}, p {_p(p_seeds)} / {_p(p_queries)})"
+    return f" ({told})" if p_seeds is None else f" ({told}, p {_p(p_seeds)})"
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else "< 0.01" if value < 0.01 else f"{value:.2f}"
 
 
 def words100() -> str:
     return lengths("words100")
+
+
+def words100_wide_ideas() -> str:
+    return lengths("words100_wide_ideas")
+
+
+def words100_wide() -> str:
+    return lengths("words100_wide")
+
+
+def words100_losses() -> str:
+    return lengths("words100_losses")
+
+
+def sections() -> str:
+    return lengths("sections")
+
+
+def pretrained_more() -> str:
+    return lengths("pretrained_more")
+
+
+def tags() -> str:
+    return lengths("tags")
+
+
+def tags_graded() -> str:
+    """NDCG and weighted mAP: a line for every loss and arm, means over the seeds."""
+    found: dict[tuple, dict[str, list[float]]] = {}
+    for run in stored("experiments/tags")["graded"]:
+        cell = found.setdefault((run["loss"], run["arm"]), {})
+        for row in run["graded"]:
+            for measure in ("ndcg", "weighted"):
+                cell.setdefault(f"{measure} {row['bits']}", []).append(row[measure])
+    lines = []
+    for key, cell in found.items():
+        for measure, told in (("ndcg", "NDCG@1000"), ("weighted", "weighted mAP@1000")):
+            values = [statistics.fmean(cell[f"{measure} {b}"]) for b in LENGTHS]
+            lines.append([*key, told, *(f"{v:.4f}" for v in (*values, statistics.fmean(values)))])
+    return markdown(["loss", "model", "measure", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
+
+
+def price() -> str:
+    """Nested and single-length runs where a net trains along: CPU time of a step after the first epoch, memory."""
+    document = stored("experiments/price")
+    curves = {(run["arm"], tuple(run["lengths"])): run["curve"] for run in document["curve"]}
+    memory = {(run["arm"], tuple(run["lengths"])): run["memory"] for run in document["memory"]}
+    singles = [("single", (b,)) for b in LENGTHS]
+    step = {
+        key: 1000 * (curve[-1]["cpu_seconds"] - curve[0]["cpu_seconds"]) / (curve[-1]["steps"] - curve[0]["steps"])
+        for key, curve in curves.items()
+    }
+    mean_step, mean_memory = (statistics.fmean(of[key] for key in singles) for of in (step, memory))
+    lines = [[f"{b} bits", f"{step['single', (b,)]:.0f} ms", f"{memory['single', (b,)]:.0f} MiB"] for b in LENGTHS]
+    lines.append(["mean of the five", f"{mean_step:.0f} ms", f"{mean_memory:.0f} MiB"])
+    own = step["nested", LENGTHS], memory["nested", LENGTHS]
+    lines.append(["nested", f"{own[0]:.0f} ms", f"{own[1]:.0f} MiB"])
+    lines.append(["nested over the mean", f"{own[0] / mean_step:.3f}", f"{own[1] / mean_memory:.3f}"])
+    return markdown(["run", "CPU time of a step", "memory of training"], lines)
 
 
 def pretrained() -> str:
@@ -132,4 +195,4 @@ def released() -> str:
     return markdown(["loss", "accidents", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 
 
-BLOCKS = (words100, pretrained, words100_ideas, floats, released)
+BLOCKS = (words100, pretrained, words100_ideas, words100_wide_ideas, floats, released)

@@ -23,7 +23,7 @@ from nhl_fast.kernels import softmax as softmax_kernels
 
 from ...core.known_gradient import known_gradient
 from ...losses.form import NO_PENALTY, Form, squashed
-from ...losses.weighted import LabelRows, pair_terms, row_targets
+from ...losses.weighted import LabelRows, as_graded, pair_terms, row_targets
 from . import center as centers_alone
 from . import listwise as whole_lists
 from . import pairs as all_pairs
@@ -54,7 +54,7 @@ def _pairs(form: Form, u, labels, lengths):
 
 
 def pair_problem(form: Form, u, labels, lengths) -> tuple:
-    bank, given = form.bank, None
+    bank, given, labels = form.bank, None, as_graded(form, labels)
     theirs = None if bank is None else bank.labels
     if isinstance(labels, LabelRows):
         given = [term.contiguous() for term in pair_terms(form, labels)]
