@@ -21,9 +21,11 @@ import nhl_fast as nhl
 from bench.common import arguments
 from bench.common.record import RESULTS, environment, markdown
 from nhl_fast.core.files import atomic_write, read_json, write_json
+from nhl_fast.fit.backbone import HiddenLayer
 
 LENGTHS = (8, 16, 32, 64, 128, 256)
 METHODS = ("random", "pca", "itq a length", "itq", "learned")
+A_LENGTH, HIDDEN = "learned a length", "learned behind a hidden layer"  # asked for by name
 ASYMMETRIC = ("itq", "learned")  # whose queries' raw outputs are measured, too
 QUERIES, NEIGHBORS, CANDIDATES = 2000, 10, (10, 100)
 FUNNELS = {
@@ -40,11 +42,33 @@ def split(path: Path, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x[order[:QUERIES]], x[order[QUERIES:]]
 
 
+class Behind:
+    """A layer behind a backbone, called like the layer."""
+
+    def __init__(self, backbone, layer):
+        self.backbone, self.layer = backbone, layer
+
+    @torch.no_grad()
+    def encode(self, x):
+        return self.layer.encode(self.backbone(x))
+
+    @torch.no_grad()
+    def project(self, x):
+        return self.layer.project(self.backbone(x))
+
+
 def layers(method: str, database: torch.Tensor, seed: int, folder: Path) -> dict[int, nhl.NestedHashLayer]:
     """{length: the layer that gives its code}: one for all, or one a length."""
     options = {"seed": seed, "progress": True}
     if method == "itq a length":
         return {b: nhl.fit_layer(database, (b,), "itq", **options) for b in LENGTHS}
+    if method == A_LENGTH:
+        return {b: nhl.fit_layer(database, (b,), "learned", **options) for b in LENGTHS}
+    if method == HIDDEN:
+        torch.manual_seed(seed)
+        backbone = HiddenLayer(database.shape[1], 2 * database.shape[1])
+        layer = nhl.fit_layer(database, LENGTHS, "learned", backbone=backbone, **options)
+        return dict.fromkeys(LENGTHS, Behind(backbone, layer))
     if method == "learned":
         options |= {"checkpoint": folder, "resume": (folder / "checkpoint.safetensors").exists()}
     layer = nhl.fit_layer(database, LENGTHS, method, **options)
@@ -106,7 +130,7 @@ def mean_recall(
 ) -> dict[str, dict[int, list[float]]]:
     """{method: {bits: one number a split}}."""
     found: dict[str, dict[int, list[float]]] = {}
-    for method in METHODS:
+    for method in (*METHODS, A_LENGTH, HIDDEN):
         mine = [r[key] for r in rows if r["method"] == method and r[key]]
         if mine:
             found[method] = {b: [r[str(b)][str(candidates)] for r in mine] for b in LENGTHS}
@@ -140,10 +164,21 @@ def gains(rows: list[dict]) -> str:
     return f"`learned` over the better of PCA and ITQ a length: {said} bits; {mean:+.1f}% in the mean of these."
 
 
+def beside(rows: list[dict], other: str) -> str:
+    """What `learned` finds more than another method, at every length, over the splits that both were fitted to."""
+    kept = {r["split"]: r["recall"] for r in rows if r["method"] == other}
+    mine = {r["split"]: r["recall"] for r in rows if r["method"] == "learned" and r["split"] in kept}
+    said = []
+    for b in LENGTHS:
+        ours, theirs = (statistics.mean(found[s][str(b)][str(NEIGHBORS)] for s in mine) for found in (mine, kept))
+        said.append(f"{100 * (ours / theirs - 1):+.1f}% at {b}")
+    return f"`learned` over `{other}`, {len(mine)} split{'s' * (len(mine) > 1)}: {', '.join(said)} bits."
+
+
 def seconds(rows: list[dict]) -> str:
     """Time of fitting, a method: of one core, and as it took on the machine."""
     lines = []
-    for method in METHODS:
+    for method in (*METHODS, A_LENGTH, HIDDEN):
         mine = [(r["cpu_seconds"], r["wall_seconds"]) for r in rows if r["method"] == method]
         if mine:
             lines.append([method, *(f"{statistics.median(s):,.0f}" for s in zip(*mine))])
@@ -191,7 +226,7 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", type=Path, default=[], metavar="NPZ")
     parser.add_argument("--out", type=Path, required=True, help="folder of the rows and checkpoints")
     parser.add_argument("--splits", type=int, default=3)
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=(*METHODS, A_LENGTH, HIDDEN), default=METHODS)
     parser.add_argument("--write", action="store_true", help="write bench/results/unlabelled.json and .md")
     args = parser.parse_args()
     run(args.data, args.out, args.splits, args.methods)

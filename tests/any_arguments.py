@@ -96,6 +96,12 @@ def filled():
     return index
 
 
+def with_vectors():
+    index = nhl.NestedIndex(16)
+    index.add(CODES, vectors=np.ones((len(CODES), 3), np.float32))
+    return index
+
+
 def layer():
     return nhl.NestedHashLayer(4, LENGTHS)
 
@@ -286,6 +292,7 @@ def calls(folder) -> dict[str, tuple]:
             lambda vectors: nhl.NestedIndex(16).add(CODES, vectors=vectors),
             {"vectors": OUTPUTS},
         ),
+        "NestedIndex.reconstruct_vectors": (with_vectors().reconstruct_vectors, {"ids": [1, 2]}),
         "NestedIndex.update": (lambda ids, codes: filled().update(ids, codes), {"ids": ROWS, "codes": CODES}),
         "NestedIndex.reconstruct": (lambda ids: filled().reconstruct(ids), {"ids": [1, 2]}),
         "NestedIndex.filter": (lambda allow: filled().filter(allow), {"allow": [1, 2]}),

@@ -35,6 +35,26 @@ def test_rows_are_measured_once_and_written(small, capsys):
     assert "## small" in (small / "unlabelled.md").read_text()
 
 
+def test_models_a_length_and_behind_a_hidden_layer(small):
+    methods = ("learned", unlabelled.A_LENGTH, unlabelled.HIDDEN)
+    unlabelled.run([small / "small.npz"], small / "out", 1, methods)
+    rows = [json.loads(path.read_text()) for path in (small / "out").glob("*.json")]
+    assert {r["method"] for r in rows} == set(methods)
+    assert all(0 < r["recall"]["8"]["10"] <= 1 for r in rows)
+
+
+def test_beside_compares_the_splits_that_both_have(monkeypatch):
+    monkeypatch.setattr(unlabelled, "LENGTHS", (4,))
+    rows = [
+        {"method": method, "split": split, "recall": {"4": {"10": found}}}
+        for method, split, found in (("learned", 0, 0.3), ("learned", 1, 0.9), (unlabelled.A_LENGTH, 0, 0.2))
+    ]
+    assert (
+        unlabelled.beside(rows, unlabelled.A_LENGTH)
+        == "`learned` over `learned a length`, 1 split: +50.0% at 4 bits."
+    )
+
+
 def test_gains_are_over_the_better_of_two(monkeypatch):
     monkeypatch.setattr(unlabelled, "LENGTHS", (4, 8))
     numbers = {"pca": (0.1, 0.2), "itq a length": (0.2, 0.1), "learned": (0.3, 0.22)}

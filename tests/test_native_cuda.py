@@ -13,6 +13,7 @@ from nhl_fast import native
 from nhl_fast.native import BuildError, builder
 from nhl_fast.retrieval.hamming import hamming_distances, radius_search, search
 from nhl_fast.retrieval.metrics import evaluate_retrieval
+from nhl_fast.retrieval.rescore import rescore
 
 ROOT = Path(__file__).resolve().parents[1]
 EMULATION = ROOT / "tests/cuda_emulation"
@@ -175,3 +176,19 @@ def test_the_scan_asked_for_is_used_or_refused(monkeypatch):
     monkeypatch.setenv("NHL_FAST_CUDA_SCAN", "mma")
     with pytest.raises(RuntimeError, match="words of 4 bytes" if "mma" in scan_units() else "no binary tensor cores"):
         search(codes, codes, 1, backend="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not native.cuda_status()[0], reason=f"CUDA library: {native.cuda_status()[1]}")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.int8])
+def test_candidates_are_scored_on_the_device(dtype):
+    generator = torch.Generator().manual_seed(0)
+    queries = torch.randn(20, 100, generator=generator)
+    vectors = (20 * torch.randn(500, 100, generator=generator)).to(dtype)
+    candidates = torch.randint(0, 500, (20, 30), generator=generator)
+    codes = native.pack(vectors.float())
+    for options in ({"vectors": vectors}, {"vectors": vectors, "metric": "product"}, {"codes": codes, "length": 77}):
+        on_gpu = {key: x.cuda() if isinstance(x, torch.Tensor) else x for key, x in options.items()}
+        found = rescore(queries.cuda(), candidates.cuda(), k=30, backend="cuda", **on_gpu)[0]
+        expected = rescore(queries, candidates, k=30, backend="reference", **options)[0]
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-3)

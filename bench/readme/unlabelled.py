@@ -35,4 +35,14 @@ def unlabelled_cifar10() -> str:
     return f"{unlabelled.table(rows)}\n\n{unlabelled.gains(rows)}"
 
 
-BLOCKS = (unlabelled_texts, unlabelled_texts_raw, unlabelled_texts_stages, unlabelled_seconds, unlabelled_cifar10)
+def unlabelled_beside() -> str:
+    rows = _rows("texts_minilm")
+    found = {row["method"] for row in rows}
+    others = (unlabelled.A_LENGTH, unlabelled.HIDDEN)
+    return "\n\n".join(unlabelled.beside(rows, other) for other in others if other in found)
+
+
+BLOCKS = (
+    unlabelled_texts, unlabelled_texts_raw, unlabelled_texts_stages, unlabelled_seconds, unlabelled_cifar10,
+    unlabelled_beside,
+)  # fmt: skip

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "../common/executor.h"
+#include "formats.h"
 
 namespace nhl::hamming {
 
@@ -130,8 +131,6 @@ struct Chosen {
 // first `bits` bits. Rows past the end of a short list are distance -1, id -1.
 void topk_among(const Rows& queries, const Rows& items, const Chosen& candidates, int64_t bits, int64_t k,
                 int32_t* out_distances, int64_t* out_ids, const Executor& executor);
-
-enum class Number : int { f16, bf16, f32, i8 };
 
 // Rows of `width` numbers, `stride` numbers apart.
 struct Vectors {

@@ -232,6 +232,37 @@ std::tuple<Tensor, Tensor, Tensor> radius_cuda(const Tensor& queries, const Tens
   return {offsets, out, ids};
 }
 
+Chosen chosen_of(const Tensor& ids, const Tensor& queries, const Tensor& items) {
+  check_device(ids, items);
+  check_device(queries, items);
+  STD_TORCH_CHECK(ids.dim() == 2 && ids.size(0) == queries.size(0) && ids.scalar_type() == ScalarType::Long &&
+                      ids.is_contiguous(),
+                  "candidates: expected contiguous int64 ids, one row a query");
+  return {const_data<int64_t>(ids), ids.size(0), ids.size(1)};
+}
+
+// Nothing waits for the device: a vector that is not finite shows as NaN.
+std::tuple<Tensor, bool> score_vectors_cuda(const Tensor& queries, const Tensor& vectors, const Tensor& ids, bool unit) {
+  const float* const q = float_rows(queries, "queries");
+  const hamming::Number type = vectors_format(vectors, queries);
+  const Chosen chosen = chosen_of(ids, queries, vectors);
+  const DeviceCall call(vectors);
+  Tensor out = empty_like_device(vectors, {chosen.queries, chosen.each}, ScalarType::Float);
+  const Vectors rows{vectors.const_data_ptr(), type, vectors.size(0), queries.size(1), vectors.stride(0)};
+  score_vectors(chosen, q, rows, unit, data<float>(out), call.context);
+  return {out, true};
+}
+
+Tensor score_codes_cuda(const Tensor& outputs, const Tensor& codes, const Tensor& ids, int64_t length) {
+  const float* const u = float_rows(outputs, "queries");
+  const Rows rows = code_rows<Rows>(codes, length, outputs.size(1), "bits, those of the outputs", "codes");
+  const Chosen chosen = chosen_of(ids, outputs, codes);
+  const DeviceCall call(codes);
+  Tensor out = empty_like_device(codes, {chosen.queries, chosen.each}, ScalarType::Float);
+  score_codes(chosen, u, outputs.size(1), rows, length, data<float>(out), call.context);
+  return out;
+}
+
 #ifndef NHL_FAST_SOURCE_HASH
 #define NHL_FAST_SOURCE_HASH ""
 #endif
@@ -253,4 +284,6 @@ STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CUDA, m) {
   m.impl("evaluate", TORCH_BOX(&nhl::cuda::evaluate_cuda));
   m.impl("topk", TORCH_BOX(&nhl::cuda::topk_cuda));
   m.impl("radius", TORCH_BOX(&nhl::cuda::radius_cuda));
+  m.impl("score_vectors", TORCH_BOX(&nhl::cuda::score_vectors_cuda));
+  m.impl("score_codes", TORCH_BOX(&nhl::cuda::score_codes_cuda));
 }

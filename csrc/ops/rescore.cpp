@@ -22,26 +22,10 @@ Chosen candidates_of(const Tensor& ids, int64_t queries, int64_t items, int64_t 
   return {data, queries, ids.size(1)};
 }
 
-const float* queries_of(const Tensor& queries) {
-  STD_TORCH_CHECK(queries.dim() == 2 && queries.scalar_type() == ScalarType::Float && queries.is_contiguous(),
-                  "queries: expected contiguous float32 rows");
-  return const_data<float>(queries);
-}
-
 std::tuple<Tensor, bool> score_vectors_cpu(const Tensor& queries, const Tensor& vectors, const Tensor& ids, bool unit) {
-  const float* const q = queries_of(queries);
-  Vectors rows{nullptr, Number::f32, queries.size(1), 0};
-  switch (vectors.scalar_type()) {
-    case ScalarType::Half: rows.type = Number::f16; break;
-    case ScalarType::BFloat16: rows.type = Number::bf16; break;
-    case ScalarType::Float: rows.type = Number::f32; break;
-    case ScalarType::Char: rows.type = Number::i8; break;
-    default: STD_TORCH_CHECK(false, "vectors: expected float16, bfloat16, float32 or int8");
-  }
-  STD_TORCH_CHECK(vectors.dim() == 2 && vectors.size(1) == rows.width && vectors.stride(1) == 1,
-                  "vectors: expected rows of ", rows.width, " contiguous numbers");
-  rows.data = vectors.const_data_ptr();
-  rows.stride = vectors.stride(0);
+  const float* const q = float_rows(queries, "queries");
+  const Number type = vectors_format(vectors, queries);
+  const Vectors rows{vectors.const_data_ptr(), type, queries.size(1), vectors.stride(0)};
   const Chosen candidates = candidates_of(ids, queries.size(0), vectors.size(0));
   Tensor out = empty({candidates.queries, candidates.each}, ScalarType::Float);
   const bool finite = score_vectors(candidates, q, rows, unit, data<float>(out), Call().executor);
@@ -49,7 +33,7 @@ std::tuple<Tensor, bool> score_vectors_cpu(const Tensor& queries, const Tensor& 
 }
 
 Tensor score_codes_cpu(const Tensor& outputs, const Tensor& codes, const Tensor& ids, int64_t length) {
-  const float* const u = queries_of(outputs);
+  const float* const u = float_rows(outputs, "queries");
   const Rows rows = code_rows<Rows>(codes, length, outputs.size(1), "bits, those of the outputs", "codes");
   const Chosen candidates = candidates_of(ids, outputs.size(0), rows.count);
   Tensor out = empty({candidates.queries, candidates.each}, ScalarType::Float);

@@ -11,6 +11,8 @@
 #include <string>
 #include <vector>
 
+#include "../hamming/formats.h"
+
 namespace nhl {
 
 using torch::headeronly::ScalarType;
@@ -62,6 +64,26 @@ Rows code_rows(const Tensor& codes, int64_t bits, int64_t most, const char* unit
   STD_TORCH_CHECK(codes.numel() == 0 || codes.size(1) == 1 || codes.stride(1) == 1, name,
                   ": expected contiguous bytes in each row");
   return {const_data<uint8_t>(codes), codes.size(0), codes.stride(0)};
+}
+
+// Rows that are as wide as the queries', and the format of their numbers.
+inline hamming::Number vectors_format(const Tensor& vectors, const Tensor& queries) {
+  STD_TORCH_CHECK(vectors.dim() == 2 && vectors.size(1) == queries.size(1) &&
+                      (vectors.stride(1) == 1 || vectors.size(1) == 1),
+                  "vectors: expected rows of ", queries.size(1), " contiguous numbers");
+  switch (vectors.scalar_type()) {
+    case ScalarType::Half: return hamming::Number::f16;
+    case ScalarType::BFloat16: return hamming::Number::bf16;
+    case ScalarType::Float: return hamming::Number::f32;
+    case ScalarType::Char: return hamming::Number::i8;
+    default: STD_TORCH_CHECK(false, "vectors: expected float16, bfloat16, float32 or int8");
+  }
+}
+
+inline const float* float_rows(const Tensor& rows, const char* name) {
+  STD_TORCH_CHECK(rows.dim() == 2 && rows.scalar_type() == ScalarType::Float && rows.is_contiguous(), name,
+                  ": expected contiguous float32 rows");
+  return const_data<float>(rows);
 }
 
 // One byte an item, or null.

@@ -41,7 +41,8 @@ def rescore(
         length: with `codes`, the bits to use; None for all.
         metric: with `vectors`, "cosine" or "product".
         chunk_bytes: bound on the memory taken beyond the result.
-        backend: "auto", "reference" or "cpp" (float32 scores on the CPU, of given candidates).
+        backend: "auto", "reference", "cpp" or "cuda" (float32 scores on the CPU, or of what lies on one CUDA device,
+            of given candidates).
 
     Returns:
         (scores, ids): float (Q, k) and int64 (Q, k), by descending score, then ascending id; where there are fewer
@@ -83,6 +84,7 @@ def _scores(queries, ids, rows, length, dtype, unit) -> torch.Tensor:
 
 
 RESCORE = Operation("rescore", _scores)
+_NOT_FINITE = "vectors: expected finite numbers, got NaN or infinity"
 
 
 def _refuses(queries, ids, rows, length, dtype, unit) -> str | None:
@@ -92,18 +94,33 @@ def _refuses(queries, ids, rows, length, dtype, unit) -> str | None:
         return f"scores are {dtype}, C++ computes float32"
     if not isinstance(rows, torch.Tensor):
         return "vectors: rows chosen by their ids"
-    if rows.device.type != "cpu" or queries.device.type != "cpu":
-        return f"queries are on {queries.device}, the others on {rows.device}, C++ runs on the CPU"
+    if rows.device != queries.device:
+        return f"queries are on {queries.device}, the others on {rows.device}, C++ and CUDA take one device"
     return None if rows.stride(1) == 1 or rows.shape[1] == 1 else "rows of numbers that do not lie side by side"
 
 
-@RESCORE.serves("cpp", on="cpu", refuses=_refuses, traced=False)
+def _refuses_cpp(queries, *rest) -> str | None:
+    if queries.device.type != "cpu":
+        return f"queries are on {queries.device}, C++ runs on the CPU"
+    return _refuses(queries, *rest)
+
+
+def _refuses_cuda(queries, *rest) -> str | None:
+    if queries.device.type != "cuda":
+        return f"queries are on {queries.device}, the kernels run on a CUDA device"
+    return _refuses(queries, *rest)
+
+
+@RESCORE.serves("cuda", on="cuda", refuses=_refuses_cuda, traced=False)
+@RESCORE.serves("cpp", on="cpu", refuses=_refuses_cpp, traced=False)
 def _scores_native(queries, ids, rows, length, dtype, unit) -> torch.Tensor:
     if length is not None:
         return native.score_codes(queries, rows, ids, length)
     scores, finite = native.score_vectors(queries, rows, ids, unit)
-    if not finite:
-        raise ValueError("vectors: expected finite numbers, got NaN or infinity")
+    if queries.is_cuda:  # asserted there: nothing waits for the device
+        check.values(~scores.isnan().any(), _NOT_FINITE)
+    elif not finite:
+        raise ValueError(_NOT_FINITE)
     return scores
 
 

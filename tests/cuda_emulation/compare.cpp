@@ -204,6 +204,57 @@ void packing() {
   EXPECT(out == expected);
 }
 
+// Vectors of every format, some of them zero or not finite, and outputs against codes: float32 sums in another order.
+void rescoring(const Codes& items, int64_t bits) {
+  const int64_t num = random(1, 9), each = random(1, 40), n = items.host.count, width = random(1, 100);
+  if (n == 0) return;
+  std::vector<int64_t> ids(num * each);
+  for (auto& id : ids) id = random(0, n - 1);
+  std::normal_distribution<float> normal;
+  std::vector<float> queries(num * std::max(width, bits));
+  for (auto& value : queries) value = normal(generator);
+  const nhl::hamming::Chosen chosen{ids.data(), num, each};
+  const nhl::cuda::Chosen own{ids.data(), num, each};
+  std::vector<float> expected(num * each), found(num * each);
+
+  nhl::hamming::score_codes(chosen, queries.data(), bits, items.host, bits, expected.data(), executor);
+  nhl::cuda::score_codes(own, queries.data(), bits, items.device, bits, found.data(), context());
+  for (int64_t i = 0; i < num * each; ++i) EXPECT(std::abs(found[i] - expected[i]) <= 1e-5 * (1 + bits));
+
+  const int64_t stride = width + random(0, 5), size = n * stride;
+  std::vector<float> wide(size);
+  for (auto& value : wide) value = 40 * normal(generator);
+  const int64_t zero = random(0, n - 1), broken = random(0, n - 1);
+  std::fill_n(wide.begin() + zero * stride, width, 0.0f);
+  const auto top = [](float x) {
+    uint32_t word;
+    std::memcpy(&word, &x, 4);
+    return static_cast<uint16_t>(word >> 16);
+  };
+  std::vector<uint16_t> brain(size), half(size);
+  std::vector<int8_t> whole(size);
+  for (int64_t i = 0; i < size; ++i) {
+    brain[i] = top(wide[i]);
+    half[i] = wide[i] == 0 ? 0 : static_cast<uint16_t>(random(0, 0x7bff) | random(0, 1) << 15);  // the small ones, too
+    whole[i] = static_cast<int8_t>(wide[i]);
+  }
+  using nhl::hamming::Number;
+  const std::pair<Number, const void*> formats[] = {
+      {Number::f32, wide.data()}, {Number::bf16, brain.data()}, {Number::f16, half.data()}, {Number::i8, whole.data()}};
+  for (const auto& [type, data] : formats)
+    for (bool unit : {false, true}) {
+      EXPECT(nhl::hamming::score_vectors(chosen, queries.data(), {data, type, width, stride}, unit, expected.data(), executor));
+      nhl::cuda::score_vectors(own, queries.data(), {data, type, n, width, stride}, unit, found.data(), context());
+      for (int64_t i = 0; i < num * each; ++i)
+        EXPECT(std::abs(found[i] - expected[i]) <= 1e-5 * width * (unit ? 10 : type == Number::f16 ? 3e5 : 900));
+    }
+  wide[broken * stride + random(0, width - 1)] = random(0, 1) ? INFINITY : NAN;
+  ids[0] = n + random(0, 3), ids.back() = -1;
+  nhl::cuda::score_vectors(own, queries.data(), {wide.data(), Number::f32, n, width, stride}, true, found.data(), context());
+  for (int64_t i = 0; i < num * each; ++i)
+    EXPECT(std::isnan(found[i]) == (ids[i] == broken || ids[i] < 0 || ids[i] >= n));
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -233,6 +284,7 @@ int main(int count, char** arguments) {
       default: evaluation<uint64_t>(queries, items, lengths, static_cast<int>(random(1, 3)), 9);
     }
     packing();
+    rescoring(items, bits);
   }
   std::printf("%lld rounds\n", static_cast<long long>(rounds));
   return 0;

@@ -2,7 +2,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstring>
 
 #include "../hamming.h"
 
@@ -11,33 +10,6 @@ namespace nhl::hamming {
 namespace {
 
 constexpr int64_t kPiece = 64, kLanes = 16;
-
-float from_bits(uint32_t bits) {
-  float x;
-  std::memcpy(&x, &bits, sizeof x);
-  return x;
-}
-
-float number(float x) { return x; }
-float number(int8_t x) { return x; }
-
-struct Half {
-  uint16_t bits;
-};
-float number(Half x) {
-  // The exponent moves by 112; multiplying does that for numbers under the smallest normal one, too.
-  const uint32_t magnitude = (x.bits & 0x7fffu) << 13, sign = (x.bits & 0x8000u) << 16;
-  const float scaled = from_bits(magnitude) * 0x1p112f;
-  uint32_t bits;
-  std::memcpy(&bits, &scaled, sizeof bits);
-  const uint32_t above = magnitude >= 0x7c00u << 13 ? 0x7f800000u : 0u;  // infinity or NaN
-  return from_bits(bits | above | sign);
-}
-
-struct Brain {
-  uint16_t bits;
-};
-float number(Brain x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
 
 struct Sums {
   double product = 0, squares = 0;

@@ -9,6 +9,8 @@
 #include <functional>
 #include <vector>
 
+#include "../formats.h"
+
 namespace nhl::cuda {
 
 constexpr int64_t kMaxBits = 1024;
@@ -75,6 +77,25 @@ void count_within(const Rows& queries, const Rows& items, int64_t bits, int64_t 
                   int64_t* counts, const Context& context);
 void collect_within(const Rows& queries, const Rows& items, int64_t bits, int64_t radius, const uint8_t* allow,
                     const int64_t* offsets, int id_bits, int64_t* out, const Context& context);
+
+// Ids of `each` items for each query.
+struct Chosen {
+  const int64_t* ids;
+  int64_t queries, each;
+};
+
+// `count` rows of `width` numbers, `stride` numbers apart.
+struct Vectors {
+  const void* data;
+  hamming::Number type;
+  int64_t count, width, stride;
+};
+
+// out[q][c], as in ../hamming.h; NaN for an id that is no row, and for a vector with a number that is not finite.
+void score_vectors(const Chosen& chosen, const float* queries, const Vectors& vectors, bool unit, float* out,
+                   const Context& context);
+void score_codes(const Chosen& chosen, const float* outputs, int64_t stride, const Rows& codes, int64_t length,
+                 float* out, const Context& context);
 
 // out[i] = in[0] + ... + in[i].
 void running_sum(const int64_t* in, int64_t count, int64_t* out, const Context& context);
