@@ -28,6 +28,9 @@ demo: setup
 	@$(BIN)/nhl-fast search runs/demo --query 0 60 120 --length 32
 	@$(BIN)/nhl-fast evaluate runs/demo
 
+# Threads that wait sleep: spinning ones, two a worker, take the cores from each other.
+test test-machines test-slow test-triton test-install: export OMP_WAIT_POLICY := passive
+
 test: setup lint
 	@$(BIN)/python -m pytest -m "not slow" -n 2 $(PYTEST)
 

@@ -5,7 +5,8 @@
     x         by the function's geometry, over the first b bits of u_i and U_j: their "product" <u_i, U_j> (with a
               reference length, times reference / b), squared "distance" |u_i - U_j|^2, or "cosine".
     coded     <sign u_i, sign U_j>, where the function asks for it (`signs`), scaled like a product.
-    similar   S_ij; b the code length as a float; c0, c1 the loss's constants.
+    similar   S_ij, or where a function is `graded` how much, from 0 to 1; b the code length as a float; c0, c1 the
+              loss's constants.
 
 All else belongs to the body (`pairs`): the geometry and its gradient, clamping, weights of pairs, the mean,
 penalties. A new pairwise loss is one such function and a line in `PAIR_FUNCTIONS`.
@@ -66,6 +67,20 @@ def attraction(x, coded, similar, b, c0, c1):
     return tl.where(similar, softplus(y), 0.0), tl.where(similar, -0.5 * sigmoid(y), 0.0)
 
 
+@triton.jit
+def graded(x, coded, similar, b, c0, c1):
+    """IDHN: softplus(c0 x / b) - S c0 x / b of the product x where S is 0 or 1, else c1 b ((x / b + 1) / 2 - S)^2."""
+    mean = x / b
+    y = c0 * mean
+    turned = tl.where(similar > 0.5, -y, y)
+    rest = tl.where(similar > 0.5, 1 - similar, similar)  # what the sure side lacks
+    entropy = softplus(turned) - rest * turned
+    slope = tl.where(similar > 0.5, -c0, c0) * (sigmoid(turned) - rest) / b
+    gap = 0.5 * mean + 0.5 - similar
+    whole = (similar < 0.01) | (similar > 0.99)
+    return tl.where(whole, entropy, c1 * b * gap * gap), tl.where(whole, slope, c1 * gap)
+
+
 class PairFunction(NamedTuple):
     """A function of pairs, and what the body must know of it.
 
@@ -73,6 +88,7 @@ class PairFunction(NamedTuple):
         code: the function.
         geometry: "product", "distance" or "cosine".
         signs: it looks at the product of the signs, too.
+        graded: it is a function of how similar two rows are, from 0 to 1.
         of_zero: what stands for 1 / norm of a row without a direction, in a cosine.
         large: when its large tiles fit into the registers: "always", "unweighed" or "never".
         ships: with what it is compiled ahead of time: penalty, clamp, whether against a bank, ways to weigh, mean.
@@ -81,6 +97,7 @@ class PairFunction(NamedTuple):
     code: Any
     geometry: str
     signs: bool = False
+    graded: bool = False
     of_zero: float = 0.0
     large: str = "never"
     ships: tuple = ()
@@ -101,6 +118,9 @@ PAIR_FUNCTIONS = {
     ),
     "locality": PairFunction(locality, "product", signs=True, ships=(("none", math.inf, False, "no", "pairs"),)),
     "cauchy": PairFunction(cauchy, "cosine", ships=(("cauchy", math.inf, False, "rarity", "pairs"),)),
+    "graded": PairFunction(
+        graded, "product", graded=True, ships=(("absolute", math.inf, False, "no", "pairs"),)
+    ),
     "attraction": PairFunction(
         attraction, "cosine", of_zero=1e12, ships=_bank(("none", math.inf), weigh=("no",), over="similar")
     ),

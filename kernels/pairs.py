@@ -51,6 +51,7 @@ class Shape(NamedTuple):
     masked: bool
     precision: str
     weighed: bool = False  # rows and columns have weights, S is given
+    graded: bool = False  # the function is one of S itself
 
 
 @cache
@@ -60,7 +61,7 @@ def shape(
     f = PAIR_FUNCTIONS[function]
     return Shape(
         lengths, sum(lengths), tiles.jobs(lengths, tile.width), tile, f.geometry, f.signs, f.of_zero, penalty, clamp,
-        SHARES[weigh], over, both, multi, masked, precision, weighed,
+        SHARES[weigh], over, both, multi, masked, precision, weighed, f.graded,
     )  # fmt: skip
 
 
@@ -152,14 +153,14 @@ def _gradient(found, kept, x, own, ratio, SHAPE: tl.constexpr):
 
 @triton.jit
 def _amounts(given, rows, columns, num_rows, num_columns):
-    """How much the pairs of a tile count as similar ones, and as others; given: see `launch`."""
+    """S of a tile, and how much its pairs count as similar ones, and as others; given: see `launch`."""
     grades, row_weights, column_weights, kinds = given
     inside = (rows[:, None] < num_rows) & (columns[None, :] < num_columns)
     grade = tl.load(grades + rows[:, None] * num_columns + columns[None, :], mask=inside, other=0.0)
     row = tl.load(row_weights + rows, mask=rows < num_rows, other=0.0)
     column = tl.load(column_weights + columns, mask=columns < num_columns, other=0.0)
     amount = row[:, None] * column[None, :]
-    return amount * grade * tl.load(kinds), amount * (1 - grade) * tl.load(kinds + 1)
+    return grade, amount * grade * tl.load(kinds), amount * (1 - grade) * tl.load(kinds + 1)
 
 
 @triton.jit
@@ -211,11 +212,18 @@ def _job(
         x = _geometry(inner, own, theirs, SHAPE)
         if SHAPE.weighed:
             # A pair of similarity S is S of a similar and 1 - S of another one.
-            near, far = _amounts(given, rows, columns, num_rows, num_columns)
-            loss, slope = FUNCTION(x, coded, (rows >= 0)[:, None] | inside, B * 1.0, c[0], c[1])
-            other, falls = FUNCTION(x, coded, (rows < 0)[:, None] & inside, B * 1.0, c[0], c[1])
-            loss = near * loss + far * other
-            slope = near * slope + far * falls
+            grade, near, far = _amounts(given, rows, columns, num_rows, num_columns)
+            if SHAPE.graded:
+                loss, slope = FUNCTION(x, coded, grade, B * 1.0, c[0], c[1])
+                loss *= near + far
+                slope *= near + far
+            else:
+                loss, slope = FUNCTION(x, coded, (rows >= 0)[:, None] | inside, B * 1.0, c[0], c[1])
+                other, falls = FUNCTION(x, coded, (rows < 0)[:, None] & inside, B * 1.0, c[0], c[1])
+                loss = near * loss + far * other
+                slope = near * slope + far * falls
+        elif SHAPE.graded:
+            loss, slope = FUNCTION(x, coded, similar.to(tl.float32), B * 1.0, c[0], c[1])
         else:
             loss, slope = FUNCTION(x, coded, similar, B * 1.0, c[0], c[1])
         if SHAPE.share > 0:
@@ -374,8 +382,10 @@ def variants(lengths=(8, 16, 32, 64, 128), generation: int = 9):
             if columns > 64 and tile is SMALL:
                 continue
             form = "-".join([function] + [penalty] * (penalty != "none") + ["clamped"] * (clamp < math.inf))
-            fixed = shape(function, lengths, tile, penalty, clamp, weigh, over, not bank, False, bank, precision)
-            name = f"{form}/{precision}/m{columns}" + "/halves" * (weigh == "halves")
-            constants = {"FUNCTION": known.code, "SHAPE": fixed}
-            made.append((name, pair_kernel, signature, constants, tile.options()))
+            for sets in (False, True)[: 1 + known.graded]:  # S of label sets is given
+                kind = (penalty, clamp, weigh, over, not bank, False, bank, precision, sets)
+                name = f"{form}/{precision}/m{columns}" + "/halves" * (weigh == "halves") + "/sets" * sets
+                constants = {"FUNCTION": known.code, "SHAPE": shape(function, lengths, tile, *kind)}
+                given = {"given": ("*fp32",) * 4} if sets else {}
+                made.append((name, pair_kernel, {**signature, **given}, constants, tile.options()))
     return made

@@ -96,6 +96,8 @@ CASES = [
     Case("orthocos", {"margin": 0.7, "scale": 5.0, "centers": "nested"}),
     Case("orthoarc"),
     Case("orthoarc", {"margin": 0.5, "scale": 12.0}),
+    Case("idhn"),
+    Case("idhn", {"sharpness": 2.0, "gamma": 0.7, "alpha": 0.0}),
     Case("shcir", ids_only=True),
     Case("shcir", {"reference_bits": 40, "quantization": 0.3}, ids_only=True),
 ]

@@ -98,7 +98,7 @@ def test_filters(budget, devices, monkeypatch):
 CHANGES = ["add", "add ids", "remove", "update", "merge", "renumber", "compact", "reset", "copy", "filter"]
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", [*range(24), *(pytest.param(n, marks=pytest.mark.slow) for n in range(24, 60))])
 def test_changes(seed, devices):
     generator = np.random.default_rng(seed)
     length, budget = int(generator.choice([5, 32, 70])), int(generator.choice([40, 300, 2000, 10**6]))

@@ -265,7 +265,24 @@ def triplet_by_triplet(loss, u, y, w, k):
     return mean_of(torch.stack(anchors), torch.stack(weights)) + loss.quantization * mean_of(penalty, w)
 
 
+def graded_pairs(loss, u, y, w, k):
+    """IDHN of rows of weights: every pair by its own similarity."""
+    h, b = u / (1 + u.abs()), u.shape[1]
+    s = torch.nn.functional.cosine_similarity(y[:, None], y[None], dim=2, eps=1e-30)
+    found = total = 0.0
+    for i in range(len(u)):
+        for j in range(len(u)):
+            x, grade = h[i] @ h[j], s[i, j]
+            if 0.01 <= grade <= 0.99:
+                pair = loss.gamma * b * ((x / b + 1) / 2 - grade) ** 2
+            else:
+                pair = naive.softplus(loss.sharpness * x / b) - grade * loss.sharpness * x / b
+            found, total = found + w[i] * w[j] * pair, total + w[i] * w[j]
+    return found / total + loss.alpha * mean_of((h.abs() - 1).abs().mean(1), w)
+
+
 PLAINLY = {
+    "idhn": graded_pairs,
     **dict.fromkeys(("csq", "dpn"), one_by_one),
     **dict.fromkeys(("mdsh", "shcir", "orthocos", "orthoarc"), softmax_of_rows),
     **dict.fromkeys(("dsh", "dhn", "dpsh", "dbdh", "hashnet", "lcdsh", "dch"), pair_by_pair),

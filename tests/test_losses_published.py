@@ -9,7 +9,7 @@ from losses_cases import draw_labels, make_loss, named
 from nhl_fast.losses import HashNet, build
 
 LENGTHS = (3, 8)
-NEW = named("dpsh", "hashnet", "orthocos", "orthoarc")
+NEW = named("dpsh", "hashnet", "orthocos", "orthoarc", "idhn")
 
 
 def shares(a: set, b: set) -> bool:
@@ -88,6 +88,22 @@ def orthoarc(loss, u, labels, k):
         for row, own in zip(cosines(loss, u, k), classes_of(labels))
     ]
     return cross_entropy(loss, logits, labels)
+
+
+def idhn(loss, u, labels, k):
+    """By the released code's steps, pair by pair."""
+    b, own, pairs = len(u[0]), classes_of(labels), 0.0
+    h = [[x / (1 + abs(x)) for x in row] for row in u]
+    for row, mine in zip(h, own):
+        for other, theirs in zip(h, own):
+            s = len(mine & theirs) / math.sqrt(len(mine) * len(theirs)) if mine and theirs else 0.0
+            if s < 0.01 or s > 0.99:
+                theta = loss.sharpness * inner(row, other) / b
+                pairs += math.log(1 + math.exp(theta)) - s * theta
+            else:
+                pairs += loss.gamma * b * ((inner(row, other) + b) / 2 / b - s) ** 2
+    quantization = sum(abs(abs(x) - 1) for row in h for x in row) / (len(u) * b)
+    return pairs / len(u) ** 2 + loss.alpha * quantization
 
 
 def problem(case, multi):

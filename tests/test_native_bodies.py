@@ -20,6 +20,7 @@ CONSTANTS = {
     "locality": [3.0, 4.0],
     "cauchy": [6.0, 0.9],
     "attraction": [],
+    "graded": [3.0, 0.4],
 }
 GEOMETRY = dict.fromkeys(CONSTANTS, "product") | {
     "contrastive": "distance",
@@ -34,11 +35,14 @@ def pair_losses(function, u, v, similar, constants, reference):
     if function == "contrastive":
         half = (u[:, None] - v).square().sum(2) / 2
         return torch.where(similar, half, F.relu(constants[0] * b / 2 - half))
-    if function in ("likelihood", "locality"):
+    if function in ("likelihood", "locality", "graded"):
         share = (reference / b if reference else 1) / 2
         theta = share * u @ v.T
         if function == "likelihood":
             return F.softplus(theta) - similar * theta
+        if function == "graded":  # of pairs that are similar or not
+            x = constants[0] * 2 * theta / b
+            return F.softplus(x) - similar * x
         eta, bound = constants
         theta = theta.clamp(-bound, bound)
         coded = share * torch.where(u > 0, 1.0, -1.0).double() @ torch.where(v > 0, 1.0, -1.0).double().T
@@ -220,7 +224,7 @@ WRONG = [
     (
         "pairs",
         {"function": ""},
-        "function: expected one of contrastive, likelihood, locality, cauchy, attraction, got $",
+        "function: expected one of contrastive, likelihood, locality, cauchy, attraction, graded, got $",
     ),
     ("pairs", {"constants": [1.0]}, "constants: cauchy takes 2, got 1"),
     ("pairs", {"penalty": "Balance"}, "penalty: expected one of absolute, .*, balance, cauchy, none, got Balance"),

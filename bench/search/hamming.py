@@ -81,7 +81,7 @@ def bench_topk(threads: int, quick: bool) -> list[dict]:
                 distances = functions["nhl_fast"]()[0].numpy()
                 for name, searcher in searchers.items():
                     # The slow ones are shown on a few cases only.
-                    if name in ("numpy", "torch") and (k != 10 or (quick and num_queries > 1)):
+                    if name in ("numpy", "torch", "usearch") and (k != 10 or (quick and num_queries > 1)):
                         continue
                     result = searcher(queries, k)
                     if not np.array_equal(np.sort(result, axis=1), distances):

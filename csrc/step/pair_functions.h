@@ -8,7 +8,8 @@
   X(likelihood, Likelihood)     \
   X(locality, Locality)         \
   X(cauchy, Cauchy)             \
-  X(attraction, Attraction)
+  X(attraction, Attraction)     \
+  X(graded, Graded)
 
 namespace nhl::step {
 

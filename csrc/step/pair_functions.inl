@@ -7,6 +7,7 @@ namespace {
 struct Pair {
   V x, coded;  // coded: the same of the rows' signs
   I similar;
+  V grade;  // how similar, from 0 to 1, where a function is `graded`
 };
 
 struct Constants {
@@ -25,7 +26,7 @@ NHL_INLINE V turned(V x, I similar) { return from_bits(bits_of(x) ^ (similar & s
 
 struct Contrastive {  // constants: margin a bit
   static constexpr Geometry geometry = Geometry::distance;
-  static constexpr bool signs = false, logs = false;
+  static constexpr bool signs = false, logs = false, graded = false;
   static constexpr int constants = 1;
   NHL_INLINE Found at(const Pair& p, const Constants& c) {
     const V gap = c[0] * c.half - p.x, shortfall = gap < 0 ? V{} : gap, one = splat(1.0f);
@@ -35,7 +36,7 @@ struct Contrastive {  // constants: margin a bit
 
 struct Likelihood {
   static constexpr Geometry geometry = Geometry::product;
-  static constexpr bool signs = false, logs = true;
+  static constexpr bool signs = false, logs = true, graded = false;
   static constexpr int constants = 0;
   NHL_INLINE Found at(const Pair& p, const Constants&) {
     // softplus(-x) for a similar pair, softplus(x) for another: nothing cancels.
@@ -47,7 +48,7 @@ struct Likelihood {
 
 struct Locality {  // constants: eta, bound on x
   static constexpr Geometry geometry = Geometry::product;
-  static constexpr bool signs = true, logs = true;
+  static constexpr bool signs = true, logs = true, graded = false;
   static constexpr int constants = 2;
   NHL_INLINE Found at(const Pair& p, const Constants& c) {
     const V theta = min(max(p.x, splat(-c[1])), splat(c[1])), x = turned(theta, p.similar);
@@ -60,7 +61,7 @@ struct Locality {  // constants: eta, bound on x
 
 struct Cauchy {  // constants: gamma, cap on the cosine
   static constexpr Geometry geometry = Geometry::cosine;
-  static constexpr bool signs = false, logs = false;
+  static constexpr bool signs = false, logs = false, graded = false;
   static constexpr float without = 0.0f;  // the inverse norm of a row that has no direction
   static constexpr int constants = 2;
   NHL_INLINE Found at(const Pair& p, const Constants& c) {
@@ -73,13 +74,29 @@ struct Cauchy {  // constants: gamma, cap on the cosine
 
 struct Attraction {  // of similar pairs
   static constexpr Geometry geometry = Geometry::cosine;
-  static constexpr bool signs = false, logs = true;
+  static constexpr bool signs = false, logs = true, graded = false;
   static constexpr float without = 1e12f;  // as torch.nn.functional.normalize has it
   static constexpr int constants = 0;
   NHL_INLINE Found at(const Pair& p, const Constants&) {
     const V x = 0.5f - 0.5f * p.x;
     const Logistic l = logistic(x);
     return {only(p.similar, max(x, V{})), only(p.similar, l.e), only(p.similar, -0.5f * l.sigmoid)};
+  }
+};
+
+struct Graded {  // constants: sharpness, weight of the squared error of pairs that are similar in part
+  static constexpr Geometry geometry = Geometry::product;
+  static constexpr bool signs = false, logs = true, graded = true;
+  static constexpr int constants = 2;
+  NHL_INLINE Found at(const Pair& p, const Constants& c) {
+    const V s = p.grade, mean = p.x / c.half, x = c[0] * mean, gap = 0.5f * mean + 0.5f - s;
+    const Logistic l = logistic(x);
+    // 1 - s and the complement of sigma where s is near 1: nothing cancels.
+    const V slope = (c[0] / c.half) * (s > 0.5f ? (1.0f - s) - l.complement : l.sigmoid - s);
+    const V loss = s > 0.5f ? (1.0f - s) * x + max(-x, V{}) : max(x, V{}) - s * x;
+    const I whole = (s < 0.01f) | (s > 0.99f);
+    const float weight = 2.0f * c.half * c[1];
+    return {whole ? loss : weight * gap * gap, only(whole, l.e), whole ? slope : (weight / c.half) * gap};
   }
 };
 

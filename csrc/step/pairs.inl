@@ -142,6 +142,11 @@ void grades(const PairArgs& p, int64_t begin, int64_t count, const PairScratch& 
 // A pair that is similar in part: so much of either kind.
 template <class F>
 NHL_INLINE Found between(Pair pair, const Constants& constants, V near, V far) {
+  if constexpr (F::graded) {
+    const Found found = F::at(pair, constants);
+    const V amount = near + far;
+    return {amount * (found.loss + (F::logs ? log1p(found.inside) : V{})), V{}, amount * found.slope};
+  }
   pair.similar = splat(-1);
   Found yes = F::at(pair, constants);
   pair.similar = splat(0);
@@ -183,9 +188,10 @@ void tile_values(const Layout& layout, const PairArgs& p, int64_t k, int64_t beg
       pair.similar = load(s.similar + j * p.np + i);
       Found found;
       if constexpr (kCounting == Counting::weighed) {
-        const V grade = load(s.grade + j * p.np + i), weight = p.column_weights[begin + j] * weights;
+        const V grade = pair.grade = load(s.grade + j * p.np + i), weight = p.column_weights[begin + j] * weights;
         found = between<F>(pair, constants, weight * near * grade, weight * far * (1.0f - grade));
       } else {
+        if constexpr (F::graded) pair.grade = only(pair.similar, splat(1.0f));
         found = F::at(pair, constants);
       }
       add(sums, found, pair.similar);

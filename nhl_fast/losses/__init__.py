@@ -30,6 +30,7 @@ _PUBLISHED = {
     "HashNet": "continuation",
     "OrthoCos": "ortho",
     "OrthoArc": "ortho",
+    "IDHN": "graded",
 }
 # Two need no classes: their targets are vectors, or which rows show one thing.
 _UNLABELLED = {"Contrastive": "unlabelled", "Neighbors": "unlabelled"}

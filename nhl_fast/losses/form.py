@@ -27,6 +27,7 @@ PENALTIES = {
 }
 WEIGHINGS = ("no", "rarity", "halves")
 MEANS = ("pairs", "similar")
+BOUNDS = ("tanh", "softsign")
 
 
 class Penalty(NamedTuple):
@@ -50,7 +51,8 @@ class Form:
         penalty: one of `PENALTIES[body]` on the outputs, or none.
         reference_bits: inner products of b bits count reference_bits / b times; 0: as they are.
         clamp: pairs: outputs and bank are clamped to +-clamp first.
-        squash: pairs: the body sees tanh(squash u) for outputs u; 0: as they are. Not with a bank.
+        squash: pairs: the body sees bound(squash u) for outputs u; 0: as they are. Not with a bank.
+        bound: of `squash`: "tanh" or "softsign", x / (1 + |x|).
         weigh: pairs: "no"; "rarity": by N / n, n of the N pairs being of the pair's kind (similar or not);
             "halves": by half of that. Where one kind is missing every pair weighs 1.
         over: pairs: the mean is over all "pairs" that count, or over the "similar" ones.
@@ -75,6 +77,7 @@ class Form:
     scales: torch.Tensor | None = None
     one_hot: bool = False
     squash: float = 0.0
+    bound: str = "tanh"
 
     def __post_init__(self):
         if self.body not in PENALTIES or self.weigh not in WEIGHINGS or self.over not in MEANS:
@@ -84,6 +87,8 @@ class Form:
         if self.penalty is not None and self.penalty.kind not in PENALTIES[self.body]:
             taken = ", ".join(PENALTIES[self.body]) or "none"
             raise ValueError(f"penalty: the body {self.body!r} takes {taken}, got {self.penalty.kind!r}")
+        if self.squash:
+            check.one_of(self.bound, "bound", BOUNDS)
         if self.squash and (self.body != "pairs" or self.bank is not None):
             raise ValueError("squash: taken by pairs within the batch alone")
         enough = len(self.constants) >= 2 and self.constants[0] > 0
@@ -115,8 +120,18 @@ def row_centers(labels: torch.Tensor, centers: torch.Tensor, ties: torch.Tensor)
     return torch.where(total == 0, ties, total.sign())
 
 
+def squash(form: Form, u: torch.Tensor) -> torch.Tensor:
+    """What a form's body sees of outputs u."""
+    x = form.squash * u
+    return x.tanh() if form.bound == "tanh" else x / (1 + x.abs())
+
+
 def squashed(body, form: Form, u: torch.Tensor, labels, lengths) -> tuple[torch.Tensor, torch.Tensor]:
-    """Values and deltas of `body(form, u, labels, lengths)` at tanh(form.squash u), as functions of u (N, L)."""
-    values, deltas = body(form, (form.squash * u).tanh(), labels, lengths)
-    fall = (-2 * form.squash * u.abs()).exp()  # 1 - tanh^2 = 4 fall / (1 + fall)^2, which keeps its digits
-    return values, deltas * expand(4 * form.squash * fall / (1 + fall).square(), lengths)
+    """Values and deltas of `body(form, u, labels, lengths)` at `squash(form, u)`, as functions of u (N, L)."""
+    values, deltas = body(form, squash(form, u), labels, lengths)
+    if form.bound == "tanh":
+        fall = (-2 * form.squash * u.abs()).exp()  # 1 - tanh^2 = 4 fall / (1 + fall)^2, which keeps its digits
+        slope = 4 * form.squash * fall / (1 + fall).square()
+    else:
+        slope = form.squash / (1 + form.squash * u.abs()).square()
+    return values, deltas * expand(slope, lengths)

@@ -152,6 +152,21 @@ def orthoarc(u, y, centers, *, margin=0.2, scale=8.0):
     return cross_entropy(scale * torch.where(y == 1, cosine * math.cos(margin) - sine * math.sin(margin), cosine), y)
 
 
+def idhn(u, y, *, sharpness=5.0, gamma=0.1, alpha=0.1):
+    """Zhang et al., "Improved deep hashing with soft pairwise similarity", TMM 2020: S the cosine of label sets."""
+    h, b = u / (1 + u.abs()), u.shape[1]
+    s = unit(y) @ unit(y).T
+    pairs = graded_pairs(h @ h.T / b, s, b, sharpness, gamma)
+    return pairs.mean() + alpha * (h.abs() - 1).abs().mean()
+
+
+def graded_pairs(x, s, b, sharpness, gamma):
+    """Cross-entropy of pairs that share all labels or none, a squared error of the others; x is a mean product."""
+    entropy = softplus(sharpness * x) - s * sharpness * x
+    error = gamma * b * ((x + 1) / 2 - s).square()
+    return torch.where((s < 0.01) | (s > 0.99), entropy, error)
+
+
 # ------------------------------------------------------------------------------------------------ what they share
 
 

@@ -17,10 +17,12 @@ from ..core.labels import check_form, check_labels, similarity, to_multi_hot
 from ..core.prefixes import split
 from . import naive
 from .bank import Bank
-from .form import Form, row_centers
+from .form import Form, row_centers, squash
 
 # A cosine of label rows that is so near to 1 is 1: equal rows are no bit unlike.
 NEARLY_ONE = 1 - 1e-6
+# Functions of pairs that are functions of S itself, from 0 to 1.
+GRADED = ("graded",)
 
 
 class LabelRows(NamedTuple):
@@ -106,6 +108,13 @@ def label_rows(labels, num_classes: int, options: LabelOptions, class_weights, d
     counted = None if ignored is None else ~ignored
     weights = row_weights(plain, class_weights, counted, dtype)
     return LabelRows(plain, weights, counted, options.soft, class_weights)
+
+
+def as_graded(form: Form, labels):
+    """Label sets as rows of weights where the form's function is one of S itself; else labels as they are."""
+    if form.function not in GRADED or isinstance(labels, LabelRows) or labels.ndim == 1:
+        return labels
+    return label_rows(labels, labels.shape[1], LabelOptions(None, False, True), None, torch.float32)
 
 
 def row_weights(labels, class_weights, counted, dtype) -> torch.Tensor:
@@ -215,10 +224,12 @@ def _pairs(form: Form, rows: LabelRows, lengths):
     s, w, v, (near, far) = pair_terms(form, rows)
     amount, f = w[:, None] * v, _PAIRS[form.function]
     amounts = ((True, amount * s * near), (False, amount * (1 - s) * far))
+    if form.function in GRADED:  # knows what lies between
+        amounts = ((s, amount * (s * near + (1 - s) * far)),)
     count = len(w) * (len(w) if form.bank is None else form.bank.written.sum().clamp(min=1))
 
     def value(u, k):
-        u = (form.squash * u).tanh() if form.squash else u
+        u = squash(form, u) if form.squash else u
         others = u if form.bank is None else form.bank.u[:, : u.shape[1]].to(u)
         x, y = u.clamp(-form.clamp, form.clamp), others.clamp(-form.clamp, form.clamp)
         sums = [(amount * f(x, y, side, form.reference_bits, *form.constants)).sum() for side, amount in amounts]
@@ -263,9 +274,13 @@ def _attraction(x, y, similar, bits):
     return naive.softplus((1 - cosine) / 2)
 
 
+def _graded(x, y, s, bits, sharpness, weight):
+    return naive.graded_pairs(_products(x, y, bits) / x.shape[1], s, x.shape[1], sharpness, weight)
+
+
 _PAIRS = {
     "contrastive": _contrastive, "likelihood": _likelihood, "locality": _locality, "cauchy": _cauchy,
-    "attraction": _attraction,
+    "attraction": _attraction, "graded": _graded,
 }  # fmt: skip
 
 

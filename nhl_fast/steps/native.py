@@ -22,7 +22,7 @@ from ..head.step import STEP
 from ..losses.bank import Bank
 from ..losses.base import LOSS, NestedLoss
 from ..losses.form import NO_PENALTY, Form, row_centers, squashed
-from ..losses.weighted import LabelRows, pair_terms, row_targets
+from ..losses.weighted import LabelRows, as_graded, pair_terms, row_targets
 from ..native.calls import ops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -92,10 +92,11 @@ def pairs(form: Form, u, labels, lengths):
 
 
 def _pairs(form: Form, u, labels, lengths):
-    weights = ()
+    labels, weights = as_graded(form, labels), ()
     if isinstance(labels, LabelRows):
         _, own, others, shares = pair_terms(form, labels)
-        weights = (own, None if form.bank is None else others, *shares.tolist())
+        even = form.weigh == "no" and form.over == "pairs"
+        weights = (own, None if form.bank is None else others, *((1.0, 1.0) if even else shares.tolist()))
     own, *bank = comparable(labels, form.bank)
     return ops.step_pairs(
         u, own, *(bank or (None, None, None)), lengths, form.function, form.constants, *(form.penalty or NO_PENALTY),

@@ -183,7 +183,7 @@ def test_the_same_bits_every_time(device):
 
 
 # A step's launches with class ids where the dots come from the Gram matrix; from the gradients it is two more.
-# HashNet's tanh around the pairs, with its slope, is PyTorch's own.
+# What bounds the outputs of HashNet and IDHN before the pairs, with its slope, is PyTorch's own.
 BUDGET = {
     "csq": 5,
     "dpn": 5,
@@ -194,6 +194,7 @@ BUDGET = {
     "dtsh": 7,
     "lcdsh": 7,
     "hashnet": 17,
+    "idhn": 17,
 }
 BANK_BUDGET = 8
 

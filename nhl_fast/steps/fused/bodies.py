@@ -21,7 +21,7 @@ from nhl_fast.kernels import pairs as pair_kernels
 from nhl_fast.kernels import softmax as softmax_kernels
 
 from ...losses.form import NO_PENALTY, Form, squashed
-from ...losses.weighted import LabelRows, pair_terms, row_targets
+from ...losses.weighted import LabelRows, as_graded, pair_terms, row_targets
 from . import center as centers_alone
 from . import pairs as all_pairs
 from . import softmax as classes
@@ -51,7 +51,7 @@ def _pairs(form: Form, u, labels, lengths):
 
 
 def pair_problem(form: Form, u, labels, lengths) -> tuple:
-    bank, given = form.bank, None
+    bank, given, labels = form.bank, None, as_graded(form, labels)
     theirs = None if bank is None else bank.labels
     if isinstance(labels, LabelRows):
         given = [term.contiguous() for term in pair_terms(form, labels)]
