@@ -33,6 +33,9 @@ def test_a_set_by_name_or_path_with_rows_of_every_class(files):
         assert torch.bincount(data.query.labels).tolist() == [1, 1, 1]
         assert torch.bincount(data.train.labels).tolist() == [4, 4, 4]
         assert len(data.database) == 66 - 15
+    spec = {"name": "some", "queries_per_class": 1, "train_per_class": 4}
+    x, raw = (datasets.build({**spec, "standardise": s}, 0).train.inputs for s in (True, False))
+    torch.testing.assert_close(x, (raw - raw.mean(0)) / raw.std(0))
     larger = {"name": "some", "queries_per_class": 2, "train_per_class": 10, "smallest_class": 7}
     data = datasets.build(larger, 0)
     assert data.num_classes == 2

@@ -106,7 +106,8 @@ def build(spec: dict, seed: int) -> RetrievalData:
     Args:
         spec: "name" ("digits", "pictures", or see `source`), "labels" (the file's array, default "labels"),
             "queries_per_class" and "train_per_class", or "queries" and "train" (rows in all, as data of several
-            labels need), "smallest_class" (classes of fewer rows are left out), "validation", "split" (the
+            labels need), "smallest_class" (classes of fewer rows are left out), "standardise" (by the training
+            rows; default True), "validation", "split" (the
             seed of every run's split, where settings are looked for), and at most one of "noise" (share of wrong
             training labels), "per_class" (training rows a class) and "imbalance" (largest over smallest class).
         seed: of the split and of what is spoilt.
@@ -132,9 +133,11 @@ def build(spec: dict, seed: int) -> RetrievalData:
     train = plain.train.indices.numpy()
     noisy, train = (labels, train) if labels.ndim == 2 else _spoil(labels, train, spec, seed)
     rows = torch.from_numpy(train)
-    mean, std = inputs[rows].mean(0), inputs[rows].std(0).clamp(min=1e-6)
+    if spec.get("standardise", True):
+        mean, std = inputs[rows].mean(0), inputs[rows].std(0).clamp(min=1e-6)
+        inputs = (inputs - mean) / std
     return RetrievalData.from_tensors(
-        (inputs - mean) / std,
+        inputs,
         noisy,
         train=train,
         query=plain.query.indices.numpy(),

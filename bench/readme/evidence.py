@@ -92,16 +92,12 @@ def words100_wide() -> str:
     return lengths("words100_wide")
 
 
-def words100_losses() -> str:
-    return lengths("words100_losses")
-
-
 def sections() -> str:
     return lengths("sections")
 
 
-def pretrained_more() -> str:
-    return lengths("pretrained_more")
+def dpsh_range() -> str:
+    return lengths("dpsh_range")
 
 
 def tags() -> str:
@@ -195,4 +191,7 @@ def released() -> str:
     return markdown(["loss", "accidents", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 
 
-BLOCKS = (words100, pretrained, words100_ideas, words100_wide_ideas, floats, released)
+BLOCKS = (
+    *(words100, words100_ideas, words100_wide_ideas, words100_wide, pretrained, dpsh_range),
+    *(sections, tags, tags_graded, price, floats, released),
+)
