@@ -224,6 +224,13 @@ def hamming(report, seconds: float, options, begun) -> str:
     return tail(script(report, "hamming", command, seconds, OUT=str(report.out)), 60)
 
 
+def placed(report, seconds: float, options, begun) -> str:
+    """An index on the card: resident, streamed, and half of each; in a rehearsal on CPUs."""
+    command = [sys.executable, "-m", "bench.search.placed", "--device", DEVICE, "--seconds", str(0.8 * seconds)]
+    command += ["--n", "20000"] if REHEARSAL else []
+    return tail(script(report, "placed", command, seconds, OUT=str(report.out)), 20)
+
+
 def profile(report, seconds: float, options, begun) -> str:
     if REHEARSAL:
         return NO_REHEARSAL
@@ -266,6 +273,7 @@ PARTS = {
     "steps": Part(steps, measures=True),
     "scan": Part(scan, measures=True),
     "hamming": Part(hamming, measures=True),
+    "placed": Part(placed, measures=True),
     "kernels": Part(kernels, measures=True),
     "profile": Part(profile, measures=True),
     "warm_tiles": Part(partial(warm, begin_warm_tiles), begin_warm_tiles, again=True),
