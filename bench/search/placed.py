@@ -4,8 +4,8 @@
 
 Codes are random; times are of whole calls of `NestedIndex.search`, queries and results on the device. A case is timed
 only after its first queries agree with the index in main memory on distances and ids. With `--device cpu` the index
-goes the ways of a card, over main memory: that says nothing of a card. Writes placed_cuda.csv and .json to $OUT, or to
-bench/results/.
+goes the ways of a card, over main memory: that says nothing of a card. Writes placed_cuda.csv and .json to $OUT, or
+to bench/results/.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def filled(n: int, bits: int) -> NestedIndex:
 
 
 def measure(index: NestedIndex, devices, seconds: float, budget_s: float = 0.4) -> list[dict]:
-    """A row a part, number of queries and filter; RuntimeError where a result differs. Starts none after `seconds`."""
+    """A row a part, number of queries and filter; RuntimeError where a result differs. None begins after `seconds`."""
     ends, rows = time.monotonic() + seconds, []
     n, width = len(index), index.length // 8
     allow = index.filter(torch.arange(n) % 2 == 0)
