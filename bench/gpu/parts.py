@@ -152,14 +152,14 @@ def summary(rows) -> str:
     """How many times faster than each other contender ours is, and how much less memory it takes."""
     lines = []
     timed = [r for r in rows if r.get("part") == "steps" and "ms" in r]
-    same = ("case", "n", "d", "dtype", "tf32", "distill")
+    same = ("case", "n", "d", "dtype", "tf32", "distill", "weighed")
     for own in (r for r in timed if r["contender"] == "nhl_fast triton"):
         for other in timed:
-            if other["contender"] == own["contender"] or any(own[key] != other[key] for key in same):
+            if other["contender"] == own["contender"] or any(own.get(key) != other.get(key) for key in same):
                 continue
             # With graphs on both sides where the other has one; the literal procedure cannot be captured.
             alone = not any(r["graph"] and r["contender"] == other["contender"] for r in timed
-                            if all(r[key] == own[key] for key in same))  # fmt: skip
+                            if all(r.get(key) == own.get(key) for key in same))  # fmt: skip
             if own["graph"] != other["graph"] and not (own["graph"] and alone):
                 continue
             tf32 = " tf32" if own["tf32"] else ""

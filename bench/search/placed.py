@@ -34,7 +34,7 @@ def filled(n: int, bits: int) -> NestedIndex:
 
 
 def measure(index: NestedIndex, devices, seconds: float, budget_s: float = 0.4) -> list[dict]:
-    """A row a part, number of queries and filter; RuntimeError where a result differs. None begins after `seconds`."""
+    """Rows by part, queries and filter; RuntimeError where a result differs. None begins after `seconds`."""
     ends, rows = time.monotonic() + seconds, []
     n, width = len(index), index.length // 8
     allow = index.filter(torch.arange(n) % 2 == 0)
