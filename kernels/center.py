@@ -148,7 +148,7 @@ def tile_losses(
     return values
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "num_classes"])
 def center_kernel(
     u, labels, centers, ties, values, deltas, num_rows, num_classes, label_strides, c, FUNCTION: tl.constexpr,
     SHAPE: tl.constexpr, weights=None,
@@ -228,11 +228,16 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     found = []
     for name, function in CENTER_FUNCTIONS.items():
         for rows in (64, 32768):
-            for multi, labels, stride in ((False, "*i64", "1"), (True, "*fp32", "i32")):
-                tile = config(rows, 128)
+            for form, labels, stride in (
+                ("ids", "*i64", "1"),
+                ("multi-hot", "*fp32", "i32"),
+                ("weighed", "*i64", "1"),
+            ):
+                tile, weighed = config(rows, 128), form == "weighed"
                 types = {**signature, "labels": labels, "label_strides": (stride, "1")}
-                constants = {"FUNCTION": function, "SHAPE": shape(lengths, tile, multi)}
+                types |= {"weights": "*fp32"} if weighed else {}
+                constants = {"FUNCTION": function, "SHAPE": shape(lengths, tile, form == "multi-hot", weighed)}
                 options = {**tile.options(), **tiles.launch_options("cuda")}
-                made = f"{name}/{'multi-hot' if multi else 'ids'}/n{rows}"
+                made = f"{name}/{form}/n{rows}"
                 found.append((made, center_kernel, types, constants, options))
     return found

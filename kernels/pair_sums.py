@@ -168,9 +168,10 @@ def variants(lengths=(8, 16, 32, 64, 128)):
              ("cauchy", math.inf), ("sign", math.inf), ("none", math.inf))  # fmt: skip
     return [
         (
-            penalty + ("-clamped" if clamp < math.inf else ""), finish_kernel, signature,
-            {"SHAPE": shape(lengths, CONFIG, penalty, clamp, penalty == "none")},
-            CONFIG.options(),
+            penalty + "-clamped" * (clamp < math.inf) + "/weighed" * weighed, finish_kernel,
+            signature | ({"weights": "*fp32"} if weighed else {}),
+            {"SHAPE": shape(lengths, CONFIG, penalty, clamp, penalty == "none", weighed)}, CONFIG.options(),
         )
         for penalty, clamp in kinds
+        for weighed in (False, True)
     ]  # fmt: skip

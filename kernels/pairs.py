@@ -376,16 +376,19 @@ def variants(lengths=(8, 16, 32, 64, 128), generation: int = 9):
         **dict.fromkeys(("row_labels", "column_labels", "number", "counts"), "*i64"), "c": ("fp32", "fp32"),
     }  # fmt: skip
     for function, known in PAIR_FUNCTIONS.items():
-        cases = itertools.product(known.ships, tiles.PRECISIONS, (64, 13_000))
+        unweighed = dict.fromkeys(
+            (penalty, clamp, bank, "given", "pairs") for penalty, clamp, bank, *_ in known.ships
+        )
+        cases = itertools.product((*known.ships, *unweighed), tiles.PRECISIONS, (64, 13_000))
         for (penalty, clamp, bank, weigh, over), precision, columns in cases:
-            tile = config(known, weigh != "no", columns, precision, generation)
+            given = weigh == "given"
+            tile = SMALL if given else config(known, weigh != "no", columns, precision, generation)
             if columns > 64 and tile is SMALL:
                 continue
             form = "-".join([function] + [penalty] * (penalty != "none") + ["clamped"] * (clamp < math.inf))
-            for sets in (False, True)[: 1 + known.graded]:  # S of label sets is given
-                kind = (penalty, clamp, weigh, over, not bank, False, bank, precision, sets)
-                name = f"{form}/{precision}/m{columns}" + "/halves" * (weigh == "halves") + "/sets" * sets
-                constants = {"FUNCTION": known.code, "SHAPE": shape(function, lengths, tile, *kind)}
-                given = {"given": ("*fp32",) * 4} if sets else {}
-                made.append((name, pair_kernel, {**signature, **given}, constants, tile.options()))
+            kind = (penalty, clamp, "no" if given else weigh, over, not bank, False, bank, precision, given)
+            name = f"{form}/{precision}/m{columns}" + f"/{weigh}" * (weigh in ("halves", "given"))
+            constants = {"FUNCTION": known.code, "SHAPE": shape(function, lengths, tile, *kind)}
+            types = {**signature, **({"given": ("*fp32",) * 4} if given else {})}
+            made.append((name, pair_kernel, types, constants, tile.options()))
     return made

@@ -315,11 +315,16 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     options = {**CONFIG.options(), **tiles.launch_options("cuda")}
     return [
         (
-            f"{'' if function == 'likelihood' else function + '/'}{form}/{precision}", softmax_kernel,
-            {**signature, "labels": labels},
-            {"SHAPE": shape(lengths, CONFIG, function, form != "ids", False, precision)}, options,
+            f"{'' if function == 'likelihood' else function + '/'}{form}{'/weighed' * weighed}/{precision}",
+            softmax_kernel, {**signature, "labels": labels, **({"weights": "*fp32"} if weighed else {})},
+            {"SHAPE": shape(lengths, CONFIG, function, form != "ids", False, precision, weighed, form == "soft")},
+            options,
         )
         for function in FUNCTIONS
-        for form, labels in (("ids", "*i64"), ("multi-hot", "*fp32"))
+        for form, labels, weighed in (
+            ("ids", "*i64", False), ("multi-hot", "*fp32", False), ("ids", "*i64", True), ("multi-hot", "*u8", True),
+            ("soft", "*fp32", True),
+        )
         for precision in tiles.PRECISIONS
+        if (function, form) != ("angle", "soft")
     ]  # fmt: skip

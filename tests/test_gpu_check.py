@@ -17,7 +17,9 @@ from bench.gpu import calls, check, jobs, parts, processes
 from bench.gpu import report as reports
 from bench.kernels import floors
 from bench.search import device as search
+from bench.search import placed as searches
 from bench.step import device as steps
+from nhl_fast.index import placed_search
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -286,6 +288,8 @@ def test_the_steps_cover_what_was_asked():
             contenders = [steps.OURS, steps.REFERENCE, steps.COMPILED]
             contenders += [] if n > 256 and name == "shcir" else [steps.LITERAL]
             assert {(name, n, d, contender) for contender in contenders} <= full
+    weighed = {name for name, *_, options in wanted if options.get("weighed")}
+    assert weighed == {*losses.NAMES} - {"dtsh"}
     # torch.compile, which takes long, after all sizes of all others
     contenders = [contender for *_, contender, _ in wanted]
     assert set(contenders[contenders.index(steps.COMPILED) :]) == {steps.COMPILED}
@@ -359,3 +363,27 @@ def test_the_table_of_kernels_on_a_cpu_says_that_it_is_no_result(tmp_path):
     rows = json.loads((tmp_path / "rows.json").read_text())["rows"]
     assert [row["case"] for row in rows] == ["bank_store"] * 2
     assert [path.name for path in tmp_path.iterdir()] == ["rows.json"]
+
+
+def test_a_placed_index_is_right_before_it_is_timed(monkeypatch):
+    monkeypatch.setattr(searches, "QUERIES", (20, 1))
+    index, devices = searches.filled(40_000, 64), (torch.device("cpu"),) * 2
+    rows = searches.measure(index, devices, 600, 0.0)
+    assert [row["case"] for row in rows] == [case for case in searches.PARTS for _ in range(4)]
+    bytes_of = {row["case"]: row["device_bytes"] for row in rows}
+    assert bytes_of["streamed"] < bytes_of["half"] < bytes_of["resident"] == 40_000 * 9
+    assert all(row["ms"] > 0 for row in rows)
+    assert {row.get("note") for row in searches.measure(index, devices, -1)} == {"not reached"}
+    original = placed_search.nearest
+    monkeypatch.setattr(placed_search, "nearest", lambda *args: [t.flip(1) for t in original(*args)])
+    with pytest.raises(RuntimeError, match="resident, 20 queries, filter False: differs from the index"):
+        searches.measure(index, devices, 60, 0.0)
+
+
+@pytest.mark.parametrize("wrong", [["--n", "3"], ["--bits", "12"], ["--device", "tpu"], ["--device", "cpu,meta"]])
+def test_a_placed_index_of_wrong_arguments(wrong, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["x", *wrong])
+    with pytest.raises(SystemExit) as stopped:
+        searches.main()
+    assert stopped.value.code == 2
+    assert wrong[0] in capsys.readouterr().err

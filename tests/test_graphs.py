@@ -107,6 +107,35 @@ def test_results_and_gradients_are_their_own():
         torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-6)
 
 
+def test_other_settings_are_not_replayed():
+    """A graph knows nothing of what a module is told after its capture."""
+    objective, batches = problem()
+    replay = graphed(objective, batches[0])
+    objective.loss.label_options(ignore_index=-1)
+    features, labels, _ = batches[1]
+    labels[3] = -1
+    found, expected = replay(features, labels), objective(features, labels)
+    assert replay.replays == 0
+    torch.testing.assert_close(found.losses, expected.losses)
+    objective.loss.label_options()
+    replay(*batches[2])
+    assert replay.replays == 1
+    objective.distill_weight = 0.5
+    torch.testing.assert_close(replay(*batches[2]).total, objective(*batches[2]).total)
+    assert replay.replays == 1
+
+
+@pytest.mark.parametrize("name", list(losses.REGISTRY))
+def test_no_setting_of_a_loss_changes_with_its_steps(name):
+    """mdsh, whose epochs change one, is told them from outside."""
+    objective, batches = problem(name)
+    batches = [(x, labels, torch.randperm(60, device=x.device)[:N]) for x, labels, _ in batches]
+    replay = graphed(objective, batches[0])
+    for batch in batches:
+        replay(*batch)
+    assert replay.replays == len(batches)
+
+
 def test_inputs_filled_in_place():
     objective, batches = problem()
     replay = graphed(objective, batches[0])

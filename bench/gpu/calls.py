@@ -32,6 +32,6 @@ CALLS = {
     "second": call(
         470,
         "build& rates:12 ceilings:6 warm& build:80 tests_device:20 warm_tiles& tests_kernels:60 warm:15 "
-        "warm_tiles:15 steps:95 scan:35 hamming:60 kernels:20 profile:17 tiles:25 tests_rest:10",
+        "warm_tiles:15 steps:95 scan:35 hamming:47 placed:13 kernels:20 profile:17 tiles:25 tests_rest:10",
     ),
 }

@@ -14,6 +14,7 @@ steps          per loss and size: our step (eager and a CUDA graph), the referen
                procedure, then torch.compile, with bytes and operations a second and peak memory
 scan           top-k search by each unit, the operator alone
 hamming        search and evaluation beside PyTorch and faiss, as bench.search.hamming --device cuda
+placed         search of an index on the card: resident, streamed, and half of each
 kernels        every kernel beside its floor and PyTorch, and tile sizes of the pairs with the bank
 profile        where the time of a step and of a search goes
 warm_tiles     compiles what the next part times

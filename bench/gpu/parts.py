@@ -152,14 +152,14 @@ def summary(rows) -> str:
     """How many times faster than each other contender ours is, and how much less memory it takes."""
     lines = []
     timed = [r for r in rows if r.get("part") == "steps" and "ms" in r]
-    same = ("case", "n", "d", "dtype", "tf32", "distill")
+    same = ("case", "n", "d", "dtype", "tf32", "distill", "weighed")
     for own in (r for r in timed if r["contender"] == "nhl_fast triton"):
         for other in timed:
-            if other["contender"] == own["contender"] or any(own[key] != other[key] for key in same):
+            if other["contender"] == own["contender"] or any(own.get(key) != other.get(key) for key in same):
                 continue
             # With graphs on both sides where the other has one; the literal procedure cannot be captured.
             alone = not any(r["graph"] and r["contender"] == other["contender"] for r in timed
-                            if all(r[key] == own[key] for key in same))  # fmt: skip
+                            if all(r.get(key) == own.get(key) for key in same))  # fmt: skip
             if own["graph"] != other["graph"] and not (own["graph"] and alone):
                 continue
             tf32 = " tf32" if own["tf32"] else ""
@@ -224,6 +224,13 @@ def hamming(report, seconds: float, options, begun) -> str:
     return tail(script(report, "hamming", command, seconds, OUT=str(report.out)), 60)
 
 
+def placed(report, seconds: float, options, begun) -> str:
+    """An index on the card: resident, streamed, and half of each; in a rehearsal on CPUs."""
+    command = [sys.executable, "-m", "bench.search.placed", "--device", DEVICE, "--seconds", str(0.8 * seconds)]
+    command += ["--n", "20000"] if REHEARSAL else []
+    return tail(script(report, "placed", command, seconds, OUT=str(report.out)), 20)
+
+
 def profile(report, seconds: float, options, begun) -> str:
     if REHEARSAL:
         return NO_REHEARSAL
@@ -266,6 +273,7 @@ PARTS = {
     "steps": Part(steps, measures=True),
     "scan": Part(scan, measures=True),
     "hamming": Part(hamming, measures=True),
+    "placed": Part(placed, measures=True),
     "kernels": Part(kernels, measures=True),
     "profile": Part(profile, measures=True),
     "warm_tiles": Part(partial(warm, begin_warm_tiles), begin_warm_tiles, again=True),

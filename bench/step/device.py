@@ -33,12 +33,15 @@ OURS, REFERENCE, COMPILED, LITERAL = "nhl_fast triton", "reference", "reference,
 class Problem:
     """One loss at one size, with the same layer, bank and inputs for every contender."""
 
-    def __init__(self, name, n, d, dtype=torch.float32, distill=1.0):
+    def __init__(self, name, n, d, dtype=torch.float32, distill=1.0, weighed=False):
         torch.manual_seed(0)
         self.name, self.n, self.d, self.dtype, self.distill = name, n, d, dtype, distill
+        self.weighed = weighed
         self.layer = NestedHashLayer(d, LENGTHS, device=DEVICE)
         train = max(BANK, n)
         self.loss = losses.make(name, CLASSES, LENGTHS, train, DEVICE)
+        if weighed:
+            self.loss.label_options(class_weights=torch.linspace(0.5, 2.0, CLASSES))
         bank = losses.bank_of(self.loss)
         self.bank = 0 if bank is None else train
         self.features = torch.randn(n, d, device=DEVICE).to(dtype).requires_grad_()
@@ -96,11 +99,11 @@ def expected_gradients(problem):
         return None
 
 
-def measure(name, n, d, contender, dtype=torch.float32, distill=1.0, tf32=False, rates=None):
+def measure(name, n, d, contender, dtype=torch.float32, distill=1.0, tf32=False, weighed=False, rates=None):
     """The rows of one contender."""
     torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "none"
     try:
-        yield from _measure(Problem(name, n, d, dtype, distill), contender, tf32, rates or {})
+        yield from _measure(Problem(name, n, d, dtype, distill, weighed), contender, tf32, rates or {})
     finally:
         torch.backends.cuda.matmul.fp32_precision = "none"
         if DEVICE == "cuda":
@@ -112,7 +115,7 @@ def _measure(problem, contender, tf32, rates):
         "part": "steps", "case": problem.name, "n": problem.n, "d": problem.d, "bank": problem.bank,
         "dtype": str(problem.dtype).removeprefix("torch."), "tf32": tf32, "distill": problem.distill,
         "contender": contender,
-    }  # fmt: skip
+    } | ({"weighed": True} if problem.weighed else {})  # fmt: skip
     if contender == LITERAL and problem.literal_bytes() > LITERAL_BYTES:
         yield {**base, "note": "not run: it would hold more than 60 GB"}
         return
@@ -166,6 +169,8 @@ def plan(names):
     centers = [name for name in names if bodies[name] == ["center"]]
     first, rest = SHAPES[0], SHAPES[1:]
     found = [(name, *first, contender, {}) for name in names for contender in (OURS, REFERENCE, LITERAL)]
+    weighable = [name for name in names if "triplets" not in bodies[name]]  # whose kernel counts every row once
+    found += [(name, *first, c, {"weighed": True}) for name in weighable for c in (OURS, REFERENCE)]
     for options in ({"distill": 0.0}, {"distill": 0.0, "dtype": torch.bfloat16}):
         for shape in reversed(rest):
             found += [(name, *shape, c, options) for name in centers for c in (OURS, REFERENCE)]

@@ -76,8 +76,8 @@ class GraphedObjective:
     """See `make_graphed`. A call replays the graphs where it fits them, and else runs the objective itself.
 
     It fits if its tensors have the samples' shapes and dtypes (the last, smaller batch of an epoch does not), and
-    the modules' training mode, autocast and the need of a features' gradient are those of the capture. `replays`
-    counts the calls that did.
+    the modules' settings (training mode, `label_options` and the like), autocast and the need of a features' gradient
+    are those of the capture. `replays` counts the calls that did.
 
     The layer's parameters and the loss's buffers are read and written where they are: optimizers and
     `load_state_dict` work in place and may be used as always; a tensor that was replaced (`objective.to(...)`) is an
@@ -141,8 +141,8 @@ class GraphedObjective:
     def _form_of(self, features, labels, index):
         tensors = [None if t is None else (t.shape, t.dtype, t.device) for t in (features, labels, index)]
         autocast = torch.is_autocast_enabled(features.device.type)
-        training = [module.training for module in self.objective.modules()]
-        return (*tensors, training, autocast, scaled_training(features))
+        settings = [_settings(module) for module in self.objective.modules()]
+        return (*tensors, settings, autocast, scaled_training(features))
 
     def _fits(self, features, labels, index) -> bool:
         for tensor in (features, labels, *(() if index is None else (index,))):
@@ -236,6 +236,19 @@ class _Capture:
                 outputs = function()
             self.pool = graph.pool()
         return outputs, graph.replay
+
+
+def _settings(module: torch.nn.Module) -> dict:
+    """What a module was told: its attributes that are numbers, flags, texts, or tuples of these."""
+
+    def plain(value) -> bool:
+        return value is None or isinstance(value, (bool, int, float, str))
+
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if plain(value) or (isinstance(value, tuple) and all(map(plain, value)))
+    }
 
 
 def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
