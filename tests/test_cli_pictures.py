@@ -185,3 +185,20 @@ def test_the_gallery_says_class_and_file(mine, tmp_path, monkeypatch):
     captions = [label for _, label in pictures] + [label for one in results[4] for _, label, _ in one]
     assert all(re.fullmatch(r"(cat|dog)\n\d\d\.png", text) for text in captions)
     assert {text.split("\n")[0] for text in captions[:2]} == {"cat", "dog"}
+
+
+@pytest.mark.parametrize(("run", "said"), [("toy", "Training: toy"), ("other", "Training: toy, other")])
+def test_titles_say_a_name_of_data_and_run_once(run, said, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "toy.npz", features=rng.standard_normal((60, 4), np.float32), labels=np.arange(60) % 3)
+    titles = []
+    draw = plots.plot_history
+
+    def drawn(*args, title, **options):
+        titles.append(title)
+        return draw(*args, title=title, **options)
+
+    monkeypatch.setattr(plots, "plot_history", drawn)
+    out = str(tmp_path / "runs" / run)
+    assert main(["train", "--data", str(tmp_path / "toy.npz"), "--out", out, "--epochs", "1", "--quiet"]) == 0
+    assert titles == [said]

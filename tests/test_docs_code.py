@@ -126,3 +126,46 @@ def test_readme_is_short():
 def test_every_page_is_in_the_navigation():
     named = set(re.findall(r": (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE))
     assert named == {str(path.relative_to(ROOT / "docs")) for path in (ROOT / "docs").rglob("*.md")}
+
+
+def text_of(page: str) -> str:
+    return (ROOT / page).read_text(encoding="utf-8")
+
+
+def loose_commands(text: str) -> list[str]:
+    """Lines that begin with a command and stand in no block: a site shows them as running text."""
+    bare = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^(?:nhl-fast|make|pip|python) .*$", bare, re.MULTILINE)
+
+
+def test_commands_stand_in_blocks():
+    assert loose_commands("    nhl-fast a\n\nnhl-fast b\n    nhl-fast c\n") == ["nhl-fast b"]
+    found = {path.name: loose_commands(path.read_text(encoding="utf-8")) for path in (ROOT / "docs").rglob("*.md")}
+    assert {name: lines for name, lines in found.items() if lines} == {}
+    assert loose_commands(text_of("README.md")) == []
+
+
+def test_readme_counts_the_losses():
+    words = ("fourteen", "fifteen", "sixteen", "seventeen", "eighteen")
+    assert f"({words[len(nhl.losses.NAMES) - 14]} published losses;" in text_of("README.md")
+
+
+def test_public_names_are_in_the_reference():
+    reference = text_of("docs/api.md")
+    told = set(re.findall(r"^::: [\w.]*\.(\w+)$", reference, re.MULTILINE))
+    # Modules of losses stand whole; results and an error stand with the calls that give them.
+    shown_elsewhere = {"losses", "IndexFileError", "NeighborRecall", "ObjectiveResult"}
+    assert set(nhl.__all__) - told == shown_elsewhere
+
+
+def test_every_published_loss_is_in_the_reference_and_the_table():
+    modules = set(re.findall(r"^::: nhl_fast\.losses\.(\w+)$", text_of("docs/api.md"), re.MULTILINE))
+    assert {cls.__module__.rpartition(".")[2] for cls in nhl.losses.REGISTRY.values()} <= modules
+    table = text_of("docs/choosing.md")
+    assert [name for name in nhl.losses.NAMES if f"| `{name}`" not in table and f", `{name}` |" not in table] == []
+
+
+def test_stability_names_what_the_reference_has():
+    told = set(re.findall(r"^::: nhl_fast\.(?:data|training)\.[\w.]*?(\w+)$", text_of("docs/api.md"), re.MULTILINE))
+    named = set(re.findall(r"`(\w+)`", text_of("docs/stability.md")))
+    assert told - {"load", "TrainedModel"} <= named

@@ -27,7 +27,7 @@ def write_pictures(
     and, of images, a gallery."""
     folder.all_pictures.mkdir(parents=True, exist_ok=True)
     result, codes = evaluation.result, (evaluation.query_codes, evaluation.database_codes)
-    of = f"{data.title}, {folder.path.resolve().name}"
+    of = _subject(data.title, folder.path.resolve().name)
     curve = evaluation.prefix_map or result.mean_average_precision
     heading = f"Retrieval quality of {'every prefix' if evaluation.prefix_map else 'the evaluated lengths'}: {of}"
     curves = {b: result.pr_curve(b, points=CURVE_POINTS) for b in result.lengths}
@@ -101,6 +101,11 @@ def _caption(data: RetrievalData, split, i: int) -> str:
     """An item's class and, in a second line, its file."""
     name = split.file_name(i)
     return label_text(data, split, i) + ("" if name is None else f"\n{Path(name).name}")
+
+
+def _subject(data: str, run: str) -> str:
+    """What a title is about: data and run, or the one name of both."""
+    return data if data == run else f"{data}, {run}"
 
 
 def label_text(data: RetrievalData, split, i: int) -> str:
