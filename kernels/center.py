@@ -148,7 +148,7 @@ def tile_losses(
     return values
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "num_classes"])  # rows with weights have each a centre of its own
 def center_kernel(
     u, labels, centers, ties, values, deltas, num_rows, num_classes, label_strides, c, FUNCTION: tl.constexpr,
     SHAPE: tl.constexpr, weights=None,
@@ -235,4 +235,7 @@ def variants(lengths=(8, 16, 32, 64, 128)):
                 options = {**tile.options(), **tiles.launch_options("cuda")}
                 made = f"{name}/{'multi-hot' if multi else 'ids'}/n{rows}"
                 found.append((made, center_kernel, types, constants, options))
+                if not multi:  # rows with weights have each its own centre
+                    constants = {**constants, "SHAPE": shape(lengths, tile, multi, True)}
+                    found.append((f"{made}/weighed", center_kernel, {**types, "weights": "*fp32"}, constants, options))
     return found

@@ -168,9 +168,12 @@ def variants(lengths=(8, 16, 32, 64, 128)):
              ("cauchy", math.inf), ("sign", math.inf), ("none", math.inf))  # fmt: skip
     return [
         (
-            penalty + ("-clamped" if clamp < math.inf else ""), finish_kernel, signature,
-            {"SHAPE": shape(lengths, CONFIG, penalty, clamp, penalty == "none")},
+            penalty + ("-clamped" if clamp < math.inf else "") + ("/weighed" if weights else ""), finish_kernel,
+            {**signature, **weights},
+            {"SHAPE": shape(lengths, CONFIG, penalty, clamp, penalty == "none", bool(weights))},
             CONFIG.options(),
         )
         for penalty, clamp in kinds
+        for weights in ({}, {"weights": "*fp32"})
+        if penalty != "none" or not weights
     ]  # fmt: skip

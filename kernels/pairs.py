@@ -382,10 +382,13 @@ def variants(lengths=(8, 16, 32, 64, 128), generation: int = 9):
             if columns > 64 and tile is SMALL:
                 continue
             form = "-".join([function] + [penalty] * (penalty != "none") + ["clamped"] * (clamp < math.inf))
-            for sets in (False, True)[: 1 + known.graded]:  # S of label sets is given
-                kind = (penalty, clamp, weigh, over, not bank, False, bank, precision, sets)
-                name = f"{form}/{precision}/m{columns}" + "/halves" * (weigh == "halves") + "/sets" * sets
-                constants = {"FUNCTION": known.code, "SHAPE": shape(function, lengths, tile, *kind)}
-                given = {"given": ("*fp32",) * 4} if sets else {}
-                made.append((name, pair_kernel, {**signature, **given}, constants, tile.options()))
+            kinds = [(weigh, over, tile, False)]
+            if columns == 64 and weigh != "halves":  # S and the pairs' weights are given, see `launch`
+                kinds.append(("no", "pairs", SMALL, True))
+            for way, mean, some, with_given in kinds:
+                kind = (penalty, clamp, way, mean, not bank, False, bank, precision, with_given)
+                name = f"{form}/{precision}/m{columns}" + "/halves" * (way == "halves") + "/given" * with_given
+                constants = {"FUNCTION": known.code, "SHAPE": shape(function, lengths, some, *kind)}
+                given = {"given": ("*fp32",) * 4} if with_given else {}
+                made.append((name, pair_kernel, {**signature, **given}, constants, some.options()))
     return made

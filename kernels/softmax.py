@@ -313,13 +313,25 @@ def variants(lengths=(8, 16, 32, 64, 128)):
         "c": ("fp32",) * 6,
     }  # fmt: skip
     options = {**CONFIG.options(), **tiles.launch_options("cuda")}
+    weights = {"weights": "*fp32"}
+    forms = (
+        ("ids", {"labels": "*i64"}), ("multi-hot", {"labels": "*fp32"}), ("ids/weighed", {"labels": "*i64", **weights}),
+        ("soft/weighed", {"labels": "*fp32", **weights}),
+    )  # fmt: skip
     return [
         (
             f"{'' if function == 'likelihood' else function + '/'}{form}/{precision}", softmax_kernel,
-            {**signature, "labels": labels},
-            {"SHAPE": shape(lengths, CONFIG, function, form != "ids", False, precision)}, options,
+            {**signature, **types},
+            {
+                "SHAPE": shape(
+                    lengths, CONFIG, function, types["labels"] != "*i64", False, precision, "weights" in types,
+                    form == "soft/weighed",
+                )
+            },
+            options,
         )
         for function in FUNCTIONS
-        for form, labels in (("ids", "*i64"), ("multi-hot", "*fp32"))
+        for form, types in forms
         for precision in tiles.PRECISIONS
+        if (function, form) != ("angle", "soft/weighed")
     ]  # fmt: skip
