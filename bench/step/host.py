@@ -95,11 +95,13 @@ def stubbed():
         backend.probe.cache_clear()
 
 
-def problem(name: str, n: int, d: int):
-    """A function that makes one step: forward and gradients."""
+def problem(name: str, n: int, d: int, **label_options):
+    """A function that makes one step: forward and gradients; `label_options` as `NestedLoss.label_options` takes."""
     torch.manual_seed(0)
     layer = NestedHashLayer(d, LENGTHS)
     loss = make(name, CLASSES, LENGTHS, 1000)
+    if label_options:
+        loss.label_options(**label_options)
     objective = NestedObjective(layer, loss, backend="triton")
     features = torch.randn(n, d).requires_grad_()
     labels, index = torch.randint(0, CLASSES, (n,)), torch.arange(n)
