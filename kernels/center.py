@@ -237,5 +237,6 @@ def variants(lengths=(8, 16, 32, 64, 128)):
                 found.append((made, center_kernel, types, constants, options))
                 if not multi:  # rows with weights have each its own centre
                     constants = {**constants, "SHAPE": shape(lengths, tile, multi, True)}
-                    found.append((f"{made}/weighed", center_kernel, {**types, "weights": "*fp32"}, constants, options))
+                    types = {**types, "weights": "*fp32"}
+                    found.append((f"{made}/weighed", center_kernel, types, constants, options))
     return found

@@ -315,8 +315,8 @@ def variants(lengths=(8, 16, 32, 64, 128)):
     options = {**CONFIG.options(), **tiles.launch_options("cuda")}
     weights = {"weights": "*fp32"}
     forms = (
-        ("ids", {"labels": "*i64"}), ("multi-hot", {"labels": "*fp32"}), ("ids/weighed", {"labels": "*i64", **weights}),
-        ("soft/weighed", {"labels": "*fp32", **weights}),
+        ("ids", {"labels": "*i64"}), ("multi-hot", {"labels": "*fp32"}),
+        ("ids/weighed", {"labels": "*i64", **weights}), ("soft/weighed", {"labels": "*fp32", **weights}),
     )  # fmt: skip
     return [
         (

@@ -198,8 +198,8 @@ def _refuse_unpacked(rows: torch.Tensor, name: str) -> None:
     try:
         check.values(
             ~((array.sum(dtype=torch.int64) * 16 >= array.numel()) & differ),
-            f"{name}: expected packed rows, got {check.describe(rows)} in which no byte is above 1: bits, one a byte; "
-            f"pack them with pack_codes({name})",
+            f"{name}: expected packed rows, got {check.describe(rows)} in which no byte is above 1: bits, one a "
+            f"byte; pack them with pack_codes({name})",
         )
     except ValueError:
         _looked_at.pop(rows, None)  # what was refused is refused again
