@@ -71,7 +71,8 @@ class GraphedObjective:
     """See `make_graphed`. A call replays the graphs where it fits them, and else runs the objective itself.
 
     It fits if its tensors have the samples' shapes and dtypes (the last, smaller batch of an epoch does not), and
-    the modules' training mode, autocast and the need of a features' gradient are those of the capture. `replays`
+    the modules' training mode, the loss's label options, autocast and the need of a features' gradient are those of
+    the capture. `replays`
     counts the calls that did.
 
     The layer's parameters and the loss's buffers are read and written where they are: optimizers and
@@ -136,8 +137,8 @@ class GraphedObjective:
     def _form_of(self, features, labels, index):
         tensors = [None if t is None else (t.shape, t.dtype, t.device) for t in (features, labels, index)]
         autocast = torch.is_autocast_enabled(features.device.type)
-        training = [module.training for module in self.objective.modules()]
-        return (*tensors, training, autocast, scaled_training(features))
+        modules = [(module.training, getattr(module, "_label_options", None)) for module in self.objective.modules()]
+        return (*tensors, modules, autocast, scaled_training(features))
 
     def _fits(self, features, labels, index) -> bool:
         for tensor in (features, labels, *(() if index is None else (index,))):
