@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .head.objective import NestedObjective, ObjectiveResult
     from .head.weighting import dominance_weights
     from .index.filter import Filter
+    from .index.funnel.advise import FunnelAdvice, advise_funnel
     from .index.nested_index import IndexFileError, NestedIndex
     from .retrieval.codes import pack_codes, unpack_codes
     from .retrieval.convert import as_codes
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Filter",
+    "FunnelAdvice",
     "IndexFileError",
     "NeighborRecall",
     "NestedCoder",
@@ -46,6 +48,7 @@ __all__ = [
     "NestedObjective",
     "ObjectiveResult",
     "RetrievalResult",
+    "advise_funnel",
     "as_codes",
     "backends",
     "bit_statistics",
@@ -77,6 +80,7 @@ __all__ = [
 # may bear the name of a public function: its import would hide the function.
 _HOMES = {
     "Filter": "index.filter",
+    "FunnelAdvice": "index.funnel.advise",
     "IndexFileError": "index.nested_index",
     "NeighborRecall": "retrieval.recall",
     "NestedCoder": "fit.coder",
@@ -85,6 +89,7 @@ _HOMES = {
     "NestedObjective": "head.objective",
     "ObjectiveResult": "head.objective",
     "RetrievalResult": "retrieval.metrics",
+    "advise_funnel": "index.funnel.advise",
     "as_codes": "retrieval.convert",
     "backends": "core.backend",
     "bit_statistics": "retrieval.quality",

@@ -106,7 +106,7 @@ def objective(**options):
 
 @functools.cache
 def result():
-    return nhl.evaluate_retrieval(CODES, CODES, LABELS, LABELS, LENGTHS)
+    return nhl.evaluate_retrieval(CODES, CODES, LABELS, LABELS, LENGTHS, ndcg=3)
 
 
 FEATURES = torch.ones(12, 4)
@@ -160,7 +160,8 @@ def calls(folder) -> dict[str, tuple]:
         "evaluate_retrieval": (
             nhl.evaluate_retrieval,
             {"q_codes": CODES, "db_codes": CODES, "q_labels": LABELS, "db_labels": LABELS, "lengths": LENGTHS,
-             "topk": 5, "ties": "id", "denominator": "retrieved", "chunk_bytes": 10_000, "backend": "auto"},
+             "topk": 5, "ties": "id", "denominator": "retrieved", "ndcg": (2, 5), "mean_over": "relevant",
+             "chunk_bytes": 10_000, "backend": "auto"},
         ),
         "neighbor_recall": (
             nhl.neighbor_recall,
@@ -191,6 +192,11 @@ def calls(folder) -> dict[str, tuple]:
             {"queries": CODES, "database": CODES, "k": 3, "funnel": ((8, 5),), "length": 16, "vectors": None,
              "query_vectors": None, "metric": "cosine", "chunk_bytes": 1000, "backend": "auto"},
         ),
+        "advise_funnel": (
+            nhl.advise_funnel,
+            {"codes": CODES, "recall": 0.9, "k": 3, "queries": CODES[:4], "items": 20, "num_queries": 4, "sample": 10,
+             "seed": 0},
+        ),
         "fit_layer": (
             functools.partial(nhl.fit_layer, rotation_steps=1),  # any number of them is right, but not in a test
             {"features": OUTPUTS, "code_lengths": LENGTHS, "method": "itq", "normalize": True, "sample_rows": 10,
@@ -206,6 +212,7 @@ def calls(folder) -> dict[str, tuple]:
         ),
         "RetrievalResult.precision_at": (lambda n: result().precision_at(n), {"n": 3}),
         "RetrievalResult.recall_at": (lambda n: result().recall_at(n), {"n": 3}),
+        "RetrievalResult.ndcg_at": (lambda n: result().ndcg_at(n), {"n": 3}),
         "RetrievalResult.within_radius": (lambda r: result().within_radius(r), {"r": 2}),
         "RetrievalResult.pr_curve": (
             lambda length, by, points: result().pr_curve(length, by, points),

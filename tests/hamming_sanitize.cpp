@@ -2,6 +2,7 @@
 // -fsanitize=address,undefined. Every buffer is a separate allocation of exactly the size it needs, so that a read or
 // write one byte too far is caught. Returns 0 when all is well.
 #include <algorithm>
+#include <cmath>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -125,11 +126,16 @@ void evaluation(const Codes& queries, const Codes& items, const std::vector<int6
   std::vector<double> precision(m * num), hits(m * n), recall(m * n);
   std::vector<int32_t> distances(m * num * n);
   const int64_t cutoff = random(1, n + n / 4);
+  std::vector<int64_t> ends{(n + 1) / 2};
+  if (n > 1) ends.push_back(n);
+  const auto num_ends = static_cast<int64_t>(ends.size());
+  std::vector<double> gains(m * num * num_ends);
   const nhl::hamming::Relevance relevance =
       set_words ? nhl::hamming::Relevance{query_sets.data(), item_sets.data(), 8, set_words}
                 : nhl::hamming::Relevance{query_ids.data(), item_ids.data(), 2, 0};
   nhl::hamming::evaluate(queries.rows, items.rows, lengths, relevance, cutoff,
-                {counts.data(), precision.data(), retrieved.data(), hits.data(), recall.data()}, executor);
+                {counts.data(), precision.data(), retrieved.data(), hits.data(), recall.data(), gains.data(), ends},
+                executor);
   nhl::hamming::label_histograms(queries.rows, items.rows, lengths, relevance, again.data(), executor);
   nhl::hamming::distances(queries.rows, items.rows, lengths, distances.data(), executor);
   EXPECT(counts == again);
@@ -150,12 +156,17 @@ void evaluation(const Codes& queries, const Codes& items, const std::vector<int6
       });
       double sum = 0;
       int64_t seen = 0, inside = 0;
+      std::vector<double> gain(num_ends);
       for (int64_t r = 0; r < n; ++r) {
         if (!relevant(q, order[r])) continue;
         ++seen;
         expected_hits[j * n + r] += 1;
         if (r < cutoff) sum += static_cast<double>(seen) / static_cast<double>(r + 1), inside = seen;
+        for (int64_t e = 0; e < num_ends; ++e)
+          if (r < ends[e]) gain[e] += 1 / std::log2(static_cast<double>(r + 2));
       }
+      for (int64_t e = 0; e < num_ends; ++e)
+        EXPECT(std::abs(gains[(j * num + q) * num_ends + e] - gain[e]) <= 1e-12 * (1 + gain[e]));
       EXPECT(retrieved[j * num + q] == inside);
       EXPECT(std::abs(precision[j * num + q] - sum) <= 1e-12 * (1 + sum));
     }

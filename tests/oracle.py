@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from fractions import Fraction
 from itertools import permutations, product
 
@@ -73,12 +74,21 @@ def recall(ranked: list[bool], rank: int) -> Fraction:
     return Fraction(sum(ranked[:rank]), sum(ranked)) if any(ranked) else Fraction(0)
 
 
+def ndcg(ranked: list[bool], rank: int) -> float:
+    """DCG of the first ranks with gains of 0 and 1, over that of the ranking with the relevant items first."""
+
+    def gain(order):
+        return math.fsum(1 / math.log2(r + 1) for r, relevant in enumerate(order[:rank], start=1) if relevant)
+
+    return gain(ranked) / gain(sorted(ranked, reverse=True)) if any(ranked) else 0.0
+
+
 def over_orders(row, relevant, ties: str, measure):
     """`measure(ranked relevance)` under a tie rule: an exact mean over all orders for "expected"."""
     if ties != "expected":
         return measure([bool(relevant[i]) for i in order(row, relevant, ties)])
     values = [measure([bool(relevant[i]) for i in ids]) for ids in all_orders(row)]
-    return sum(values, Fraction(0)) / len(values)
+    return (math.fsum(values) if isinstance(values[0], float) else sum(values, Fraction(0))) / len(values)
 
 
 def expected_average_precision(groups: list[tuple[int, int]], cutoff: int, denominator: str) -> Fraction:

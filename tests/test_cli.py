@@ -73,6 +73,31 @@ def test_evaluate_a_run_and_its_codes_agree(run, capsys):
     assert worst < b["lengths"][0]["mAP"] < best
 
 
+def test_evaluate_with_ndcg_and_over_the_queries_with_a_relevant_item(run, capsys):
+    before = as_json(capsys, "evaluate", run)
+    said = as_json(capsys, "evaluate", run, "--ndcg", "5,100", "--mean-over", "relevant")
+    assert (before["mean_over"], said["mean_over"]) == ("all", "relevant")
+    assert "ndcg@5" not in before["lengths"][0]
+    for row, plain in zip(said["lengths"], before["lengths"]):
+        assert 0 < row["ndcg@5"] <= 1
+        assert row["mAP"] == pytest.approx(plain["mAP"], rel=1e-12)  # every query of the digits has one
+    status, out, _ = output(capsys, "report", run, "-o", run / "page.html")
+    assert status == 0, out
+    page = (run / "page.html").read_text()
+    assert "ndcg@100" in page
+    assert "Means are over the queries with a relevant item." in page
+    (run / "page.html").unlink()
+    as_json(capsys, "evaluate", run)
+
+
+def test_ranks_of_ndcg_beyond_the_database(run, capsys, tmp_path):
+    status, _, err = output(capsys, "evaluate", run, "--ndcg", "5,10000")
+    assert (status, "--ndcg: expected an integer of at most 1597, got 10000" in err) == (1, True)
+    status, _, err = output(capsys, "train", "--out", tmp_path / "r", *TINY, "--ndcg", "10000")
+    assert status == 1
+    assert "--ndcg: expected" in err
+
+
 def test_encode(run, capsys, tmp_path):
     said = as_json(capsys, "encode", run, "--split", "query", "-o", tmp_path / "q.npy")
     assert said["codes"] == 200
@@ -119,6 +144,23 @@ def test_advise(run, capsys):
     status, _, err = output(capsys, "advise", run, "--items", "1M", "--max-memory", "10kB")
     assert status == 1
     assert "1,000,000 bytes" in err
+
+
+def test_advise_stages(run, capsys, tmp_path):
+    codes = np.random.default_rng(0).integers(0, 256, (900, 16), dtype=np.uint8)
+    codes[:, 1:] &= 1  # the first byte says nearly all
+    np.save(tmp_path / "c.npy", codes)
+    said = as_json(capsys, "advise", "--codes", tmp_path / "c.npy", "--recall", "0.5", "-k", "5", "--items", "9k")
+    assert (said["codes"], said["items"], said["k"]) == (900, 9000, 5)
+    assert said["funnels"][-1]["funnel"] == []
+    assert all(f["recall"] >= 0.5 for f in said["funnels"])
+    np.save(tmp_path / "q.npy", codes[:40])
+    argv = ["advise", "--codes", tmp_path / "c.npy", "--queries", tmp_path / "q.npy", "--recall", "0.5"]
+    status, out, _ = output(capsys, *argv)
+    assert status == 0
+    assert "900 items, the 10 nearest, recall of at least 0.5:" in out
+    said = as_json(capsys, "advise", run, "--recall", "0.9")
+    assert (said["codes"], said["funnels"][-1]["recall"]) == (1597, 1.0)
 
 
 def test_compare(capsys, tmp_path):
@@ -380,6 +422,14 @@ BAD = [
     (["search", "{tmp}/list_config"], "settings"),
     (["advise", "{tmp}/empty_config", "--items", "1M"], "evaluation"),
     (["advise", "{run}", "--items", "1M", "--tolerance=-1"], "tolerance"),
+    (["advise", "{run}"], "--items"),
+    (["advise", "{run}", "--items", "1M", "--codes", "{tmp}/a.npy"], "--recall"),
+    (["advise", "{run}", "--codes", "{tmp}/a.npy", "--recall", "0.9"], "either a run folder or --codes"),
+    (["advise", "{run}", "--queries", "{tmp}/a.npy", "--recall", "0.9"], "--queries: a run has queries"),
+    (["advise", "{run}", "--recall", "1"], "--recall: expected a share"),
+    (["advise", "{run}", "--recall", "0.9", "--items", "10"], "--items: expected at least"),
+    (["advise", "--codes", "{tmp}/none.npy", "--recall", "0.9"], "none.npy"),
+    (["advise", "{tmp}", "--recall", "0.9"], "evaluate"),
     (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/zip.npy"], "zip.npy"),
     (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/several.npz"], "archive"),
     (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/nan.npy"], "NaN"),

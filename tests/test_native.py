@@ -265,6 +265,7 @@ def sample_arguments():
         "distances": (queries, database, [3, 40]),
         "histograms": (queries, database, *labels, [3, 40]),
         "evaluate": (queries, database, *labels, [3, 40], 7),
+        "evaluate_gains": (queries, database, *labels, [3, 40], 7, [2, 20]),
         "topk": (queries, database, 4, 33, allow, 5),
         "radius": (queries, database, 20, 33, allow, 5),
     }
@@ -299,6 +300,8 @@ def test_operators_refuse_what_they_cannot_read():
         lambda: ops.distances(q, d, []),
         lambda: ops.evaluate(q, d, torch.zeros(3), torch.zeros(20, dtype=torch.uint8), [8], 1),
         lambda: ops.evaluate(q, d, torch.zeros(2), torch.zeros(20), [8], 1),
+        lambda: ops.evaluate_gains(q, d, torch.zeros(3).char(), torch.zeros(20).char(), [8], 1, [21]),
+        lambda: ops.evaluate_gains(q, d, torch.zeros(3).char(), torch.zeros(20).char(), [8], 1, [3, 3]),
         lambda: ops.pack(torch.zeros(2, 3, dtype=torch.int32)),
         lambda: ops.pack(torch.zeros(3)),
     ):

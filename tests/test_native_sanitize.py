@@ -72,9 +72,10 @@ def test_native_code_is_clean_on_arm(driver, rounds, tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which(ARM[0]), reason=f"needs {ARM[0]}")
-def test_neon_compiles_without_a_warning(tmp_path):
+@pytest.mark.parametrize("name", ["neon", "slices_neon"])
+def test_neon_compiles_without_a_warning(name, tmp_path):
     flags = ["-std=c++17", "-O3", "-Wall", "-Wextra", "-Werror", "-c"]
-    source = ROOT / "csrc" / "hamming" / "cpu" / "neon.cpp"
+    source = ROOT / "csrc" / "hamming" / "cpu" / f"{name}.cpp"
     built = subprocess.run(
         [ARM[0], *flags, str(source), "-o", str(tmp_path / "neon.o")], capture_output=True, text=True, check=False
     )

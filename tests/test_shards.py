@@ -8,7 +8,8 @@ import torch
 from ranks import in_ranks
 
 import nhl_fast as nhl
-from nhl_fast.retrieval.shards import evaluate_shards, search_shards
+from nhl_fast.core.arrays import read_ahead
+from nhl_fast.retrieval.shards import cut_rows, evaluate_shards, search_shards
 from nhl_fast.retrieval.ties import RULES
 
 LENGTHS, CUTS = (5, 12, 24), (0, 7, 7, 30, 61)  # unequal shards, one of them empty
@@ -102,3 +103,51 @@ def test_bad_shards_are_refused():
         evaluate_shards(q, ql, [(db, dl[:3])], lengths=LENGTHS)
     with pytest.raises(ValueError, match="at least one item in all shards"):
         evaluate_shards(q, ql, [(db[:0], dl[:0])], lengths=LENGTHS)
+
+
+@pytest.mark.parametrize("ties", list(RULES))
+def test_a_mapped_file_is_measured_and_searched_in_a_stream(ties, tmp_path):
+    q, db, ql, dl = problem()
+    np.save(tmp_path / "codes.npy", db.numpy())
+    np.save(tmp_path / "labels.npy", dl.to(torch.uint8).numpy())
+    codes, labels = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("codes", "labels"))
+    shards, said = cut_rows(codes, labels, 17), []
+    assert [len(rows) for rows, _ in shards] == [17, 17, 17, 10]
+    assert all(np.shares_memory(rows, codes) for rows, _ in shards)
+    options = {"lengths": LENGTHS, "topk": 20, "ties": ties}
+    found = evaluate_shards(q, ql, shards, progress=lambda *numbers: said.append(numbers), **options)
+    same(found, nhl.evaluate_retrieval(q, db, ql, dl, **options))
+    assert said == [(17, 61), (34, 61), (51, 61), (61, 61)]
+    said.clear()
+    found = search_shards(q, cut_rows(codes, rows=17), 30, progress=lambda *numbers: said.append(numbers))
+    assert all(map(torch.equal, found, nhl.search(q, db, 30)))
+    assert said == [(17, 61), (34, 61), (51, 61), (61, 61)]
+
+
+def test_reading_ahead_leaves_what_is_read_as_it_is(tmp_path):
+    rows = np.arange(70_000, dtype=np.uint8).reshape(-1, 7)
+    np.save(tmp_path / "a.npy", rows)
+    mapped = np.load(tmp_path / "a.npy", mmap_mode="r")
+    for part in (mapped, mapped[4000:9000], mapped[:0], mapped[:, 3:5], mapped[::-1], mapped[::3, ::2]):
+        read_ahead(part)
+    for other in (rows, torch.from_numpy(rows), [1], None):
+        read_ahead(other)
+    assert np.array_equal(mapped, rows)
+
+
+def test_values_are_checked_shard_by_shard():
+    q, db, ql, dl = problem()
+    wrong = dl.clone()
+    wrong[-1] = -1
+    with pytest.raises(ValueError, match="db_labels: expected non-negative class ids"):
+        evaluate_shards(q, ql, cut_rows(db, wrong, 20), lengths=LENGTHS)
+    with pytest.raises(TypeError, match="db_labels: expected integer class ids"):
+        evaluate_shards(q, ql, cut_rows(db, dl.float(), 20), lengths=LENGTHS)
+    with pytest.raises(TypeError, match="progress: expected a function"):
+        search_shards(q, cut_rows(db), 3, progress=1)
+    with pytest.raises(TypeError, match="progress: expected a function"):
+        evaluate_shards(q, ql, cut_rows(db, dl), lengths=LENGTHS, progress=True)
+    with pytest.raises(ValueError, match="labels: expected 61 rows"):
+        cut_rows(db, dl[:5])
+    with pytest.raises(ValueError, match="rows: expected an integer of at least 1"):
+        cut_rows(db, rows=0)

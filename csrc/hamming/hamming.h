@@ -70,6 +70,8 @@ void label_histograms(const Rows& queries, const Rows& items, const std::vector<
 //   retrieved[m][q]     relevant items at ranks <= cutoff
 //   hits[m][r - 1]      queries with a relevant item at rank r, and recall[m][r - 1], each of them weighted by
 //                       1 / (the query's relevant items); both whatever the cutoff
+//   gains[m][q][i]      where asked for: sum over ranks r <= gain_ends[i] that hold a relevant item of 1 / log2(r + 1);
+//                       the ends increase, up to the number of items
 // Sums of doubles are taken in an order that does not depend on the number of threads.
 struct Evaluation {
   int64_t* counts;
@@ -77,6 +79,8 @@ struct Evaluation {
   int64_t* retrieved;
   double* hits;
   double* recall;
+  double* gains = nullptr;
+  std::vector<int64_t> gain_ends = {};
 };
 void evaluate(const Rows& queries, const Rows& items, const std::vector<int64_t>& lengths,
               const Relevance& relevance, int64_t cutoff, const Evaluation& out, const Executor& executor);

@@ -56,10 +56,10 @@ Tensor histograms_cpu(const Tensor& queries, const Tensor& items, const Tensor& 
   return out;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> evaluate_cpu(const Tensor& queries, const Tensor& items,
-                                                                const Tensor& query_labels,
-                                                                const Tensor& item_labels, Ints lengths,
-                                                                int64_t cutoff) {
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Six evaluate_gains_cpu(const Tensor& queries, const Tensor& items, const Tensor& query_labels,
+                       const Tensor& item_labels, Ints lengths, int64_t cutoff, Ints ranks) {
   check_lengths(lengths);
   const Rows q = rows_of(queries, lengths.back(), "queries"), x = rows_of(items, lengths.back(), "database");
   const Relevance relevance = relevance_of<Relevance>(query_labels, item_labels, q.count, x.count);
@@ -67,10 +67,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> evaluate_cpu(const Tensor& qu
   Tensor counts = empty({count_bins(lengths, q.count)}, ScalarType::Long);
   Tensor precision = empty({m, q.count}, ScalarType::Double), retrieved = empty({m, q.count}, ScalarType::Long);
   Tensor hits = empty({m, x.count}, ScalarType::Double), recall = empty({m, x.count}, ScalarType::Double);
+  for (size_t i = 0; i < ranks.size(); ++i)
+    STD_TORCH_CHECK(ranks[i] > (i ? ranks[i - 1] : 0) && ranks[i] <= x.count,
+                    "ranks: expected them to increase from 1 to at most ", x.count);
+  Tensor gains = empty({m, q.count, static_cast<int64_t>(ranks.size())}, ScalarType::Double);
   evaluate(q, x, lengths, relevance, cutoff,
            {data<int64_t>(counts), data<double>(precision), data<int64_t>(retrieved), data<double>(hits),
-            data<double>(recall)},
+            data<double>(recall), data<double>(gains), ranks},
            Call().executor);
+  return {counts, precision, retrieved, hits, recall, gains};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> evaluate_cpu(const Tensor& queries, const Tensor& items,
+                                                                const Tensor& query_labels,
+                                                                const Tensor& item_labels, Ints lengths,
+                                                                int64_t cutoff) {
+  auto [counts, precision, retrieved, hits, recall, gains] =
+      evaluate_gains_cpu(queries, items, query_labels, item_labels, lengths, cutoff, {});
   return {counts, precision, retrieved, hits, recall};
 }
 
@@ -118,6 +131,9 @@ STABLE_TORCH_LIBRARY(nhl_fast, m) {
       "evaluate(Tensor queries, Tensor database, Tensor query_labels, Tensor database_labels, int[] lengths,"
       " int cutoff) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
+      "evaluate_gains(Tensor queries, Tensor database, Tensor query_labels, Tensor database_labels, int[] lengths,"
+      " int cutoff, int[] ranks) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "topk(Tensor queries, Tensor database, int k, int length, Tensor? allow=None, int base=0)"
       " -> (Tensor, Tensor)");
   m.def(
@@ -132,6 +148,7 @@ STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CPU, m) {
   m.impl("distances", TORCH_BOX(&nhl::hamming::distances_cpu));
   m.impl("histograms", TORCH_BOX(&nhl::hamming::histograms_cpu));
   m.impl("evaluate", TORCH_BOX(&nhl::hamming::evaluate_cpu));
+  m.impl("evaluate_gains", TORCH_BOX(&nhl::hamming::evaluate_gains_cpu));
   m.impl("topk", TORCH_BOX(&nhl::hamming::topk_cpu));
   m.impl("radius", TORCH_BOX(&nhl::hamming::radius_cpu));
 }

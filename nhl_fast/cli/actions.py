@@ -21,7 +21,7 @@ from ..report.write import check_targets, write_report
 from ..retrieval import advise as advising
 from ..retrieval.codes import mask_tail, num_bytes
 from ..retrieval.hamming import search as hamming_search
-from ..retrieval.metrics import evaluate_retrieval
+from ..retrieval.metrics import check_ranks, evaluate_retrieval
 from ..text.table import format_table
 from ..training import compare as comparing
 from ..training.arrays import load_array, save_array, save_csv
@@ -35,6 +35,7 @@ from ..training.trained import load as load_trained
 from ..training.trainer import Trainer
 from . import duplicates as duplicating
 from . import fit as fitted
+from . import funnel as funnels
 from . import search as searching
 from .search import encode_input
 
@@ -117,6 +118,8 @@ def train_ranks(args, split) -> None:
 
 def train_and_evaluate(args, trainer: Trainer, resume: bool, folder: Path) -> None:
     data = trainer.data
+    if not args.no_evaluate:
+        check_ranks(args.ndcg, len(data.database))
     if not args.json:
         print(
             f"{data.title}: {len(data.train)} training, {len(data.validation)} validation, {len(data.query)} query, "
@@ -154,15 +157,18 @@ def evaluate(args) -> None:
     q, d, ql, dl = (load_array(path, f"--{name}") for path, name in zip(files, names))
     bits = 8 * q.shape[-1]
     default = tuple(b for b in (8, 16, 32, 64, 128, 256, 512, 1024) if b <= bits)
-    result = evaluate_retrieval(q, d, ql, dl, lengths=args.lengths or default, topk=args.topk, ties=args.ties)
+    result = evaluate_retrieval(q, d, ql, dl, lengths=args.lengths or default, **measured(args))
     rows = metric_rows(Evaluation(q, d, result, {}))
     emit(args, {"lengths": rows}, format_table(rows))
 
 
+def measured(args) -> dict:
+    """What the options say of how rankings are measured."""
+    return {"topk": args.topk, "ties": args.ties, "ndcg": args.ndcg, "mean_over": args.mean_over}
+
+
 def evaluate_run(args, run: Run, said: dict) -> None:
-    evaluation = evaluate_model(
-        run.model, run.data, lengths=args.lengths, topk=args.topk, ties=args.ties, workers=args.workers
-    )
+    evaluation = evaluate_model(run.model, run.data, lengths=args.lengths, workers=args.workers, **measured(args))
     metrics = write_evaluation(run.folder, evaluation, run.data)
     history = run.folder.read_log()
     try:
@@ -171,7 +177,7 @@ def evaluate_run(args, run: Run, said: dict) -> None:
         pictures, note = [], f"no pictures: {error}"
     rows = metrics["lengths"]
     if run.config["best_per_length"]:
-        own = best_per_length_map(run, topk=args.topk, ties=args.ties)
+        own = best_per_length_map(run, topk=args.topk, ties=args.ties, mean_over=args.mean_over)
         rows = [{**row, "mAP_own_best": own.get(row["bits"])} for row in rows]
     folder = run.folder
     written = [str(p) for p in (folder.metrics, folder.metrics_table, folder.all_codes)]
@@ -308,6 +314,13 @@ def report(args) -> None:
 
 
 def advise(args) -> None:
+    if args.recall is not None:
+        emit(args, *funnels.advise(args))
+        return
+    if args.codes is not None or args.queries is not None:
+        raise ValueError("--codes and --queries: expected --recall beside them")
+    if args.run is None or args.items is None:
+        raise ValueError("give a run folder and --items, or --codes and --recall")
     metrics = RunFolder(args.run).metrics
     if not metrics.is_file():
         raise FileNotFoundError(f"{args.run} is not evaluated yet: run 'nhl-fast evaluate {args.run}' first")

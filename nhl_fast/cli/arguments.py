@@ -17,7 +17,7 @@ from ..retrieval.ties import RULES
 from ..training.config import TrainConfig
 from ..training.presets import PRESETS
 from ..training.run_folder import RunFolder, check_target
-from . import completion, data_options, fit_arguments
+from . import advise_arguments, completion, data_options, fit_arguments
 from . import resume as resume
 from .errors import one_line, silence
 from .parser import Help, Parser, losses_text
@@ -217,6 +217,10 @@ def build_parser() -> Parser:
     def evaluation(sub):
         sub.add_argument("--topk", type=int, help="mAP over the first K of the ranking (default: all of it)")
         sub.add_argument("--ties", choices=tuple(RULES), default="id")
+        sub.add_argument("--ndcg", type=lengths, default=(), metavar="10,100,...", help="NDCG of these ranks, too")
+        sub.add_argument(
+            "--mean-over", choices=("all", "relevant"), default="all", help="relevant: queries with a relevant item"
+        )
 
     sub = command(
         "train",
@@ -362,21 +366,7 @@ def build_parser() -> Parser:
         help="show the page's codes in the plane: tsne needs nhl-fast[data], umap nhl-fast[umap]",
     )
 
-    sub = command(
-        "advise",
-        "the shortest length that meets your bounds",
-        "The shortest code length that meets a bound on mAP, memory or latency, from the mAP of every prefix.\n\n"
-        "  nhl-fast advise runs/digits --items 100M --min-map 0.95 --max-memory 1GB --max-latency-ms 20",
-    )
-    sub.add_argument("run", metavar="RUN", help="an evaluated run folder")
-    sub.add_argument("--items", type=size, required=True, help="items to serve, as in 2000000 or 100M")
-    sub.add_argument("--min-map", type=float)
-    sub.add_argument("--max-memory", type=size, help="for the codes, as in 2GB")
-    sub.add_argument("--max-latency-ms", type=float, help="of one search (top 10), measured on this machine")
-    sub.add_argument(
-        "--tolerance", type=float, default=0.005, help="without --min-map: accepted distance to the best mAP"
-    )
-
+    advise_arguments.add(command, size)
     fit_arguments.add(command, lengths)
     command("backends", "what is built and active on this machine, and why not")
     completion.add(command)

@@ -1,7 +1,8 @@
-"""NumPy arrays as tensors that share their memory."""
+"""NumPy arrays as tensors that share their memory, and as files; memory maps."""
 
 from __future__ import annotations
 
+import mmap
 import warnings
 import zipfile
 from collections.abc import Iterable
@@ -59,3 +60,20 @@ def write_npz(handle, arrays: Iterable[tuple[str, np.dtype, tuple[int, ...], Ite
                 np.lib.format.write_array_header_1_0(out, header)
                 for part in parts:
                     out.write(part.astype(dtype, copy=False).tobytes())
+
+
+def read_ahead(array) -> None:
+    """Start to read the pages of a `numpy.memmap`, so that the disk works while the processor does.
+
+    Nothing for what lies in memory, or where there is no madvise.
+    """
+    pages = getattr(array, "_mmap", None)
+    if not isinstance(array, np.memmap) or not hasattr(pages, "madvise") or array.size == 0:
+        return
+    if any(stride < 0 for stride in array.strides):
+        return
+    start = np.frombuffer(pages, np.uint8).ctypes.data
+    first = array.ctypes.data - start
+    length = array.itemsize + sum((size - 1) * stride for size, stride in zip(array.shape, array.strides))
+    begin = first // mmap.PAGESIZE * mmap.PAGESIZE
+    pages.madvise(mmap.MADV_WILLNEED, begin, first - begin + length)

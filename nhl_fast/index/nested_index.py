@@ -313,6 +313,36 @@ class NestedIndex(Items):
         """
         return exchange.to_faiss(self._length, self._state)
 
+    def to_lancedb(self, connection, name: str) -> Any:
+        """The same codes and ids as a new LanceDB table: `id`, and `vector` (uint8 lists) for `hamming` searches.
+
+        Args:
+            connection: what `lancedb.connect` gives.
+            name: of the table.
+
+        Returns:
+            The table.
+
+        Raises:
+            ImportError: pyarrow is not installed.
+            TypeError: an argument does not fit.
+        """
+        return exchange.to_lancedb(self._length, self._state, connection, name)
+
+    def to_milvus(self, client, name: str) -> None:
+        """The same codes and ids as a new Milvus collection: `id`, and `vector` (binary), indexed by BIN_FLAT.
+
+        Args:
+            client: a `pymilvus.MilvusClient`, of a server or of a file (milvus-lite).
+            name: of the collection.
+
+        Raises:
+            ImportError: pymilvus is not installed.
+            TypeError: an argument does not fit.
+            ValueError: the length is not a multiple of 8, which Milvus asks for.
+        """
+        exchange.to_milvus(self._length, self._state, client, name)
+
     @classmethod
     def from_faiss(cls, index) -> NestedIndex:
         """An index with the codes and ids of a `faiss.IndexBinaryFlat`, or an `IndexBinaryIDMap` over one.

@@ -34,7 +34,7 @@ def _register_hamming() -> None:
         return queries.new_empty(bins(lengths, queries.shape[0]), dtype=torch.int64)
 
     @fake("nhl_fast::evaluate")
-    def _(queries, database, query_labels, database_labels, lengths, cutoff):
+    def evaluate(queries, database, query_labels, database_labels, lengths, cutoff):
         m, q, n = len(lengths), queries.shape[0], database.shape[0]
         return (
             queries.new_empty(bins(lengths, q), dtype=torch.int64),
@@ -43,6 +43,11 @@ def _register_hamming() -> None:
             queries.new_empty(m, n, dtype=torch.float64),
             queries.new_empty(m, n, dtype=torch.float64),
         )
+
+    @fake("nhl_fast::evaluate_gains")
+    def _(queries, database, query_labels, database_labels, lengths, cutoff, ranks):
+        gains = queries.new_empty(len(lengths), queries.shape[0], len(ranks), dtype=torch.float64)
+        return *evaluate(queries, database, query_labels, database_labels, lengths, cutoff), gains
 
     @fake("nhl_fast::topk")
     def _(queries, database, k, length, allow=None, base=0):

@@ -1,4 +1,4 @@
-"""The Hamming engine's operators `torch.ops.nhl_fast.*`: pack, distances, histograms, evaluate, topk, radius."""
+"""The Hamming engine's operators `torch.ops.nhl_fast.*`: pack, distances, histograms, evaluate, topk, radius, ..."""
 
 from __future__ import annotations
 
@@ -86,17 +86,19 @@ def histograms(queries, database, query_labels, database_labels, lengths) -> lis
     return _split_counts(counts, len(queries), lengths)
 
 
-def evaluate(queries, database, query_labels, database_labels, lengths, cutoff: int):
-    """(histograms, precision, retrieved, hits, recall): see `ranking.RankSums` for the last four.
+def evaluate(queries, database, query_labels, database_labels, lengths, cutoff: int, ranks=()):
+    """(histograms, precision, retrieved, hits, recall), and gains with `ranks`: see `ranking.RankSums`.
 
     Args:
         queries, database: packed uint8 rows (Q, bytes), (n, bytes).
         query_labels, database_labels: class ids (N,) or multi-hot rows (N, C), in any mixture.
         lengths: strictly increasing code lengths.
         cutoff: K of the precision sums.
+        ranks: strictly increasing, at most n, where the gains end; on the CPU alone.
     """
     labels = _relevance_labels(query_labels, database_labels)
-    counts, *sums = ops.evaluate(_rows(queries), _rows(database), *labels, list(lengths), cutoff)
+    arguments = (_rows(queries), _rows(database), *labels, list(lengths), cutoff)
+    counts, *sums = ops.evaluate_gains(*arguments, list(ranks)) if ranks else ops.evaluate(*arguments)
     return _split_counts(counts, len(queries), lengths), *sums
 
 

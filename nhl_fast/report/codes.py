@@ -59,6 +59,7 @@ def measure_codes(record: Record) -> Measured:
             lengths=lengths,
             topk=record.conditions.topk,
             ties=record.conditions.ties,
+            mean_over=record.conditions.mean_over,
         )
         for b, value in found.mean_average_precision.items():
             if abs(value - record.map[b]) > 1e-6:

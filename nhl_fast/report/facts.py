@@ -81,7 +81,8 @@ def _environment_cells(found: Mapping) -> list[str]:
 DEFINITIONS = (
     "mAP is the mean over queries of the average precision: the mean of precision@r over the ranks r that hold a "
     "relevant item, within the stated cut; a query without one counts as 0. precision_radius2 is the precision "
-    "within Hamming radius 2, 0 for an empty ball. Standard deviations are those of a sample (n - 1).",
+    "within Hamming radius 2, 0 for an empty ball. ndcg@n: gains 1 / log2(rank + 1) of the relevant items among the "
+    "first n, over those of a ranking with relevant items first. Standard deviations are those of a sample (n - 1).",
     "Imbalance of bits is the mean of |2p - 1|, p the share of ones of a bit (0 is balanced); r is Pearson's "
     "correlation of two bits, constant bits left out; entropies are Shannon's, in bits; colliding pairs are pairs of "
     "database items with equal codes, colliding items those with at least one equal. Codes that are learned from "

@@ -40,6 +40,7 @@ def read_metrics(folder: RunFolder, longest: int) -> tuple[dict, dict, dict]:
             if content["topk"] >= content["num_database"]:  # the whole ranking
                 content["topk"] = None
         check.one_of(content["ties"], "ties", tuple(RULES))
+        check.one_of(content.setdefault("mean_over", "all"), "mean_over", ("all", "relevant"))
         found: dict[str, dict[int, float]] = {}
         for row in content["lengths"]:
             bits = check.positive_int(row["bits"], "bits")

@@ -52,6 +52,11 @@ class Section:
         return "mAP" if self.conditions.topk is None else f"mAP@{self.conditions.topk}"
 
     @property
+    def queries(self) -> str:
+        """What a title says of the queries of all means."""
+        return "" if self.conditions.mean_over == "all" else ", of queries with a relevant item"
+
+    @property
     def caption(self) -> str:
         """What a table of this section measures."""
         c, facts = self.conditions, self.records[0].facts
@@ -62,6 +67,7 @@ class Section:
         return (
             f"{self.data}, protocol: {c.protocol}; {sizes}{ranking}; "
             f"ties: {c.ties} ({RULES[c.ties].says}); AP divides by the relevant items found."
+            f"{'' if c.mean_over == 'all' else ' Means are over the queries with a relevant item.'}"
         )
 
     def rows(self, metric: str = "mAP", named: str | None = None) -> list[dict]:
@@ -120,7 +126,7 @@ def _titles(sections: Sequence[Section]) -> list[str]:
         compared = ", nested against single-length models" if s.records[0].variant else ""
         titles.append(f"{s.data}: {s.conditions.protocol}{compared}")
     for further in (
-        lambda s: f"{s.metric}, ties {s.conditions.ties}",
+        lambda s: f"{s.metric}, ties {s.conditions.ties}{s.queries}",
         lambda s: f"rows {s.conditions.rows[:8]}",
         lambda s: s.records[0].name,
     ):

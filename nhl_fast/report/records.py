@@ -27,6 +27,7 @@ class Conditions:
         rows: which rows are queries, database and training rows (validation included), as a digest; or where they
             come from, where that was not recorded.
         topk, ties: of the mean average precision.
+        mean_over: the queries of all means.
     """
 
     data: str
@@ -34,6 +35,7 @@ class Conditions:
     rows: str
     topk: int | None
     ties: str
+    mean_over: str = "all"
 
 
 @dataclass
@@ -156,7 +158,9 @@ def _run(folder: RunFolder) -> Record:
         config=config,
         data_options=stored["data"],
         fingerprint=stored["data_fingerprint"],
-        conditions=Conditions(head["data"], head["protocol"], rows.hexdigest(), head["topk"], head["ties"]),
+        conditions=Conditions(
+            head["data"], head["protocol"], rows.hexdigest(), head["topk"], head["ties"], head["mean_over"]
+        ),
         facts=facts,
         metrics=metrics,
         prefix_map=prefixes,

@@ -126,6 +126,7 @@ def _summary(section: Section) -> dict:
         "protocol": c.protocol,
         "topk": c.topk,
         "ties": c.ties,
+        "mean_over": c.mean_over,
         "methods": methods,
     }
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import torch
 
@@ -12,6 +14,7 @@ from . import codes, ranking, tie_groups
 from .hamming import DEFAULT_CHUNK_BYTES, hamming_distances, search, spans
 from .ties import RULES, TieRule
 
+QUERIES = ("all", "relevant")
 MOST_CLASSES = 4096  # of a confusion: its matrix has 128 MiB
 _TILE_BYTES = 1 << 25  # larger ones leave the cache
 _EXACT = 1 << 24  # so many ones sum exactly in float32
@@ -29,6 +32,8 @@ def evaluate_retrieval(
     ties: str = "id",
     *,
     denominator: str = "retrieved",
+    ndcg=(),
+    mean_over: str = "all",
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,
     backend: str = "auto",
 ) -> RetrievalResult:
@@ -49,6 +54,9 @@ def evaluate_retrieval(
             all orders of the tied items. "best" / "worst": relevant items first / last.
         denominator: "retrieved", the relevant items found in the first K (the convention of the hashing
             literature); "relevant", all relevant items; "min", the smaller of K and that number.
+        ndcg: a rank from 1 to n, or several, that `RetrievalResult.ndcg_at` is to be asked for. Needed under "id", in
+            whose pass they are measured (on the CPU); the other rules give any rank afterwards.
+        mean_over: the queries of every mean: "all" or "relevant", those with at least one relevant item.
         chunk_bytes: bound on the memory taken beyond the result (one query's row of distances is the least).
         backend: "auto", "reference", "cpp" or "cuda".
 
@@ -68,6 +76,9 @@ def evaluate_retrieval(
     cutoff = n if topk is None else min(n, check.positive_int(topk, "topk"))
     rule = RULES[check.one_of(ties, "ties", tuple(RULES))]
     check.one_of(denominator, "denominator", tie_groups.DENOMINATORS)
+    ranks = check_ranks(ndcg, n)
+    if check.one_of(mean_over, "mean_over", QUERIES) == "relevant":
+        _refuse_irrelevant(q_labels, db_labels)
     chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
 
     used = codes.num_bytes(lengths[-1])
@@ -79,6 +90,7 @@ def evaluate_retrieval(
         lengths,
         cutoff if rule.ranked else None,
         chunk_bytes,
+        ranks if rule.ranked else (),
         backend=backend,
     )
     if rule.ranked:
@@ -86,7 +98,7 @@ def evaluate_retrieval(
     else:
         rows = [tied_average_precision(h, cutoff, rule, denominator, chunk_bytes) for h in histograms]
         average_precision = torch.stack(rows)
-    return RetrievalResult(lengths, topk, ties, denominator, average_precision, histograms, sums)
+    return RetrievalResult(lengths, topk, ties, denominator, average_precision, histograms, sums, ranks, mean_over)
 
 
 @check.memory
@@ -157,6 +169,37 @@ def _non_empty(rows: torch.Tensor, name: str) -> torch.Tensor:
     return rows
 
 
+def check_ranks(value, n: int) -> tuple[int, ...]:
+    """`ndcg=` as ascending ranks from 1 to n."""
+    if hasattr(value, "__iter__") and getattr(value, "ndim", 1):
+        if isinstance(value, str):
+            raise TypeError(f"ndcg: expected ranks, got {check.describe(value)}")
+        try:
+            value = list(itertools.islice(value, check.MAX_LENGTHS + 1))
+        except Exception:
+            raise TypeError(f"ndcg: expected ranks, got {check.describe(value)}") from None
+        if len(value) > check.MAX_LENGTHS:
+            raise ValueError(f"ndcg: expected at most {check.MAX_LENGTHS} ranks, got more")
+    else:
+        value = [value]
+    return tuple(sorted({check.positive_int(rank, "ndcg", maximum=n) for rank in value}))
+
+
+def _refuse_irrelevant(q_labels: torch.Tensor, db_labels: torch.Tensor) -> None:
+    """Raise where no query has a relevant item."""
+    width = max([y.shape[1] for y in (q_labels, db_labels) if y.ndim == 2], default=None)
+    if width is None:
+        some = torch.isin(q_labels.cpu().unique(), db_labels.cpu()).any()
+    else:
+        ours, theirs = (
+            y.cpu().bincount(minlength=width) > 0 if y.ndim == 1 else (y != 0).any(0).cpu()
+            for y in (q_labels, db_labels)
+        )
+        some = (ours & theirs).any()
+    if not some:
+        raise ValueError("mean_over: expected a query with a relevant item, got none: no class is on both sides")
+
+
 def check_label_pair(q_labels, db_labels, num_queries: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Both label sets, checked against the row counts and against each other's classes."""
     q_labels = check_labels(as_tensor(q_labels, "q_labels"), num_queries, name="q_labels")
@@ -201,12 +244,17 @@ class RetrievalResult:
         topk: K of the average precision as asked for; None is the whole ranking.
         ties: the tie rule.
         denominator: the denominator of the average precision.
+        mean_over: the queries of the means, "all" or "relevant": those with at least one relevant item.
+        ndcg_ranks: those given as `ndcg`.
         num_queries: Q.
+        num_relevant_queries: those with at least one relevant item.
         num_database: n.
         average_precision: (m, Q) float64 tensor on the CPU, one AP@K a length and query.
     """
 
-    def __init__(self, lengths, topk, ties, denominator, average_precision, histograms, sums):
+    def __init__(
+        self, lengths, topk, ties, denominator, average_precision, histograms, sums, ranks=(), mean_over="all"
+    ):
         self.lengths: tuple[int, ...] = lengths
         self.topk: int | None = topk
         self.ties: str = ties
@@ -214,6 +262,13 @@ class RetrievalResult:
         self.average_precision: torch.Tensor = average_precision
         self.num_queries = int(average_precision.shape[1])
         self.num_database = int(histograms[0][0].sum())
+        self.mean_over: str = mean_over
+        self._relevant = histograms[0][..., 1].sum(1)
+        self.num_relevant_queries = int((self._relevant > 0).sum())
+        # A query without a relevant item adds 0 to every sum.
+        self._counted = self.num_queries if mean_over == "all" else self.num_relevant_queries
+        self.ndcg_ranks: tuple[int, ...] = ranks
+        self._gains = None if sums is None else sums.gains
         self._histograms = dict(zip(lengths, histograms))
         self._densities: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         if sums is not None:
@@ -222,7 +277,7 @@ class RetrievalResult:
     @property
     def mean_average_precision(self) -> dict[int, float]:
         """{length: mAP@K}."""
-        return dict(zip(self.lengths, self.average_precision.mean(1).tolist()))
+        return dict(zip(self.lengths, (self.average_precision.sum(1) / self._counted).tolist()))
 
     def precision_at(self, n: int) -> dict[int, float]:
         """{length: mean precision@n}, the share of relevant items among the first n.
@@ -231,18 +286,41 @@ class RetrievalResult:
             ValueError: n is below 1 or beyond the size of the database.
         """
         rank = self._rank(n)
-        return {b: float(self._density(b)[0][:rank].sum()) / (rank * self.num_queries) for b in self.lengths}
+        return {b: float(self._density(b)[0][:rank].sum()) / (rank * self._counted) for b in self.lengths}
 
     def recall_at(self, n: int) -> dict[int, float]:
         """{length: mean recall@n}, the share of a query's relevant items that are among the first n.
 
-        A query with no relevant item counts as 0, as in the average precision.
+        A query with no relevant item counts as 0, as in the average precision, or not at all (`mean_over`).
 
         Raises:
             ValueError: n is below 1 or beyond the size of the database.
         """
         rank = self._rank(n)
-        return {b: float(self._density(b)[1][:rank].sum()) / self.num_queries for b in self.lengths}
+        return {b: float(self._density(b)[1][:rank].sum()) / self._counted for b in self.lengths}
+
+    def ndcg_at(self, n: int) -> dict[int, float]:
+        """{length: mean NDCG@n}: the discounted gain of the first n, over that of relevant items first.
+
+        A relevant item at rank r gains 1 / log2(r + 1) (Jarvelin and Kekalainen, "Cumulated gain-based evaluation of
+        IR techniques", TOIS 2002, with two grades). A query with no relevant item counts as for `recall_at`. Under
+        "expected" it is the exact mean over all orders.
+
+        Raises:
+            ValueError: n is below 1 or beyond the size of the database or, under "id", was not given as `ndcg`.
+        """
+        rank, rule = self._rank(n), RULES[self.ties]
+        if rule.ranked and rank not in self.ndcg_ranks:
+            known = f"one of {self.ndcg_ranks}, given" if self.ndcg_ranks else "a rank given, and none was,"
+            raise ValueError(f"n: expected {known} as ndcg (ties='id'), got {rank}")
+        means = {}
+        for m, b in enumerate(self.lengths):
+            if rule.ranked:
+                gain = self._gains[m, :, self.ndcg_ranks.index(rank)]
+            else:
+                gain = tie_groups.discounted_gain(self._histograms[b], rank, rule)
+            means[b] = float(tie_groups.normalized_gain(gain, self._relevant, rank).sum()) / self._counted
+        return means
 
     def within_radius(self, r: int = 2) -> dict[int, float]:
         """{length: mean precision within Hamming radius r}; by convention an empty ball counts as 0."""
@@ -270,7 +348,7 @@ class RetrievalResult:
             return precision.numpy(), recall.numpy()
         ranks = torch.from_numpy(self.curve_ranks(points))
         hits, recall = (density.cumsum(0)[ranks - 1] for density in self._density(length))
-        return (hits / (ranks * self.num_queries)).numpy(), (recall / self.num_queries).numpy()
+        return (hits / (ranks * self._counted)).numpy(), (recall / self._counted).numpy()
 
     def curve_ranks(self, points=None) -> np.ndarray:
         """The ranks at which `pr_curve(by="rank", points=points)` is read, int64."""
@@ -307,6 +385,8 @@ class RetrievalResult:
             "denominator": self.denominator,
             "mean_average_precision": {str(b): v for b, v in self.mean_average_precision.items()},
             "precision_within_radius_2": {str(b): v for b, v in self.within_radius(2).items()},
+            "mean_over": self.mean_over,
+            **{f"ndcg_at_{n}": {str(b): v for b, v in self.ndcg_at(n).items()} for n in self.ndcg_ranks},
         }
 
     def __repr__(self) -> str:
@@ -316,11 +396,16 @@ class RetrievalResult:
             f"RetrievalResult: {self.num_queries} queries, {self.num_database} database items, "
             f"ties={self.ties!r}, denominator={self.denominator!r}"
         )
+        if self.mean_over != "all":
+            head += f", means over {self._counted} queries with a relevant item"
         width = max(8, len(name))
-        lines = [head, f"  {'bits':>6}  {name:>{width}}  {'P(r<=2)':>8}"]
+        gains = {f"NDCG@{n}": self.ndcg_at(n) for n in self.ndcg_ranks}
+        titles = "".join(f"  {title:>8}" for title in gains)
+        lines = [head, f"  {'bits':>6}  {name:>{width}}  {'P(r<=2)':>8}{titles}"]
         radius = self.within_radius(2)
         for b, value in self.mean_average_precision.items():
-            lines.append(f"  {b:>6}  {value:>{width}.4f}  {radius[b]:>8.4f}")
+            further = "".join(f"  {found[b]:>{max(8, len(title))}.4f}" for title, found in gains.items())
+            lines.append(f"  {b:>6}  {value:>{width}.4f}  {radius[b]:>8.4f}{further}")
         return "\n".join(lines)
 
     def _check_length(self, length) -> None:
@@ -347,5 +432,5 @@ class RetrievalResult:
         """Mean (precision, recall) within each radius 0..length."""
         inside = self._histograms[length].cumsum(1)
         relevant, items = inside[..., 1].double(), inside.sum(-1)
-        precision = (relevant / items.clamp(min=1)).mean(0)
-        return precision, (relevant / relevant[:, -1:].clamp(min=1)).mean(0)
+        precision = (relevant / items.clamp(min=1)).sum(0) / self._counted
+        return precision, (relevant / relevant[:, -1:].clamp(min=1)).sum(0) / self._counted

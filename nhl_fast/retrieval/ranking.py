@@ -15,6 +15,7 @@ import torch
 from .. import native
 from ..core.labels import similarity, to_multi_hot
 from ..core.operation import Operation
+from . import tie_groups
 from .hamming import prefix_products, signs, spans, tile_shape, too_long
 
 
@@ -27,12 +28,15 @@ class RankSums:
         retrieved: (m, Q) int64, relevant items at ranks <= K.
         hits: (m, n) float64, how many queries have a relevant item at rank r (column r - 1), K aside.
         recall: (m, n) float64, the same with each query weighing 1 / (its relevant items).
+        gains: (m, Q, len(ranks)) float64, the sum of 1 / log2(r + 1) over the ranks r up to each of `ranks` that hold
+            a relevant item; None where they were not asked for.
     """
 
     precision: torch.Tensor
     retrieved: torch.Tensor
     hits: torch.Tensor
     recall: torch.Tensor
+    gains: torch.Tensor | None = None
 
 
 def collect(
@@ -43,6 +47,7 @@ def collect(
     lengths: tuple[int, ...],
     cutoff: int | None,
     chunk_bytes: int,
+    ranks: tuple[int, ...] = (),
 ) -> tuple[list[torch.Tensor], RankSums | None]:
     """Histograms and, where `cutoff` is given, rank sums.
 
@@ -52,6 +57,7 @@ def collect(
         lengths: strictly increasing code lengths.
         cutoff: K of the rank sums, at most n; None leaves them out (and no ranking is made).
         chunk_bytes: bound on the memory taken beyond the result (one query's row of distances is the least).
+        ranks: strictly increasing, at most n: where the gains of the rank sums end.
 
     Returns:
         (histograms, sums): per length b an int32 tensor (Q, b + 1, 2) on the CPU, [q, d, 1] the relevant and
@@ -74,7 +80,7 @@ def collect(
     whole = columns(item_spans[0]) if len(item_spans) == 1 else None
 
     histograms = [torch.zeros(num_queries, b + 1, 2, dtype=torch.int32, device=device) for b in lengths]
-    ranker = _Ranker(lengths, num_queries, n, cutoff, chunk_bytes // 4, device) if cutoff else None
+    ranker = _Ranker(lengths, num_queries, n, cutoff, ranks, chunk_bytes // 4, device) if cutoff else None
     for block in spans(num_queries, ranker.rows if ranker else num_queries):
         for item_span in item_spans:
             item_columns, item_labels = whole or columns(item_span)
@@ -115,14 +121,16 @@ class _HistogramTile:
 class _Ranker:
     """Holds whole rows of distances for a block of queries and reduces their rankings to `RankSums`."""
 
-    def __init__(self, lengths, num_queries: int, n: int, cutoff: int, chunk_bytes: int, device: torch.device):
+    def __init__(self, lengths, num_queries: int, n: int, cutoff: int, ranks, chunk_bytes: int, device: torch.device):
         m = len(lengths)
         # The smallest dtype: integer radix sorts cost one pass a byte.
         dtype = next(t for t in (torch.uint8, torch.int16, torch.int32) if lengths[-1] <= torch.iinfo(t).max)
         self.rows = max(1, min(num_queries, chunk_bytes // (n * (m * dtype.itemsize + 1))))
         # Order and gathered relevance a pair, and, should all be relevant, the arrays over relevant ranks.
         self.step = max(1, chunk_bytes // (n * 80))
-        self.cutoff = cutoff
+        self.cutoff, self.ranks = cutoff, ranks
+        self.discounts = tie_groups.discounts(ranks[-1]).to(device) if ranks else None
+        self.gains = torch.zeros(m, num_queries, len(ranks), dtype=torch.float64, device=device)
         self.distances = torch.empty(m, self.rows, n, dtype=dtype, device=device)
         self.relevant = torch.empty(self.rows, n, dtype=torch.bool, device=device)
         self.precision = torch.zeros(m, num_queries, dtype=torch.float64, device=device)
@@ -144,11 +152,16 @@ class _Ranker:
                 weight = (number.double() / (rank + 1)).mul_(rank < self.cutoff)
                 self.precision[j, target] = torch.bincount(row, weight, minlength=rows)
                 self.retrieved[j, target] = torch.bincount(row[rank < self.cutoff], minlength=rows)
+                for i, end in enumerate(self.ranks):
+                    inside = rank < end
+                    gained = self.discounts[rank[inside]]
+                    self.gains[j, target, i] = torch.bincount(row[inside], gained, minlength=rows)
                 self.hits[j] += torch.bincount(rank, minlength=n)
                 self.recall[j] += torch.bincount(rank, count.double().reciprocal()[row], minlength=n)
 
     def sums(self) -> RankSums:
-        return RankSums(self.precision.cpu(), self.retrieved.cpu(), self.hits.cpu(), self.recall.cpu())
+        sums = (self.precision, self.retrieved, self.hits, self.recall, *([self.gains] if self.ranks else []))
+        return RankSums(*(part.cpu() for part in sums))
 
 
 def stable_order(keys: torch.Tensor) -> torch.Tensor:
@@ -162,11 +175,18 @@ def stable_order(keys: torch.Tensor) -> torch.Tensor:
 COLLECT = Operation("evaluate_retrieval", collect, strict=True)
 
 
-@COLLECT.serves("cuda", on="cuda", refuses=too_long("cuda", 4))
+def _no_gains(*args) -> str | None:
+    """`refuses` of CUDA."""
+    if len(args) > 7 and args[7]:
+        return "NDCG of items ranked by (distance, id), which the engine does not sum"
+    return too_long("cuda", 4)(*args)
+
+
+@COLLECT.serves("cuda", on="cuda", refuses=_no_gains)
 @COLLECT.serves("cpp", on="cpu", refuses=too_long("cpp", 4))
-def _collect_native(queries, database, query_labels, database_labels, lengths, cutoff, chunk_bytes):
+def _collect_native(queries, database, query_labels, database_labels, lengths, cutoff, chunk_bytes, ranks=()):
     labels = (query_labels, database_labels)
     if not cutoff:
         return [h.cpu() for h in native.histograms(queries, database, *labels, lengths)], None
-    histograms, *sums = native.evaluate(queries, database, *labels, lengths, cutoff)
+    histograms, *sums = native.evaluate(queries, database, *labels, lengths, cutoff, ranks)
     return [h.cpu() for h in histograms], RankSums(*(s.cpu() for s in sums))

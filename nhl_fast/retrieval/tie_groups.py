@@ -140,3 +140,31 @@ def rank_density(histogram: torch.Tensor, rule: TieRule) -> tuple[torch.Tensor, 
         steps.index_add_(0, (start + places).long().flatten(), -weight.flatten())
         results.append(steps.cumsum(0)[:n])
     return tuple(results)
+
+
+def discounts(count: int) -> torch.Tensor:
+    """1 / log2(rank + 1) of the ranks 1 to `count`, float64."""
+    return torch.log2(torch.arange(2, count + 2, dtype=torch.float64)).reciprocal_()
+
+
+def discounted_gain(histogram: torch.Tensor, end: int, rule: TieRule) -> torch.Tensor:
+    """DCG of the first `end` ranks, (Q,) float64: the sum of 1 / log2(rank + 1) over those with a relevant item.
+
+    Under an expected rule its exact mean: each of a group's places holds a relevant item with the same chance.
+
+    Args:
+        histogram: (Q, b + 1, 2), as for `average_precision`.
+        end: at least 1.
+        rule: one with `places`.
+    """
+    s, _, t, c = _groups(histogram)
+    start, places = rule.places(s, t, c)
+    sums = torch.nn.functional.pad(discounts(end).cumsum(0), (1, 0))
+    first, last = (rank.clamp(max=end).long() for rank in (start, start + places))
+    return (_ratio(t, places) * (sums[last] - sums[first])).sum(1)
+
+
+def normalized_gain(gain: torch.Tensor, relevant: torch.Tensor, end: int) -> torch.Tensor:
+    """NDCG, at most 1: the gain over that of a ranking whose relevant items come first; 0 where there are none."""
+    best = torch.nn.functional.pad(discounts(end).cumsum(0), (1, 0))[relevant.clamp(max=end)]
+    return _ratio(gain, best).clamp_(max=1)

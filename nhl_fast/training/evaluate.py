@@ -37,6 +37,8 @@ def evaluate_model(
     lengths=None,
     topk: int | None = None,
     ties: str = "id",
+    ndcg=(),
+    mean_over: str = "all",
     prefixes: bool = True,
     workers: int = 0,
 ) -> Evaluation:
@@ -47,29 +49,35 @@ def evaluate_model(
     lengths = model.code_lengths if lengths is None else lengths
     codes = encode_split(model, data.query, workers=workers), encode_split(model, data.database, workers=workers)
     labels = data.query.labels, data.database.labels
-    result = evaluate_retrieval(*codes, *labels, lengths=lengths, topk=topk, ties=ties)
-    curve = prefix_map(*codes, *labels, model.code_lengths[-1], topk) if prefixes else {}
+    result = evaluate_retrieval(
+        *codes, *labels, lengths=lengths, topk=topk, ties=ties, ndcg=ndcg, mean_over=mean_over
+    )
+    curve = prefix_map(*codes, *labels, model.code_lengths[-1], topk, mean_over) if prefixes else {}
     return Evaluation(*codes, result, curve)
 
 
-def prefix_map(q_codes, db_codes, q_labels, db_labels, longest: int, topk: int | None = None) -> dict[int, float]:
+def prefix_map(
+    q_codes, db_codes, q_labels, db_labels, longest: int, topk: int | None = None, mean_over: str = "all"
+) -> dict[int, float]:
     """mAP of every prefix 1..longest; queries are taken in parts, since each keeps a histogram a length."""
     step = max(1, PREFIX_BYTES // (8 * (longest + 1) * (longest + 2)))
-    total = torch.zeros(longest, dtype=torch.float64)
+    total, counted = torch.zeros(longest, dtype=torch.float64), 0
     for start in range(0, len(q_codes), step):
         part = slice(start, start + step)
         scores = evaluate_retrieval(
             q_codes[part], db_codes, q_labels[part], db_labels, range(1, longest + 1), topk, ties="expected"
         )
         total += scores.average_precision.sum(1)
-    return dict(enumerate((total / len(q_codes)).tolist(), 1))
+        counted += scores.num_queries if mean_over == "all" else scores.num_relevant_queries
+    return dict(enumerate((total / counted).tolist(), 1))
 
 
 def metric_rows(evaluation: Evaluation) -> list[dict]:
-    """One row a code length: mAP, precision and recall at 100, precision within radius 2."""
+    """One row a code length: mAP, precision and recall at 100, precision within radius 2, NDCG where asked for."""
     result = evaluation.result
     n = min(100, result.num_database)
     precision, recall, ball = result.precision_at(n), result.recall_at(n), result.within_radius(2)
+    gains = {f"ndcg@{rank}": result.ndcg_at(rank) for rank in result.ndcg_ranks}
     return [
         {
             "bits": b,
@@ -77,6 +85,7 @@ def metric_rows(evaluation: Evaluation) -> list[dict]:
             f"precision@{n}": precision[b],
             f"recall@{n}": recall[b],
             "precision_radius2": ball[b],
+            **{name: found[b] for name, found in gains.items()},
         }
         for b in result.lengths
     ]
@@ -99,6 +108,7 @@ def write_evaluation(folder: RunFolder, evaluation: Evaluation, data: RetrievalD
         "num_database": result.num_database,
         "topk": result.topk,
         "ties": result.ties,
+        "mean_over": result.mean_over,
         "lengths": rows,
         "prefix_map": {str(b): v for b, v in evaluation.prefix_map.items()},
         "weights_sha256": weights_sha256(folder),
@@ -126,13 +136,15 @@ def weights_sha256(folder: RunFolder) -> str | None:
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 
-def best_per_length_map(run: Run, *, topk: int | None = None, ties: str = "id") -> dict[int, float]:
+def best_per_length_map(
+    run: Run, *, topk: int | None = None, ties: str = "id", mean_over: str = "all"
+) -> dict[int, float]:
     """mAP of each length with its own best weights; one model, and one pass over the data, a length."""
     found = {}
     for b in run.code_lengths:
         model = load_model(run.folder.path, run.data, length=b)
         codes = encode_split(model, run.data.query), encode_split(model, run.data.database)
         labels = run.data.query.labels, run.data.database.labels
-        scores = evaluate_retrieval(*codes, *labels, lengths=(b,), topk=topk, ties=ties)
+        scores = evaluate_retrieval(*codes, *labels, lengths=(b,), topk=topk, ties=ties, mean_over=mean_over)
         found[b] = scores.mean_average_precision[b]
     return found

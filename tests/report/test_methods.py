@@ -29,6 +29,8 @@ def test_seeds_are_one_method_and_other_settings_another(runs):
     [
         (lambda c: c.update(topk=100), False),
         (lambda c: c.update(ties="best"), False),
+        (lambda c: c.update(mean_over="relevant"), False),
+        (lambda c: c.pop("mean_over"), True),  # of an earlier version: all queries
         (lambda c: c.update(topk=10**6), True),  # beyond the database: the whole ranking
     ],
 )

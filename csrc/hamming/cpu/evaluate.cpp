@@ -2,6 +2,7 @@
 //
 // The rank of an item is the number of items at smaller distances plus its turn among those at its own. A ranking is
 // kept as a bitmap of the ranks that hold a relevant item, from which all measures follow in the order of the ranks.
+#include <cmath>
 #include <cstring>
 
 #include "marks.h"
@@ -19,6 +20,7 @@ struct Batch {
   const std::vector<int64_t>& lengths;
   int64_t cutoff, rank_words, total;
   const Evaluation& out;
+  const std::vector<double>& discounts;  // of ranks, from the first on
   const int64_t* order;
   LabelMarks& marks;
   std::vector<int64_t>& relevant;  // items
@@ -35,6 +37,24 @@ struct Batch {
     return table + order[j] * (lengths[m] + 1) * 2;
   }
 };
+
+// out[i]: sum of the discounts of the ranks that are set among the first ends[i].
+void add_gains(const uint64_t* ranks, const std::vector<int64_t>& ends, const double* discounts, double* out) {
+  double sum = 0;
+  int64_t at = 0;
+  for (size_t i = 0; i < ends.size(); ++i) {
+    while (at < ends[i]) {
+      const int64_t first = at / 64 * 64, last = std::min(ends[i], first + 64);
+      uint64_t bits = ranks[at / 64] & ~0ull << at % 64;
+      if (last % 64) bits &= ~(~0ull << last % 64);
+      double here = 0;  // of a word, so that the words need not wait for one another
+      for (; bits; bits &= bits - 1) here += discounts[first + __builtin_ctzll(bits)];
+      sum += here;
+      at = last;
+    }
+    out[i] = sum;
+  }
+}
 
 // What follows from one ranking alone, whose marked items have been placed. `ends[d]` is the number of items at
 // distances up to d.
@@ -53,6 +73,9 @@ void measure(Batch& batch, const SliceKernels& kernels, int64_t j, int64_t m, co
     counts[2 * d] = ends[d] - (d ? ends[d - 1] : 0) - counts[2 * d + 1];
   }
   batch.out.precision[at] = kernels.precision(ranks, batch.cutoff, batch.out.retrieved + at);
+  const std::vector<int64_t>& wanted = batch.out.gain_ends;
+  if (!wanted.empty())
+    add_gains(ranks, wanted, batch.discounts.data(), batch.out.gains + at * static_cast<int64_t>(wanted.size()));
 }
 
 // Items ranked before those at every distance of some lengths, [query][length][distance].
@@ -273,6 +296,8 @@ void evaluate(const Rows& queries, const Rows& items, const std::vector<int64_t>
   for (int64_t m = single ? sliced : 0; m < num_lengths; ++m) query_bytes += 24 * (lengths[m] + 1);
   const int64_t most = std::clamp<int64_t>((int64_t{64} << 20) / query_bytes, 4, 64);
   const int64_t batch_size = std::max<int64_t>(most, (int64_t{8} << 20) / query_bytes);
+  std::vector<double> discounts(out.gain_ends.empty() ? 0 : out.gain_ends.back());
+  for (size_t r = 0; r < discounts.size(); ++r) discounts[r] = 1.0 / std::log2(static_cast<double>(r + 2));
   std::vector<int64_t> relevant;
   std::vector<bool> flipped;
   std::vector<uint64_t> ranks;
@@ -293,7 +318,7 @@ void evaluate(const Rows& queries, const Rows& items, const std::vector<int64_t>
     }
     ranks.assign(num * num_lengths * rank_words, 0);
     Batch batch{{rows.data() + first * bytes, num, bytes}, items, lengths, std::min(cutoff, n), rank_words, total,
-                out, order.data() + first, marks, relevant, flipped, ranks};
+                out, discounts, order.data() + first, marks, relevant, flipped, ranks};
     if (sliced) rank_sliced(batch, *planes, sliced, executor);
     for (int64_t m = sliced; m < num_lengths; ++m) rank_long(batch, m, executor);
     add_up(batch, executor);

@@ -11,6 +11,8 @@ const SliceKernels& active_slices() {
 #if defined(__x86_64__)
     case Isa::avx512: return avx512_slices();
     case Isa::avx2: return avx2_slices();
+#elif defined(__aarch64__)
+    case Isa::neon: return neon_slices();
 #endif
     default: return scalar_slices();
   }

@@ -80,6 +80,7 @@ double round_weight(double weight);
 const SliceKernels& scalar_slices();
 const SliceKernels& avx2_slices();
 const SliceKernels& avx512_slices();
+const SliceKernels& neon_slices();
 const SliceKernels& active_slices();
 
 }  // namespace nhl::hamming
