@@ -140,6 +140,23 @@ def test_unpack_rejects(packed, length, error, message):
         unpack_codes(packed, length)
 
 
+class OnDevice(torch.Tensor):
+    """A tensor that passes for one of a CUDA device."""
+
+    is_cuda = property(lambda self: True)
+    __torch_function__ = torch._C._disabled_torch_function_impl
+
+
+def test_a_database_on_a_device_that_is_refused_is_refused_again(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    bits = torch.arange(4096 * 16, dtype=torch.uint8).view(4096, 16).bitwise_and(1)
+    bits[0, 0] = 1
+    rows = bits.as_subclass(OnDevice)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="database: expected packed rows"):
+            codes.check_packed(rows, "database")
+
+
 def test_a_database_is_looked_at_once_until_it_changes():
     for rows in (torch.zeros(4, 2), torch.inference_mode()(torch.zeros)(4, 2)):
         assert [codes._was_looked_at(rows) for _ in range(3)] == [False, True, True]

@@ -169,6 +169,17 @@ def test_what_does_not_fit_is_evaluated_eagerly():
         replay(x, object())
 
 
+def test_other_label_options_than_those_captured_are_evaluated_eagerly():
+    objective, batches = problem()
+    replay = graphed(objective, batches[0])
+    x, labels, _ = batches[1]
+    objective.loss.label_options(ignore_index=-1)
+    labels = labels.clone()
+    labels[:3] = -1
+    torch.testing.assert_close(replay(x, labels).total, objective(x, labels).total)
+    assert replay.replays == 0
+
+
 def test_backward_comes_before_the_next_call():
     objective, batches = problem()
     replay = graphed(objective, batches[0])

@@ -195,11 +195,15 @@ def _refuse_unpacked(rows: torch.Tensor, name: str) -> None:
     if any(bool((part > 1).any()) for part in array.split(max(1, _BLOCK_BYTES // rows.shape[1]))):
         return
     differ = (array != array[:1]).any() if len(array) > 1 else torch.ones((), dtype=torch.bool, device=array.device)
-    check.values(
-        ~((array.sum(dtype=torch.int64) * 16 >= array.numel()) & differ),
-        f"{name}: expected packed rows, got {check.describe(rows)} in which no byte is above 1: bits, one a byte; "
-        f"pack them with pack_codes({name})",
-    )
+    try:
+        check.values(
+            ~((array.sum(dtype=torch.int64) * 16 >= array.numel()) & differ),
+            f"{name}: expected packed rows, got {check.describe(rows)} in which no byte is above 1: bits, one a "
+            f"byte; pack them with pack_codes({name})",
+        )
+    except ValueError:
+        _looked_at.pop(rows, None)  # what was refused is refused again
+        raise
 
 
 def check_length(length, available_bytes: int, name: str = "length") -> int:
