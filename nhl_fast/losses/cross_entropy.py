@@ -113,6 +113,7 @@ class GreedyHash(NestedLoss):
     Source: Su et al., "Greedy Hash: Towards Fast Optimization for Accurate Hash Coding in CNN", NeurIPS 2018.
     """
 
+    @check.memory
     def __init__(self, num_classes, code_lengths=check.DEFAULT_CODE_LENGTHS, *, alpha: float = 0.1, seed: int = 0):
         super().__init__(num_classes, code_lengths)
         if self.num_classes < 2:

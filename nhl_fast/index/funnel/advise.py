@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -187,4 +186,4 @@ def _seconds(index: NestedIndex, queries, k: int, funnels: Sequence[Funnel]) -> 
                 index.search(query, k, funnel=funnel or None)
                 if number:  # the first round warms up
                     taken.append(time.perf_counter() - started)
-    return {funnel: statistics.median(taken) for funnel, taken in times.items()}
+    return {funnel: float(np.median(taken)) for funnel, taken in times.items()}
