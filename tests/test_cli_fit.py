@@ -4,6 +4,7 @@ import json
 import sys
 import types
 
+import killed
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,6 @@ import torch
 import nhl_fast as nhl
 from nhl_fast.cli import main
 from nhl_fast.fit import embed
-from nhl_fast.fit.learn import Learner
 from nhl_fast.fit.run import FitRun
 
 OPTIONS = ("--lengths", "4,8,12", "--queries", "20", "--steps", "8", "-k", "5")
@@ -76,15 +76,7 @@ def test_a_fit_leaves_a_folder_that_encodes_and_searches(source, tmp_path, capsy
 @pytest.mark.parametrize("stop", [0, 3, 8])
 def test_a_killed_fit_goes_on(source, tmp_path, capsys, monkeypatch, stop):
     call(capsys, "fit", source, "--out", tmp_path / "whole", *OPTIONS, "--no-baselines")
-    take, taken = Learner.take_step, []
-
-    def killed(self):
-        if len(taken) == stop:
-            raise KeyboardInterrupt
-        taken.append(1)
-        return take(self)
-
-    monkeypatch.setattr(Learner, "take_step", killed)
+    killed.after(stop, monkeypatch)
     broken = tmp_path / "broken"
     status = 130 if stop < 8 else 0
     call(capsys, "fit", source, "--out", broken, *OPTIONS, "--no-baselines", status=status)
