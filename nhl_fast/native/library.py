@@ -20,11 +20,17 @@ MAX_BITS = {"cpp": 16384, "cuda": 1024}
 
 _PACKAGE = Path(__file__).resolve().parent
 _loading = threading.RLock()
+_loaded: dict[str, Path] = {}
 
 
 def library_path(kind: str) -> Path:
     """Where library `kind` ("cpp" or "cuda") is, or would be built."""
     return _PACKAGE / builder.LIBRARIES[kind]
+
+
+def loaded_path(kind: str) -> Path:
+    """The file that library `kind` was loaded from: at `library_path`, or in the cache."""
+    return _loaded[kind]
 
 
 _HINT = "build it with: python -m nhl_fast.native build"
@@ -81,6 +87,7 @@ def _load_library(kind: str) -> str:
             return f"{path} does not load with PyTorch {torch.__version__}: {_brief(error)}; remove it, and {_HINT}"
     elif missing:
         return missing
+    _loaded[kind] = path
     try:
         folder = builder.source_dir()
         built = (torch.ops.nhl_fast.source_hash if kind == "cpp" else torch.ops.nhl_fast.cuda_source_hash)()
