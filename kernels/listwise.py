@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from . import tiles
-from .device.arithmetic import bit_sign, dot, largest, load_tile, multiply, sigmoid, softplus, zeros
+from .device.arithmetic import dot, dot_of_signs, largest, load_tile, sigmoid, signs, softplus, zeros
 
 COSINES = tiles.Tiles(rows=32, columns=32, depth=32, warps=4)
 STATISTICS = tiles.Tiles(rows=16, columns=64, bits=32, warps=4, stages=1)
@@ -118,12 +118,6 @@ def cosine_kernel(vectors, cosines, num_rows, width, temperature, SHAPE: tl.cons
 
 
 @triton.jit
-def _signs(x, bits, B: tl.constexpr):
-    """+-1 by the bit rule, 0 beyond the code; NaN stays."""
-    return tl.where(bits[None, :] < B, tl.where(x == x, bit_sign(x), x), 0.0)
-
-
-@triton.jit
 def _products(u, first_row, first_column, num_rows, B: tl.constexpr, SHAPE: tl.constexpr):
     """Inner products of a tile's signs over B bits."""
     ROWS: tl.constexpr = SHAPE.tiles.rows
@@ -133,8 +127,8 @@ def _products(u, first_row, first_column, num_rows, B: tl.constexpr, SHAPE: tl.c
     found = zeros(ROWS, COLUMNS)
     for start in range(0, B, SHAPE.tiles.bits):
         bits = start + tl.arange(0, SHAPE.tiles.bits)
-        x = _signs(load_tile(u, first_row, num_rows, bits, B, ROWS, L), bits, B)
-        y = _signs(load_tile(u, first_column, num_rows, bits, B, COLUMNS, L), bits, B)
+        x = signs(load_tile(u, first_row, num_rows, bits, B, ROWS, L), bits, B)
+        y = signs(load_tile(u, first_column, num_rows, bits, B, COLUMNS, L), bits, B)
         found = tl.dot(x, tl.trans(y), found, input_precision=PRECISION)  # of +-1 and 0: exact
     return found
 
@@ -216,15 +210,6 @@ def _log_shares(logits, highest, log_sum, others):
 
 
 @triton.jit
-def _pull(slope, signs, found, PRECISION: tl.constexpr):
-    """found + slope @ signs; signs need no second tf32 number."""
-    if PRECISION == "tf32x3":
-        return multiply(slope, signs, found, "half", "a")
-    else:
-        return dot(slope, signs, found, PRECISION)
-
-
-@triton.jit
 def _place(deltas, rows, bits, num_rows, J: tl.constexpr, SHAPE: tl.constexpr):
     """Where a job's gradient lies, and which of its tile are there."""
     JOB: tl.constexpr = SHAPE.jobs[J]
@@ -278,7 +263,7 @@ def _job(
         other_t = _log_shares(targeted, wanted[None, :], wanted_sum[None, :], others)
         slope += counts[None, :] * (tl.exp(other_p) - tl.exp(other_t))
         y = load_tile(u, first_column, num_rows, bits, B, COLUMNS, L)
-        found = _pull(slope, _signs(y, bits, B), found, PRECISION)
+        found = dot_of_signs(slope, signs(y, bits, B), found, PRECISION, "a")
     scale = 1 / largest(tl.sum(counted), 1.0)
     x = load_tile(u, first_row, num_rows, bits, B, ROWS, L)
     fall = tl.exp(-2 * tl.abs(x))

@@ -65,6 +65,7 @@ class Form:
         ties: center: (sum of the code lengths,) of +-1, where the sum of several centres is 0.
         scales: listwise: (m,) what cosines of codes are multiplied by; gradients go there, too.
         classifier: classifier: (C, sum of the code lengths) weights of the classes; gradients go there, too.
+        segments: classifier: `NestedLoss.segments`, which of its columns are each length's.
         one_hot: softmax: the body refuses a row of labels that has not exactly one class.
     """
 
@@ -84,6 +85,7 @@ class Form:
     squash: float = 0.0
     bound: str = "tanh"
     classifier: torch.Tensor | None = None
+    segments: torch.Tensor | None = None
 
     def __post_init__(self):
         if self.body not in PENALTIES or self.weigh not in WEIGHINGS or self.over not in MEANS:
@@ -114,6 +116,9 @@ class Form:
         if (self.classifier is None) == (self.body == "classifier"):
             wanted = "takes none" if self.classifier is not None else "needs the weights of every class"
             raise ValueError(f"classifier: the body {self.body!r} {wanted}")
+        if (self.segments is None) == (self.body == "classifier"):
+            wanted = "takes none" if self.segments is not None else "needs those of the loss"
+            raise ValueError(f"segments: the body {self.body!r} {wanted}")
         if (self.ties is None) == (self.body == "center"):
             raise ValueError(
                 f"ties: the body {self.body!r} {'takes none' if self.body != 'center' else 'needs them'}"

@@ -8,19 +8,14 @@ from losses_cases import (
     form_id,
     make_loss,
     naive_by_length,
-    named,
     of_backend,
     reference_by_length,
 )
 from numeric import Expected
 from test_label_options import SOFT, check, not_ignored, problem, repeated, soft_problem, soft_truth, with_ignored
 
-KERNELS = [case for case in CASES if case.name != "greedyhash"]
 
-
-@pytest.mark.parametrize(
-    ("case", "multi"), [(case, multi) for case, multi in FORMS if case.name != "greedyhash"], ids=form_id
-)
+@pytest.mark.parametrize(("case", "multi"), FORMS, ids=form_id)
 def test_losses_equal_their_formulas(case, multi, device):
     if multi and case.options.get("max_cosine", 0) is None:
         pytest.skip("a row without a class is unlike itself, and without the cap its distance of 0 is all rounding")
@@ -32,15 +27,8 @@ def test_losses_equal_their_formulas(case, multi, device):
     right.check(of_backend(*problem, "triton"))
 
 
-@pytest.mark.parametrize("case", named("greedyhash"), ids=str)
-def test_bodies_without_a_kernel_are_refused_by_name(case, device):
-    loss = make_loss(case, (4, 30), classes=4, device=device).eval()
-    with pytest.raises(RuntimeError, match="there is no kernel for the body 'classifier'"):
-        loss(torch.randn(12, 30, device=device), case.labels(12, 4, device=device), backend="triton")
-
-
 @pytest.mark.parametrize(
-    ("case", "multi"), [(case, multi) for case, multi in FORMS if case in KERNELS and not case.options], ids=form_id
+    ("case", "multi"), [(case, multi) for case, multi in FORMS if case in CASES and not case.options], ids=form_id
 )
 def test_ignored_rows_are_not_there(case, multi, device):
     loss, u, labels = problem(case, multi)
@@ -54,7 +42,7 @@ def test_ignored_rows_are_not_there(case, multi, device):
     check(loss.to(device), u.to(device), labels.to(device), "triton", {k: x.to(device) for k, x in truth.items()})
 
 
-@pytest.mark.parametrize("case", [case for case in SOFT if case.name not in ("dtsh", "greedyhash")], ids=str)
+@pytest.mark.parametrize("case", [case for case in SOFT if case.name != "dtsh"], ids=str)
 def test_soft_labels_are_mixtures(case, device):
     loss, u, labels = soft_problem(case)
     truth = {k: x.to(device) for k, x in soft_truth(case, loss, u, labels).items()}
