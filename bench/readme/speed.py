@@ -33,6 +33,21 @@ def head_step() -> str:
     )
 
 
+def loops() -> str:
+    """The step, an epoch and an evaluation beside the loops of the public code bases; a note until it was run."""
+    if not (RESULTS / "loops.json").exists():
+        return "Not measured yet."
+    lines = []
+    for row in stored("loops")["rows"]:
+        theirs = (row["published_ms"], row["single_ms"])
+        times = [f"{ms:,.1f} ({ms / row['nhl_fast_ms']:.1f})" if ms else "" for ms in theirs]
+        lines.append([row["part"], row["case"], f"{row['nhl_fast_ms']:,.2f}", *times])
+    return markdown(
+        ["part", "of", "nhl_fast, ms", "published procedure, ms (times ours)", "a model a length, ms (times ours)"],
+        lines,
+    )
+
+
 def search() -> str:
     return markdown(
         ["bits", "queries", "k", "nhl_fast, ms", "faiss, ms", "times faster"],
