@@ -13,7 +13,6 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from nhl_fast.core.prefixes import split
 from nhl_fast.losses import naive
 
 
@@ -47,21 +46,23 @@ LOSSES = {
     **{name: _in_batch(getattr(naive, name)) for name in ("dtsh", "lcdsh", "dch", "hashnet")},
     **{name: _softmax(getattr(naive, name)) for name in ("mdsh", "shcir", "orthocos", "orthoarc")},
     "mdsh_pairs": _mdsh_with_its_bank,
-    "idhn": lambda u, y, state, k: naive.idhn(u, y),
-    "greedyhash": lambda u, y, state, k: naive.greedyhash(u, y, split(state.classifier, state.lengths)[k]),
 }
 
 
+def loop_of(name: str, loss):
+    """The loss of one length as scripts write it, f(u, y, state, k); where none is written here, its own formula."""
+    return LOSSES.get(name) or (lambda u, y, state, k: loss.naive(u, y, k))
+
+
 class State:
-    """What a loss keeps, as scripts hold it: centres of its own lengths, a bank of outputs, learned classifiers."""
+    """What a loss keeps, as scripts hold it: centres of each length, a bank of outputs and one-hot labels."""
 
     def __init__(self, loss):
         self.centers, self.ties = getattr(loss, "centers", None), getattr(loss, "tie_centers", None)
-        bank, classifier = getattr(loss, "bank", None), getattr(loss, "classifier", None)
+        bank = getattr(loss, "bank", None)
         self.bank = self.bank_labels = None
         if bank is not None:
             self.bank, self.bank_labels = bank.u.clone(), F.one_hot(bank.labels, loss.num_classes).float()
-        self.classifier, self.lengths = classifier, loss.code_lengths
 
     def store(self, u, y, index):
         """The rows of a step into the bank, if there is one."""
@@ -70,10 +71,10 @@ class State:
 
 
 class LiteralStep:
-    """The head's training step, literally; weight, bias, centres and classifiers are shared with the package's."""
+    """The head's training step, literally; weight, bias and what the loss learns are shared with the package's."""
 
     def __init__(self, name, weight, bias, code_lengths, loss, distill_weight=1.0):
-        self.loss, self.lengths, self.distill_weight = LOSSES[name], code_lengths, distill_weight
+        self.loss, self.lengths, self.distill_weight = loop_of(name, loss), code_lengths, distill_weight
         self.weight, self.bias = weight, bias
         self.state = State(loss)
 
@@ -114,7 +115,7 @@ class SingleStep:
     """The step of one model of the k-th length: its head, its loss, one backward pass."""
 
     def __init__(self, name, weight, bias, loss, k):
-        self.loss, self.weight, self.bias, self.k = LOSSES[name], weight, bias, k
+        self.loss, self.weight, self.bias, self.k = loop_of(name, loss), weight, bias, k
         self.state = State(loss)
         if self.state.bank is not None:
             self.state.bank = self.state.bank[:, : len(weight)].contiguous()

@@ -16,19 +16,21 @@ from torch import nn
 
 from bench.common import arguments
 from bench.common.data import LENGTHS, protocol
-from bench.common.losses import make
+from bench.common.losses import CASES, make
 from bench.common.record import write
 from bench.common.timing import alternate, median_ms, timed
 from bench.search.hamming import usual
 from bench.step.head import Problem, apart
-from bench.step.literal import LOSSES, LiteralStep, SingleStep
+from bench.step.literal import LiteralStep, SingleStep
 from nhl_fast import NestedHashLayer, NestedObjective
+from nhl_fast.losses import REGISTRY
 from nhl_fast.retrieval.metrics import evaluate_retrieval
 from nhl_fast.text.table import format_table
 
 PARTS = ("step", "epoch", "evaluation")
 OURS, PUBLISHED, SINGLE = "nhl_fast", "published", "single"
 CONTENDERS = (OURS, PUBLISHED, SINGLE)
+LOSSES = tuple(dict.fromkeys((*REGISTRY, *CASES)))
 EPOCH_LOSSES = ("csq", "dsh", "dhn", "dtsh", "dch")
 
 
