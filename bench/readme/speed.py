@@ -33,6 +33,21 @@ def head_step() -> str:
     )
 
 
+def loops() -> str:
+    """The step, an epoch and an evaluation beside the loops of the public code bases; a note until it was run."""
+    if not (RESULTS / "loops.json").exists():
+        return "Not measured yet."
+    lines = []
+    for row in stored("loops")["rows"]:
+        theirs = (row["published_ms"], row["single_ms"])
+        times = [f"{ms:,.1f} ({ms / row['nhl_fast_ms']:.1f})" if ms else "" for ms in theirs]
+        lines.append([row["part"], row["case"], f"{row['nhl_fast_ms']:,.2f}", *times])
+    return markdown(
+        ["part", "of", "nhl_fast, ms", "published procedure, ms (times ours)", "a model a length, ms (times ours)"],
+        lines,
+    )
+
+
 def search() -> str:
     return markdown(
         ["bits", "queries", "k", "nhl_fast, ms", "faiss, ms", "times faster"],
@@ -64,7 +79,7 @@ def stream() -> str:
     document = stored("stream")
     rows = document["rows"]
     table = markdown(
-        ["one pass over a cold file", "reading the file, s", "the same in memory, s", "stream, s", "of the slower one"],
+        ["a pass over a cold file", "reading the file, s", "the same in memory, s", "stream, s", "of the slower"],
         [
             [row["call"], f"{row['disk_s']:.2f}", f"{row['warm_s']:.2f}", f"{row['stream_s']:.2f}",
              f"{row['of_the_slower_one']:.0%}"]

@@ -24,7 +24,7 @@ from nhl_fast.kernels import softmax as softmax_kernels
 
 from ...core.known_gradient import known_gradient
 from ...losses.form import NO_PENALTY, Form, squashed
-from ...losses.weighted import LabelRows, as_graded, pair_terms, row_targets
+from ...losses.weighted import LabelRows, as_graded, graded, pair_terms, row_targets
 from . import center as centers_alone
 from . import classifier as learned_classes
 from . import listwise as whole_lists
@@ -72,9 +72,11 @@ def pair_problem(form: Form, u, labels, lengths) -> tuple:
 
 
 def triplets(form: Form, u, labels, lengths):
-    weight = (form.penalty or NO_PENALTY).weight
+    weight, given = (form.penalty or NO_PENALTY).weight, ()
+    if isinstance(labels, LabelRows):
+        given, labels = (graded(labels, labels.labels), labels.weights), labels.labels
     return direct(all_triplets.triplets)(
-        u, labels, lengths, form.function, list(form.constants), weight, form.reference_bits
+        u, labels, lengths, form.function, list(form.constants), weight, form.reference_bits, *given
     )
 
 
@@ -131,15 +133,6 @@ def refuses(form: Form) -> str | None:
         return f"the margin is {form.constants[0]}, logits more than 64 apart are not served"
     if form.body == "pairs" and form.reference_bits and not pair_kernels.scales(form.function):
         return f"reference_bits is {form.reference_bits}, and {form.function!r} looks at no products"
-    return None
-
-
-def refuses_weights(form: Form, soft: bool) -> str | None:
-    """Why labels that count by weights cannot be served, or None."""
-    if form.body == "triplets":
-        return "label_options: the kernel of triplets counts every row once"
-    if soft and form.function == "angle":
-        return "label_options: the kernel takes no margin of an angle by soft labels"
     return None
 
 
