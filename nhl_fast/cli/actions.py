@@ -20,7 +20,6 @@ from ..fit.run import is_fit
 from ..report.write import check_targets, write_report
 from ..retrieval import advise as advising
 from ..retrieval.codes import mask_tail, num_bytes
-from ..retrieval.hamming import search as hamming_search
 from ..retrieval.metrics import check_ranks, evaluate_retrieval
 from ..text.table import format_table
 from ..training import compare as comparing
@@ -235,7 +234,7 @@ def search(args) -> None:
     if not (args.queries and args.codes):
         raise ValueError("give a run folder, or both --queries and --codes")
     queries, codes = load_array(args.queries, "--queries"), load_array(args.codes, "--codes")
-    distances, ids = hamming_search(queries, codes, args.k, length=args.length)
+    distances, ids = searching.nearest(args, queries, codes, args.length)
     lines = [
         f"query {q}: " + "  ".join(f"{i}:{d}" for i, d in zip(row_ids, row))
         for q, (row, row_ids) in enumerate(zip(distances.tolist(), ids.tolist()))

@@ -314,7 +314,7 @@ def build_parser() -> Parser:
     sub.add_argument("--queries", metavar="NPY", help="packed query codes")
     sub.add_argument("--codes", metavar="NPY", help="packed database codes")
     sub.add_argument("--length", type=int, help="code length in bits (default: all)")
-    sub.add_argument("-k", type=int, default=10, help="how many neighbours (default 10)")
+    sub.add_argument("-k", type=int, help="how many neighbours (default 10, or all where there are fewer)")
     sub.add_argument("--root", help="where the run's data set lies now")
     sub.add_argument("--path", help="where the run's file of features lies now")
     sub.add_argument("--device", help="where the model encodes (default: cpu)")

@@ -46,7 +46,9 @@ def found(spec: dict) -> dict:
 
 
 def flag(name: str) -> str:
-    """The option of an argument: `num_train` is --num-train."""
+    """The option of an argument: `num_train` is --num-train, `k` is -k."""
+    if len(name) == 1:
+        return f"-{name}"
     return "--" + {"code_lengths": "lengths", "loss_options": "loss-option"}.get(name, name).replace("_", "-")
 
 

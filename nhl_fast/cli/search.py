@@ -32,6 +32,12 @@ def encode_input(trained: TrainedModel, given: str, option: str) -> tuple[torch.
         raise
 
 
+def nearest(args, queries, codes, length: int | None):
+    """(distances, ids) of the `-k` nearest; without a number ten, or all where there are fewer."""
+    k = min(10, max(len(codes), 1)) if args.k is None else args.k
+    return hamming_search(queries, codes, k, length=length)
+
+
 def search_run(args, run: Run, trained: TrainedModel) -> tuple[dict, str]:
     """The answers to queries of the run's data set by their numbers, or to pictures and arrays of the user's own."""
     wanted = args.query or [0]
@@ -51,7 +57,7 @@ def _search_files(args, run: Run, trained: TrainedModel, given: list[str]) -> tu
         if listed is None:
             listed = [f"{path}[{i}]" for i in range(len(found))]
         names += listed if as_path(path).is_dir() or len(listed) > 1 else [path]
-    distances, ids = hamming_search(torch.cat(codes), database_codes(run, args.workers), args.k, length=length)
+    distances, ids = nearest(args, torch.cat(codes), database_codes(run, args.workers), length)
     found, lines = [], []
     for name, row, row_ids in zip(names, distances.tolist(), ids.tolist()):
         answers = [{"id": i, "distance": d, **_described(run, i)} for i, d in zip(row_ids, row)]
@@ -79,7 +85,7 @@ def _search_held_out(args, run: Run, wanted: list[int]) -> tuple[dict, str]:
     inputs = data.query.batch(torch.tensor(wanted))[0].to(next(run.model.parameters()).device)
     queries = run.model.encode_batch(inputs).cpu()
     database = database_codes(run, args.workers)
-    distances, ids = hamming_search(queries, database, args.k, length=length)
+    distances, ids = nearest(args, queries, database, length)
     relevant = similarity(data.query.labels[wanted], data.database.labels)
     lines, found = [], []
     for row, q in enumerate(wanted):
