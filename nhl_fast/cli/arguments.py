@@ -374,8 +374,8 @@ def build_parser() -> Parser:
 
 
 def prepare(args) -> None:
-    """Where the data lies, and settings and data of the commands that train, checked."""
-    args.places = places(args)
+    """Where the data lies, whether progress is shown, and what the commands that train are given, checked."""
+    args.places, args.progress = places(args), not (args.json or getattr(args, "quiet", False))
     if args.command == "fit" and (args.out is None) == (args.resume is None):
         args.parser.error("give either --out RUN, or --resume RUN to go on with a fit")
     if not hasattr(args, "preset"):

@@ -30,7 +30,7 @@ def fit(args) -> None:
         out = check_target(args.resume, True, "--resume")
         config, data = _resumed(args, given, out)
     vectors = _vectors(args, data, out)
-    metrics = fit_run(vectors, out, config, data, resume=args.resume is not None, progress=not args.json)
+    metrics = fit_run(vectors, out, config, data, resume=args.resume is not None, progress=args.progress)
     title, note = f"{metrics['database']:,} vectors, {metrics['queries']:,} queries", []
     try:
         picture(metrics, RunFolder(out).picture("recall"), title)
@@ -77,7 +77,7 @@ def _vectors(args, data: dict, out: Path) -> torch.Tensor:
         return open_vectors(out / EMBEDDED)
     if data["kind"] == "texts":
         texts = embed.read_texts(data["path"])
-        return torch.from_numpy(embed.embed_texts(texts, data["model"], args.device, not args.json))
+        return torch.from_numpy(embed.embed_texts(texts, data["model"], args.device, args.progress))
     return torch.from_numpy(embed.embed_images(embed.find_images(data["path"]), data["model"], args.device))
 
 

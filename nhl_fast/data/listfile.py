@@ -169,7 +169,7 @@ def load(
     image_size = check.positive_int(image_size, "image_size")
     resize = resize_for(image_size, resize)
     augment, upright = check.flag(augment, "augment"), check.flag(upright, "upright")
-    extras.require("PIL", "data", "load_dataset('list')")
+    extras.require("PIL", "data", "opening pictures")
     files = {name: existing_file(root / file, "root") for name, file in _FILES.items()}
     reader = _Reader(image_root)
     ids = {name: reader.read(file, name) for name, file in files.items()}

@@ -49,3 +49,10 @@ class Progress:
                 f"epoch {record['epoch']}/{self._last}: loss {record['total']:.4f}{found}, {record['seconds']:.1f} s"
             )
             print(text, file=sys.stderr, flush=True)
+
+
+def watch(batches: Iterable, number: int, shown: bool) -> Iterable:
+    """The batches, of which there are `number`, with a bar on a terminal where they take longer than a moment."""
+    terminal = shown and sys.stderr is not None and sys.stderr.isatty()
+    bar = {"desc": "encoding", "unit": "batch", "leave": False, "delay": _STEPS_FROM}
+    return tqdm(batches, total=number, disable=not terminal, **bar)
