@@ -12,7 +12,6 @@ from command_line import TINY, as_json, output, trained
 
 from nhl_fast.cli.arguments import main, size
 from nhl_fast.data import RetrievalData
-from nhl_fast.retrieval.codes import pack_codes
 from nhl_fast.training import lock
 from nhl_fast.training.config import TrainConfig
 from nhl_fast.training.lock import hold
@@ -312,8 +311,8 @@ BAD = [
     (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/bad.npy"], "bad.npy"),
     (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/wide.npy"], "shape"),
     (["search", "{run}", "--query", "200"], "0 to 199"),
-    (["search", "{run}", "-k", "0"], "k"),
-    (["search", "{run}", "-k", "9999"], "k"),
+    (["search", "{run}", "-k", "0"], "search: -k: expected"),
+    (["search", "{run}", "-k", "9999"], "search: -k: expected"),
     (["search", "{run}", "--length", "64"], "length"),
     (["search"], "run folder"),
     (["search", "--queries", "{tmp}/wide.npy"], "--codes"),
@@ -387,13 +386,3 @@ def test_wrong_usage(argv, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(argv)
     assert stopped.value.code == 2
-
-
-def test_codes_of_another_program(tmp_path, capsys):
-    """Packed rows from anywhere: here random codes packed by NumPy."""
-    rng = np.random.default_rng(0)
-    bits = rng.integers(0, 2, (40, 16), dtype=np.uint8)
-    np.save(tmp_path / "d.npy", np.packbits(bits, axis=1))
-    np.save(tmp_path / "q.npy", pack_codes(torch.from_numpy(bits[:3])).numpy())
-    said = as_json(capsys, "search", "--queries", tmp_path / "q.npy", "--codes", tmp_path / "d.npy", "-k", "1")
-    assert said["distances"] == [[0], [0], [0]]

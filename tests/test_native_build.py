@@ -132,6 +132,23 @@ def test_reports_why_not(monkeypatch, tmp_path):
     assert "NHL_FAST_CUDA=0" in load("cuda")
 
 
+def test_a_card_without_the_library_is_said_once(monkeypatch, tmp_path, recwarn):
+    monkeypatch.setattr(library, "_PACKAGE", tmp_path)
+    monkeypatch.setenv("NHL_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("NHL_FAST_CUDA", raising=False)
+    monkeypatch.delenv("NHL_FAST_BUILD", raising=False)
+    monkeypatch.setattr(_build, "find_nvcc", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    load = library._load.__wrapped__
+    monkeypatch.setattr(library, "_load", lambda kind: "")
+    with pytest.warns(UserWarning, match="without its CUDA engine.*nvcc was not found .install the CUDA toolkit"):
+        assert "nvcc was not found" in load("cuda")
+    recwarn.clear()
+    monkeypatch.setenv("NHL_FAST_CUDA", "0")
+    assert "leaves it out" in load("cuda")
+    assert not recwarn
+
+
 def test_command_line_status():
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "nhl_fast.native"], capture_output=True, text=True, cwd=ROOT, check=True
