@@ -117,6 +117,16 @@ def refuses(form: Form) -> str | None:
     return None
 
 
+def elsewhere(form: Form, device: torch.device) -> str | None:
+    """Which tensor of a form is on another device than the outputs, or None."""
+    bank = None if form.bank is None else form.bank.u
+    held = {"centers": form.centers, "tie centers": form.ties, "scales": form.scales, "bank": bank}
+    for name, tensor in held.items():
+        if tensor is not None and tensor.device != device:
+            return f"the loss has its {name} on {tensor.device}, the outputs on {device}"
+    return None
+
+
 def refuses_weights(form: Form, soft: bool) -> str | None:
     """Why labels that count by weights cannot be served, or None."""
     if form.body == "triplets":
