@@ -37,7 +37,7 @@ NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --expt-relaxed
 # What goes into each library, headers and all; "*.cpp" and "*.cu" of these are compiled.
 _FILES = {
     "cpp": ("common/*", "hamming/*", "hamming/cpu/*", "step/*", "ops/*.h", "ops/*.cpp"),
-    "cuda": ("common/*.h", "hamming/*", "hamming/cuda/*", "ops/*.h", "ops/*.cu"),
+    "cuda": ("common/*.h", "hamming/*", "hamming/cuda/**/*", "ops/*.h", "ops/*.cu"),
 }
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 

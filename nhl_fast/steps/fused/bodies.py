@@ -136,6 +136,17 @@ def refuses(form: Form) -> str | None:
     return None
 
 
+def elsewhere(form: Form, device: torch.device) -> str | None:
+    """Which tensor of a form is on another device than the outputs, or None."""
+    bank = None if form.bank is None else form.bank.u
+    held = {"centers": form.centers, "tie centers": form.ties, "scales": form.scales, "bank": bank}
+    held["classifier"] = form.classifier
+    for name, tensor in held.items():
+        if tensor is not None and tensor.device != device:
+            return f"the loss has its {name} on {tensor.device}, the outputs on {device}"
+    return None
+
+
 def values_and_deltas(forms, u, labels, lengths: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
     """(values, deltas) of the sum of the forms."""
     values, deltas = BODIES[forms[0].body](forms[0], u, labels, lengths)
