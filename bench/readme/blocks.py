@@ -13,7 +13,7 @@ BLOCKS = {
     **{
         make.__name__: make
         for make in (
-            *(speed.head_step, speed.loops, speed.search, speed.evaluation, speed.index),
+            *(speed.head_step, speed.loops, speed.search, speed.evaluation, speed.index, speed.stream),
             *(speed.gpu_step, speed.gpu_search),
         )
     },

@@ -64,6 +64,12 @@ def bit_sign(x):
 
 
 @triton.jit
+def signs(x, bits, B: tl.constexpr):
+    """+-1 of a tile's columns `bits` by the bit rule, 0 beyond the code; NaN stays."""
+    return tl.where(bits[None, :] < B, tl.where(x == x, bit_sign(x), x), 0.0)
+
+
+@triton.jit
 def cosine_and_sine(x):
     """cos x and sin x of a few turns at most: Taylor's series of a quarter of x, the angle doubled twice.
 
@@ -147,6 +153,15 @@ def multiply(a, b, acc, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
             return tl.dot(a, b, acc, input_precision="tf32x3")
         else:
             return tl.dot(a, b, acc, input_precision="tf32")
+    else:
+        return dot(a, b, acc, PRECISION)
+
+
+@triton.jit
+def dot_of_signs(a, b, acc, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
+    """`dot` where the operand that SPLIT ("a" or "b") does not name is of signs, which need no second tf32 number."""
+    if PRECISION == "tf32x3":
+        return multiply(a, b, acc, "half", SPLIT)
     else:
         return dot(a, b, acc, PRECISION)
 

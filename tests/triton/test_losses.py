@@ -29,12 +29,8 @@ from test_label_options import (
 
 from nhl_fast.losses import build
 
-KERNELS = [case for case in CASES if case.name != "greedyhash"]
 
-
-@pytest.mark.parametrize(
-    ("case", "multi"), [(case, multi) for case, multi in FORMS if case.name != "greedyhash"], ids=form_id
-)
+@pytest.mark.parametrize(("case", "multi"), FORMS, ids=form_id)
 def test_losses_equal_their_formulas(case, multi, device):
     if multi and case.options.get("max_cosine", 0) is None:
         pytest.skip("a row without a class is unlike itself, and without the cap its distance of 0 is all rounding")
@@ -46,15 +42,8 @@ def test_losses_equal_their_formulas(case, multi, device):
     right.check(of_backend(*problem, "triton"))
 
 
-@pytest.mark.parametrize("case", named("greedyhash"), ids=str)
-def test_bodies_without_a_kernel_are_refused_by_name(case, device):
-    loss = make_loss(case, (4, 30), classes=4, device=device).eval()
-    with pytest.raises(RuntimeError, match="there is no kernel for the body 'classifier'"):
-        loss(torch.randn(12, 30, device=device), case.labels(12, 4, device=device), backend="triton")
-
-
 @pytest.mark.parametrize(
-    ("case", "multi"), [(case, multi) for case, multi in FORMS if case in KERNELS and not case.options], ids=form_id
+    ("case", "multi"), [(case, multi) for case, multi in FORMS if case in CASES and not case.options], ids=form_id
 )
 def test_ignored_rows_are_not_there(case, multi, device):
     loss, u, labels = problem(case, multi)
@@ -90,7 +79,7 @@ def test_where_no_row_counts_there_is_no_loss(name, device):
     assert not u.grad.any()
 
 
-@pytest.mark.parametrize("case", [case for case in SOFT if case in KERNELS], ids=str)
+@pytest.mark.parametrize("case", SOFT, ids=str)
 def test_soft_labels_are_mixtures(case, device):
     loss, u, labels = soft_problem(case)
     truth = {k: x.to(device) for k, x in soft_truth(case, loss, u, labels).items()}

@@ -7,7 +7,8 @@
     deltas  (N, sum of the code lengths) float32: the gradient of each length's value with respect to its own
             outputs, side by side (see `nhl_fast.core.prefixes`).
 
-Where gradients are recorded, values are functions of what the loss itself learns (a listwise form's scales).
+Where gradients are recorded, values are functions of what the loss itself learns (a listwise form's scales, a
+classifier).
 Nothing in it waits for the device.
 """
 
@@ -25,6 +26,7 @@ from ...core.known_gradient import known_gradient
 from ...losses.form import NO_PENALTY, Form, squashed
 from ...losses.weighted import LabelRows, as_graded, graded, pair_terms, row_targets
 from . import center as centers_alone
+from . import classifier as learned_classes
 from . import listwise as whole_lists
 from . import pairs as all_pairs
 from . import softmax as classes
@@ -89,6 +91,20 @@ def softmax(form: Form, u, labels, lengths):
     )  # fmt: skip
 
 
+def classifier(form: Form, u, labels, lengths):
+    weight = (form.penalty or NO_PENALTY).weight
+    given, weights, soft, learned = labels, None, False, form.classifier.float()
+    if isinstance(labels, LabelRows):
+        given, weights, soft = labels.labels, labels.weights, labels.soft
+    learns = torch.is_grad_enabled() and learned.requires_grad
+    values, deltas, slopes = direct(learned_classes.classifier)(
+        u, learned.detach(), given, lengths, form.function, weight, learns, weights, soft
+    )
+    if learns:
+        values = known_gradient(learned, values.sum(0), slopes.sum(0), form.segments)
+    return values, deltas
+
+
 def listwise(form: Form, u, labels, lengths):
     targets, scales = labels.float() if labels.is_floating_point() else labels, form.scales.float()
     values, deltas, slopes = direct(whole_lists.listwise)(
@@ -101,6 +117,7 @@ def listwise(form: Form, u, labels, lengths):
 
 BODIES: dict[str, Callable] = {
     "center": center, "pairs": pairs, "triplets": triplets, "softmax": softmax, "listwise": listwise,
+    "classifier": classifier,
 }  # fmt: skip
 
 
