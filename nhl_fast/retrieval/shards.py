@@ -211,7 +211,7 @@ def evaluate_shards(
         shard = rows, *_labels(q_codes, q_labels, rows, labels)
         sums.add(q_codes, shard, lengths, starts, chunk_bytes, backend)
         before = before + counts
-    sums = ranking.RankSums(*(sum(ranks.gathered(part, group)) for part in sums.parts))
+    sums = ranking.RankSums(*(ranks.added_up(part, group) for part in sums.parts))
     average_precision = ranked_average_precision(histograms[0], sums, cutoff, denominator)
     return RetrievalResult(lengths, topk, ties, denominator, average_precision, histograms, sums, **options)
 
