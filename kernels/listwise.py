@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from . import tiles
-from .device.arithmetic import bit_sign, dot, largest, load_tile, multiply, sigmoid, softplus, zeros
+from .device.arithmetic import dot, dot_of_signs, largest, load_tile, sigmoid, signs, softplus, zeros
 
 COSINES = tiles.Tiles(rows=32, columns=32, depth=32, warps=4)
 STATISTICS = tiles.Tiles(rows=16, columns=64, bits=32, warps=4, stages=1)
@@ -118,12 +118,6 @@ def cosine_kernel(vectors, cosines, num_rows, width, temperature, SHAPE: tl.cons
 
 
 @triton.jit
-def _signs(x, bits, B: tl.constexpr):
-    """+-1 by the bit rule, 0 beyond the code; NaN stays."""
-    return tl.where(bits[None, :] < B, tl.where(x == x, bit_sign(x), x), 0.0)
-
-
-@triton.jit
 def _products(u, first_row, first_column, num_rows, B: tl.constexpr, SHAPE: tl.constexpr):
     """Inner products of a tile's signs over B bits."""
     ROWS: tl.constexpr = SHAPE.tiles.rows
@@ -133,10 +127,25 @@ def _products(u, first_row, first_column, num_rows, B: tl.constexpr, SHAPE: tl.c
     found = zeros(ROWS, COLUMNS)
     for start in range(0, B, SHAPE.tiles.bits):
         bits = start + tl.arange(0, SHAPE.tiles.bits)
-        x = _signs(load_tile(u, first_row, num_rows, bits, B, ROWS, L), bits, B)
-        y = _signs(load_tile(u, first_column, num_rows, bits, B, COLUMNS, L), bits, B)
+        x = signs(load_tile(u, first_row, num_rows, bits, B, ROWS, L), bits, B)
+        y = signs(load_tile(u, first_column, num_rows, bits, B, COLUMNS, L), bits, B)
         found = tl.dot(x, tl.trans(y), found, input_precision=PRECISION)  # of +-1 and 0: exact
     return found
+
+
+@triton.jit
+def _own_rows(SHAPE: tl.constexpr):
+    """(number of the row tile, its first row, its rows) of a program, int64."""
+    tile = tl.program_id(0).to(tl.int64)
+    first_row = tile * SHAPE.tiles.rows
+    return tile, first_row, first_row + tl.arange(0, SHAPE.tiles.rows)
+
+
+@triton.jit
+def _others(rows, columns, num_rows):
+    """Which pairs of a tile are two different rows of the batch."""
+    inside = (rows < num_rows)[:, None] & (columns < num_rows)[None, :]
+    return inside & (rows[:, None] != columns[None, :])
 
 
 @triton.jit
@@ -146,14 +155,12 @@ def _row_statistics(
     ROWS: tl.constexpr = SHAPE.tiles.rows
     COLUMNS: tl.constexpr = SHAPE.tiles.columns
     M: tl.constexpr = len(SHAPE.lengths)
-    tile = tl.program_id(0).to(tl.int64)
-    first_row = tile * ROWS
-    rows = first_row + tl.arange(0, ROWS)
+    tile, first_row, rows = _own_rows(SHAPE)
     highest = tl.full((ROWS,), LOWEST, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     for start in range(0, num_rows, COLUMNS):
         columns = tile * 0 + start + tl.arange(0, COLUMNS)
-        others = (rows[:, None] != columns[None, :]) & (columns < num_rows)[None, :]
+        others = _others(rows, columns, num_rows)
         if K < M:
             factor = tl.load(scales + K) / SHAPE.lengths[K]
             logits = factor * _products(u, first_row, tile * 0 + start, num_rows, SHAPE.lengths[K], SHAPE)
@@ -164,9 +171,9 @@ def _row_statistics(
         here = tl.where(others, tl.exp(logits - top[:, None]), 0.0)
         total = total * tl.exp(highest - top) + tl.sum(here, axis=1)
         highest = top
-    place = statistics + 2 * (rows * (M + 1) + K)
-    tl.store(place, highest, mask=rows < num_rows)
-    tl.store(place + 1, tl.log(total), mask=rows < num_rows)
+    place, inside = statistics + 2 * (rows * (M + 1) + K), rows < num_rows
+    tl.store(place, highest, mask=inside)
+    tl.store(place + 1, tl.log(tl.where(inside, total, 1.0)), mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -190,18 +197,24 @@ def _statistics_of(statistics, rows, num_rows, K: tl.constexpr, SHAPE: tl.conste
 
 
 @triton.jit
+def _wanted_of(statistics, rows, num_rows, SHAPE: tl.constexpr):
+    """The statistics of the rows' wanted logits, and 1 for a row of the batch that has a target, else 0."""
+    highest, log_sum = _statistics_of(statistics, rows, num_rows, len(SHAPE.lengths), SHAPE)
+    return highest, log_sum, tl.where((rows >= num_rows) | (highest <= 0.5 * LOWEST), 0.0, 1.0)
+
+
+@triton.jit
 def _log_shares(logits, highest, log_sum, others):
     """Logarithms of a softmax over the others, from the largest logit and the log of the sum of exp(logit - it)."""
     return tl.where(others, (logits - highest) - log_sum, LOWEST)
 
 
 @triton.jit
-def _pull(slope, signs, found, PRECISION: tl.constexpr):
-    """found + slope @ signs; signs need no second tf32 number."""
-    if PRECISION == "tf32x3":
-        return multiply(slope, signs, found, "half", "a")
-    else:
-        return dot(slope, signs, found, PRECISION)
+def _place(deltas, rows, bits, num_rows, J: tl.constexpr, SHAPE: tl.constexpr):
+    """Where a job's gradient lies, and which of its tile are there."""
+    JOB: tl.constexpr = SHAPE.jobs[J]
+    at = deltas + rows[:, None] * SHAPE.total + JOB.offset + bits[None, :]
+    return at, (rows < num_rows)[:, None] & (bits < SHAPE.lengths[JOB.k])[None, :]
 
 
 @triton.jit
@@ -216,14 +229,11 @@ def _job(
     M: tl.constexpr = len(SHAPE.lengths)
     L: tl.constexpr = SHAPE.lengths[-1]
     B: tl.constexpr = SHAPE.lengths[JOB.k]
-    tile = tl.program_id(0).to(tl.int64)
-    first_row = tile * ROWS
-    rows = first_row + tl.arange(0, ROWS)
+    tile, first_row, rows = _own_rows(SHAPE)
     bits = JOB.first + tl.arange(0, JOB.width)
     factor = tl.load(scales + JOB.k) / B
     own_highest, own_sum = _statistics_of(statistics, rows, num_rows, JOB.k, SHAPE)
-    own_wanted, own_wanted_sum = _statistics_of(statistics, rows, num_rows, M, SHAPE)
-    own_counts = tl.where(own_wanted <= 0.5 * LOWEST, 0.0, 1.0)
+    own_wanted, own_wanted_sum, own_counts = _wanted_of(statistics, rows, num_rows, SHAPE)
     found = zeros(ROWS, JOB.width)
     value = tl.zeros((ROWS,), tl.float32)
     along = tl.zeros((ROWS,), tl.float32)
@@ -232,10 +242,9 @@ def _job(
         first_column = tile * 0 + start
         columns = first_column + tl.arange(0, COLUMNS)
         highest, log_sum = _statistics_of(statistics, columns, num_rows, JOB.k, SHAPE)
-        wanted, wanted_sum = _statistics_of(statistics, columns, num_rows, M, SHAPE)
-        counts = tl.where((columns >= num_rows) | (wanted <= 0.5 * LOWEST), 0.0, 1.0)
+        wanted, wanted_sum, counts = _wanted_of(statistics, columns, num_rows, SHAPE)
         counted += counts
-        others = (rows[:, None] != columns[None, :]) & (rows < num_rows)[:, None] & (columns < num_rows)[None, :]
+        others = _others(rows, columns, num_rows)
         products = _products(u, first_row, first_column, num_rows, B, SHAPE)
         logits = factor * products
         targeted = FUNCTION(targets, rows, columns, num_rows)
@@ -254,13 +263,13 @@ def _job(
         other_t = _log_shares(targeted, wanted[None, :], wanted_sum[None, :], others)
         slope += counts[None, :] * (tl.exp(other_p) - tl.exp(other_t))
         y = load_tile(u, first_column, num_rows, bits, B, COLUMNS, L)
-        found = _pull(slope, _signs(y, bits, B), found, PRECISION)
+        found = dot_of_signs(slope, signs(y, bits, B), found, PRECISION, "a")
     scale = 1 / largest(tl.sum(counted), 1.0)
     x = load_tile(u, first_row, num_rows, bits, B, ROWS, L)
     fall = tl.exp(-2 * tl.abs(x))
     found = factor * found * (4 * fall / ((1 + fall) * (1 + fall)))  # 1 - tanh^2, which keeps its digits
-    at = deltas + rows[:, None] * SHAPE.total + JOB.offset + bits[None, :]
-    tl.store(at, scale * found, mask=(rows < num_rows)[:, None] & (bits < B)[None, :])
+    at, inside = _place(deltas, rows, bits, num_rows, J, SHAPE)
+    tl.store(at, scale * found, mask=inside)
     if JOB.first == 0:
         tl.store(values + tile * M + JOB.k, scale * tl.sum(value))
         tl.store(slopes + tile * M + JOB.k, scale * tl.sum(along) / B)
@@ -291,12 +300,9 @@ def _gap(
     M: tl.constexpr = len(SHAPE.lengths)
     L: tl.constexpr = SHAPE.lengths[-1]
     B: tl.constexpr = SHAPE.lengths[JOB.k]
-    tile = tl.program_id(0).to(tl.int64)
-    first_row = tile * ROWS
-    rows = first_row + tl.arange(0, ROWS)
+    tile, first_row, rows = _own_rows(SHAPE)
     bits = JOB.first + tl.arange(0, JOB.width)
-    highest, log_sum = _statistics_of(statistics, rows, num_rows, M, SHAPE)
-    own = tl.where(highest <= 0.5 * LOWEST, 0.0, 1.0)
+    highest, log_sum, own = _wanted_of(statistics, rows, num_rows, SHAPE)
     # Of a row's targets: their outputs, and the softplus of these, by their shares.
     mean = zeros(ROWS, JOB.width)
     above = zeros(ROWS, JOB.width)
@@ -305,9 +311,9 @@ def _gap(
     for start in range(0, num_rows, COLUMNS):
         first_column = tile * 0 + start
         columns = first_column + tl.arange(0, COLUMNS)
-        wanted, _ = _statistics_of(statistics, columns, num_rows, M, SHAPE)
-        counted += tl.where((columns >= num_rows) | (wanted <= 0.5 * LOWEST), 0.0, 1.0)
-        others = (rows[:, None] != columns[None, :]) & (rows < num_rows)[:, None] & (columns < num_rows)[None, :]
+        _, _, counts = _wanted_of(statistics, columns, num_rows, SHAPE)
+        counted += counts
+        others = _others(rows, columns, num_rows)
         targeted = FUNCTION(targets, rows, columns, num_rows)
         share = own[:, None] * tl.exp(_log_shares(targeted, highest[:, None], log_sum[:, None], others))
         y = load_tile(u, first_column, num_rows, bits, B, COLUMNS, L)
@@ -316,11 +322,10 @@ def _gap(
         above = dot(share, softplus(y), above, PRECISION)
     scale = constant / largest(tl.sum(counted), 1.0)
     x = load_tile(u, first_row, num_rows, bits, B, ROWS, L)
-    inside = (rows < num_rows)[:, None] & (bits < B)[None, :]
     apart = shares[:, None] * x - mean
     between = sigmoid(x) * apart - shares[:, None] * softplus(x) + above
     fall = tl.exp(-tl.abs(x))
-    at = deltas + rows[:, None] * SHAPE.total + JOB.offset + bits[None, :]
+    at, inside = _place(deltas, rows, bits, num_rows, J, SHAPE)
     before = tl.load(at, mask=inside, other=0.0)
     tl.store(at, before + scale * (fall / ((1 + fall) * (1 + fall))) * apart, mask=inside)
     # Every slice of a length has a part of its value; those past its last are zero.

@@ -19,7 +19,8 @@ import triton.language as tl
 
 from . import tiles
 from .device import penalties
-from .device.arithmetic import dot, inverse_norm, largest, load_tile, log1m, log_add_exp, zeros
+from .device.arithmetic import cosine_and_sine, dot, inverse_norm, largest, load_tile, log1m, log_add_exp, zeros
+from .device.classes import present
 
 CONFIG = tiles.Tiles(rows=16, columns=32, bits=32, width=128, warps=8, stages=1)
 LOWEST = tl.constexpr(-1e30)
@@ -73,27 +74,10 @@ def _logits(
 
 
 @triton.jit
-def _present(labels, first_row, start, num_rows, num_classes, SHAPE: tl.constexpr):
-    """y of a tile, 0 or 1; labels are int64 ids, or contiguous multi-hot rows."""
-    rows = first_row + tl.arange(0, SHAPE.tiles.rows)
-    classes = start + tl.arange(0, SHAPE.tiles.columns)
-    if SHAPE.multi:
-        inside = (rows[:, None] < num_rows) & (classes[None, :] < num_classes)
-        y = tl.load(labels + rows[:, None] * num_classes + classes[None, :], mask=inside, other=0).to(tl.float32)
-        if not SHAPE.soft:
-            tl.device_assert((y == 0) | (y == 1), "labels: expected multi-hot rows of zeros and ones")
-    else:
-        ids = tl.load(labels + rows, mask=rows < num_rows, other=0)
-        tl.device_assert((ids >= 0) & (ids < num_classes), "labels: expected class ids below the number of classes")
-        y = tl.where(ids[:, None] == classes[None, :], 1.0, 0.0)
-    return y
-
-
-@triton.jit
 def _with_margin(logits, y, sharpness, margin, SHAPE: tl.constexpr):
     """Logits sharpness * cosine, those of a row's own classes with the margin; and the derivative in the logits.
 
-    margin: itself, its cosine and its sine (a device's own take so many registers that the program spills).
+    margin: itself, its cosine and its sine (taken on the host, but where y is soft).
     """
     if SHAPE.function == "cosine":
         return logits - y * (sharpness * margin[0]), logits * 0 + 1
@@ -101,8 +85,11 @@ def _with_margin(logits, y, sharpness, margin, SHAPE: tl.constexpr):
         cosine = largest(logits / sharpness, -1.0)  # outside the classes logits are very low
         square = (1 - cosine) * (1 + cosine)
         sine = tl.sqrt_rn(largest(square, 1e-4))
-        turned = sharpness * (cosine * margin[1] - sine * margin[2])
-        slope = margin[1] + tl.where(square > 1e-4, margin[2] * cosine / sine, 0.0)
+        along, across = margin[1], margin[2]
+        if SHAPE.soft:
+            along, across = cosine_and_sine(y * margin[0])
+        turned = sharpness * (cosine * along - sine * across)
+        slope = along + tl.where(square > 1e-4, across * cosine / sine, 0.0)
         return tl.where(y > 0, turned, logits), tl.where(y > 0, slope, 1.0)
 
 
@@ -118,7 +105,7 @@ def _terms(
     """
     inverse, top, total, rest = found
     logits = _logits(u, centers, inverse, first_row, start, num_rows, num_classes, JOB, SHAPE)
-    y = _present(labels, first_row, start, num_rows, num_classes, SHAPE)
+    y = present(labels, first_row, start, num_rows, num_classes, SHAPE)
     shifted = logits
     slope = logits * 0 + 1
     negative_weight = constant[0]
@@ -155,7 +142,7 @@ def _likeliest(
         start = first_row * 0 + begin
         logits = _logits(u, centers, inverse, first_row, start, num_rows, num_classes, JOB, SHAPE)
         if SHAPE.function != "likelihood":
-            y = _present(labels, first_row, start, num_rows, num_classes, SHAPE)
+            y = present(labels, first_row, start, num_rows, num_classes, SHAPE)
             logits, _ = _with_margin(logits, y, sharp, margin, SHAPE)
         here = tl.max(logits, axis=1)
         at = tl.argmax(logits, axis=1)
@@ -326,5 +313,4 @@ def variants(lengths=(8, 16, 32, 64, 128)):
             ("soft", "*fp32", True),
         )
         for precision in tiles.PRECISIONS
-        if (function, form) != ("angle", "soft")
     ]  # fmt: skip

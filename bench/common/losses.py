@@ -8,8 +8,7 @@ import torch
 
 from nhl_fast import losses
 
-# Without those that no kernel serves.
-NAMES = tuple(name for name in losses.REGISTRY if name != "greedyhash")
+NAMES = tuple(losses.REGISTRY)
 WITH_BANK = "_pairs"
 
 
@@ -44,6 +43,6 @@ def bank_of(loss):
 def terms(loss) -> list[tuple[str, int]]:
     """(body, rows of the bank) of every term of a loss: what is computed of a batch, whatever function of it.
 
-    Bodies are "center", "softmax", "triplets" and "pairs" (0 rows: of the batch with itself).
+    Bodies are "center", "softmax", "classifier", "triplets" and "pairs" (0 rows: of the batch with itself).
     """
     return [(form.body, 0 if form.bank is None else form.bank.num_train) for form in loss.forms()]

@@ -21,6 +21,8 @@ GAPS = {
     "fill few multiprocessors",
     "triplets": "an exponential, a polynomial and a division a triplet; the workspace of slopes is written and read",
     "softmax": "three passes over the classes, with the logits formed again; small batches fill few multiprocessors",
+    "classifier": "logits formed three times, where once would do; its own gradient in parts of the rows, which are "
+    "added up",
     "distillation": "each Gram tile three times, and for both of its lengths; small batches fill few multiprocessors",
     "weights": "six bf16 products (bf16 features: three); slices written and read; two or three launches",
     "backward": "six bf16 products; dU and W come from L2 and are cut into parts for every tile",
@@ -60,6 +62,11 @@ def _softmax(n: int, lengths, rows: int, classes: int):
     return 4 * classes * sum(lengths), 4 * n * classes * sum(lengths)
 
 
+def _classifier(n: int, lengths, rows: int, classes: int):
+    """Logits, and gradients of codes and of the classifier, which is read and whose gradient is written."""
+    return 8 * classes * sum(lengths), 6 * n * classes * sum(lengths)
+
+
 def _pairs(n: int, lengths, rows: int, classes: int):
     """With `rows` of a bank, or (0) within the batch. Nesting makes the products cumulative: all lengths together
     cost one product over the longest."""
@@ -72,7 +79,7 @@ def _triplets(n: int, lengths, rows: int, classes: int):
 
 
 # (bytes beside the outputs and their gradients, operations) of a term of a loss.
-BODIES = {"center": _center, "softmax": _softmax, "pairs": _pairs, "triplets": _triplets}
+BODIES = {"center": _center, "softmax": _softmax, "classifier": _classifier, "pairs": _pairs, "triplets": _triplets}
 
 
 def loss(terms, n: int, lengths, classes: int = 100):

@@ -64,6 +64,28 @@ def bit_sign(x):
 
 
 @triton.jit
+def signs(x, bits, B: tl.constexpr):
+    """+-1 of a tile's columns `bits` by the bit rule, 0 beyond the code; NaN stays."""
+    return tl.where(bits[None, :] < B, tl.where(x == x, bit_sign(x), x), 0.0)
+
+
+@triton.jit
+def cosine_and_sine(x):
+    """cos x and sin x of a few turns at most: Taylor's series of a quarter of x, the angle doubled twice.
+
+    A device's own, which reduce an angle of any size, take so many registers that a program spills.
+    """
+    turns = tl.floor(x * 0.15915494309189535 + 0.5)
+    y = 0.25 * ((x - turns * 6.28125) - turns * 1.9353071795864769e-3)  # 2 pi; the first part's products are exact
+    s = y * y
+    sine = y * (1 - s * (1 / 6 - s * (1 / 120 - s * (1 / 5040 - s * (1 / 362880)))))
+    fall = s * (1 / 2 - s * (1 / 24 - s * (1 / 720 - s * (1 / 40320 - s * (1 / 3628800)))))  # 1 - cos y
+    for _ in tl.static_range(2):
+        sine, fall = 2 * sine * (1 - fall), 2 * sine * sine
+    return 1 - fall, sine
+
+
+@triton.jit
 def largest(x, low):
     """max(x, low); NaN stays, which `tl.maximum` drops."""
     return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)
@@ -131,6 +153,15 @@ def multiply(a, b, acc, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
             return tl.dot(a, b, acc, input_precision="tf32x3")
         else:
             return tl.dot(a, b, acc, input_precision="tf32")
+    else:
+        return dot(a, b, acc, PRECISION)
+
+
+@triton.jit
+def dot_of_signs(a, b, acc, PRECISION: tl.constexpr, SPLIT: tl.constexpr):
+    """`dot` where the operand that SPLIT ("a" or "b") does not name is of signs, which need no second tf32 number."""
+    if PRECISION == "tf32x3":
+        return multiply(a, b, acc, "half", SPLIT)
     else:
         return dot(a, b, acc, PRECISION)
 

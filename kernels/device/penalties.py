@@ -17,6 +17,7 @@ KINDS = (
     "cauchy",  # log(1 + d(|u|, 1) / c[0]), see cauchy_distance
     "square",  # mean over bits of (|u| - 1)^2
     "sign",  # mean over bits of (u - sign u)^2
+    "cube",  # mean over bits of ||u| - 1|^3
 )
 
 
@@ -42,6 +43,9 @@ def statistic(x, KIND: tl.constexpr):
     elif KIND == "square":
         y = tl.abs(x) - 1
         return y * y
+    elif KIND == "cube":
+        y = tl.abs(tl.abs(x) - 1)
+        return y * y * y
     else:
         y = x - bit_sign(x)
         return y * y
@@ -81,6 +85,9 @@ def slope(x, total, squares, b, c, KIND: tl.constexpr):
         return falls / (c[0] + distance) * direction
     elif KIND == "square":
         return 2 * (tl.abs(x) - 1) * sign(x) / b
+    elif KIND == "cube":
+        y = tl.abs(x) - 1
+        return 3 * y * tl.abs(y) * sign(x) / b
     else:
         return 2 * (x - bit_sign(x)) / b
 

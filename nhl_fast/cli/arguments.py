@@ -155,7 +155,7 @@ def build_parser() -> Parser:
         sub.add_argument("--ties", choices=tuple(RULES), default="id")
         sub.add_argument("--ndcg", type=lengths, default=(), metavar="10,100,...", help="NDCG of these ranks, too")
         sub.add_argument(
-            "--mean-over", choices=("all", "relevant"), default="all", help="relevant: queries with a relevant item"
+            "--mean-over", choices=names.MEANS_OVER, default="all", help="relevant: queries with a relevant item"
         )
 
     sub = command(

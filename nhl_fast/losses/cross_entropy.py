@@ -104,7 +104,7 @@ class GreedyHash(NestedLoss):
     With z the bits as +-1 and p the softmax over the classes of W_k z: L_k = -mean over rows of the mean over the
     row's classes of log p, + alpha * mean | |u| - 1 |^3. The gradient in z is taken for that in u. The weights W_k
     (C, b_k), one classifier a length, are learned along, as `loss.parameters()`; there is no bias. A row without a
-    class counts 0 in the first term. The Triton kernels do not serve it.
+    class counts 0 in the first term.
 
     Args:
         alpha: weight of the second term.
@@ -149,7 +149,8 @@ class GreedyHash(NestedLoss):
         return known_gradient(v, values, deltas, self.segments) + (learned - values) + penalty
 
     def forms(self):
-        return (Form("classifier", "cross_entropy", (), Penalty("cube", self.alpha), classifier=self.classifier),)
+        penalty, learned = Penalty("cube", self.alpha), self.classifier
+        return (Form("classifier", "cross_entropy", (), penalty, classifier=learned, segments=self.segments),)
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, alpha={self.alpha}"

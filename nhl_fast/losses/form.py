@@ -29,6 +29,8 @@ PENALTIES = {
 WEIGHINGS = ("no", "rarity", "halves")
 MEANS = ("pairs", "similar")
 BOUNDS = ("tanh", "softsign")
+# Functions of pairs that are functions of S itself, from 0 to 1.
+GRADED = ("graded",)
 
 
 class Penalty(NamedTuple):
@@ -58,10 +60,12 @@ class Form:
             "halves": by half of that. Where one kind is missing every pair weighs 1.
         over: pairs: the mean is over all "pairs" that count, or over the "similar" ones.
         bank: pairs: whose written rows the batch is compared with; None: the batch itself, each pair in both orders.
+            Not with a function in `GRADED`.
         centers: center, softmax: (C, sum of the code lengths) of +-1.
         ties: center: (sum of the code lengths,) of +-1, where the sum of several centres is 0.
         scales: listwise: (m,) what cosines of codes are multiplied by; gradients go there, too.
         classifier: classifier: (C, sum of the code lengths) weights of the classes; gradients go there, too.
+        segments: classifier: `NestedLoss.segments`, which of its columns are each length's.
         one_hot: softmax: the body refuses a row of labels that has not exactly one class.
     """
 
@@ -81,6 +85,7 @@ class Form:
     squash: float = 0.0
     bound: str = "tanh"
     classifier: torch.Tensor | None = None
+    segments: torch.Tensor | None = None
 
     def __post_init__(self):
         if self.body not in PENALTIES or self.weigh not in WEIGHINGS or self.over not in MEANS:
@@ -94,6 +99,8 @@ class Form:
             check.one_of(self.bound, "bound", BOUNDS)
         if self.squash and (self.body != "pairs" or self.bank is not None):
             raise ValueError("squash: taken by pairs within the batch alone")
+        if self.function in GRADED and self.bank is not None:
+            raise ValueError(f"bank: pairs of the function {self.function!r} are taken within the batch alone")
         enough = len(self.constants) >= 2 and self.constants[0] > 0
         if self.penalty is not None and self.penalty.kind == "cauchy" and not enough:
             raise ValueError(
@@ -109,6 +116,9 @@ class Form:
         if (self.classifier is None) == (self.body == "classifier"):
             wanted = "takes none" if self.classifier is not None else "needs the weights of every class"
             raise ValueError(f"classifier: the body {self.body!r} {wanted}")
+        if (self.segments is None) == (self.body == "classifier"):
+            wanted = "takes none" if self.segments is not None else "needs those of the loss"
+            raise ValueError(f"segments: the body {self.body!r} {wanted}")
         if (self.ties is None) == (self.body == "center"):
             raise ValueError(
                 f"ties: the body {self.body!r} {'takes none' if self.body != 'center' else 'needs them'}"

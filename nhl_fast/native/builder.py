@@ -162,7 +162,10 @@ def wanted(torch: Torch) -> list[str]:
 
 def architectures() -> list[str]:
     """Compute capabilities that the CUDA library is compiled for: $NHL_FAST_CUDA_ARCHITECTURES, as in "80 90"."""
-    return os.environ.get("NHL_FAST_CUDA_ARCHITECTURES", CUDA_ARCHITECTURES).split()
+    given = os.environ.get("NHL_FAST_CUDA_ARCHITECTURES", "")
+    if not all(re.fullmatch(r"\d{2,3}[af]?", code) for code in given.split()):
+        raise BuildError(f"NHL_FAST_CUDA_ARCHITECTURES: expected compute capabilities as in '80 90', got {given!r}")
+    return given.split() or CUDA_ARCHITECTURES.split()
 
 
 def commands(kind: str, torch: Torch, folder: Path, targets: list[str] | None = None) -> tuple[list, list, list]:

@@ -16,7 +16,7 @@ from ..core import check
 from ..core.known_gradient import known_gradient, once, per_length_gradients, with_parameters
 from ..core.labels import to_multi_hot
 from ..core.precision import no_autocast
-from ..core.prefixes import expand, segment_matrix
+from ..core.prefixes import expand
 from ..head.request import NOT_FINITE, StepRequest, outputs_form, refuses_options
 from ..head.step import STEP
 from ..losses.bank import Bank
@@ -128,7 +128,7 @@ def classifier(form: Form, u, labels, lengths):
         u, given.contiguous() if soft else sets(given), weights.detach().contiguous(), lengths, form.function,
         form.constants, *(form.penalty or NO_PENALTY), weights_of(labels),
     )  # fmt: skip
-    return known_gradient(weights, values, slopes, segment_matrix(lengths)), deltas
+    return known_gradient(weights, values, slopes, form.segments), deltas
 
 
 def listwise(form: Form, u, labels, lengths):

@@ -15,7 +15,7 @@ from nhl_fast.steps.fused.bodies import BODIES
 from nhl_fast.steps.fused.prepare import checked_by_kernels
 
 
-@pytest.mark.parametrize("name", sorted(REGISTRY.keys() - {"greedyhash"}))
+@pytest.mark.parametrize("name", sorted(REGISTRY))
 def test_every_published_loss_is_served(name):
     loss = make(name)
     assert {form.body for form in loss.forms()} <= set(BODIES)

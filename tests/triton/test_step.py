@@ -13,8 +13,7 @@ from nhl_fast.losses import CSQ, DPN, REGISTRY, Bank, PerLength, build
 from nhl_fast.steps.fused import step
 
 POINTWISE = ("csq", "dpn")
-SERVED = tuple(name for name in REGISTRY if name != "greedyhash")  # whose classifier is learned along
-OTHERS = tuple(name for name in SERVED if name not in POINTWISE)
+OTHERS = tuple(name for name in REGISTRY if name not in POINTWISE)
 NAMES = ("total", "losses", "distill", "weights", "dots")
 
 
@@ -204,7 +203,7 @@ BANK_BUDGET = 8
 @pytest.mark.parametrize("d", [7, 300])
 @pytest.mark.parametrize(
     ("name", "loss_options"),
-    [*((name, {}) for name in SERVED), ("mdsh", {"num_train": 27}), ("dhn", {"balance": True})],
+    [*((name, {}) for name in REGISTRY), ("mdsh", {"num_train": 27}), ("dhn", {"balance": True})],
     ids=str,
 )
 def test_launch_budget(name, loss_options, d, distill, device, monkeypatch):
@@ -229,7 +228,7 @@ def test_launch_budget(name, loss_options, d, distill, device, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("name", SERVED)
+@pytest.mark.parametrize("name", REGISTRY)
 def test_cuda_graph_and_no_synchronization(name, device):
     layer, loss, features, labels, _ = make(name, 64, 300, (8, 16, 32), device)
     objective = NestedObjective(layer, loss, backend="triton")

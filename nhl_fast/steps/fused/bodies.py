@@ -7,7 +7,8 @@
     deltas  (N, sum of the code lengths) float32: the gradient of each length's value with respect to its own
             outputs, side by side (see `nhl_fast.core.prefixes`).
 
-Where gradients are recorded, values are functions of what the loss itself learns (a listwise form's scales).
+Where gradients are recorded, values are functions of what the loss itself learns (a listwise form's scales, a
+classifier).
 Nothing in it waits for the device.
 """
 
@@ -23,8 +24,9 @@ from nhl_fast.kernels import softmax as softmax_kernels
 
 from ...core.known_gradient import known_gradient
 from ...losses.form import NO_PENALTY, Form, squashed
-from ...losses.weighted import LabelRows, as_graded, pair_terms, row_targets
+from ...losses.weighted import LabelRows, as_graded, graded, pair_terms, row_targets
 from . import center as centers_alone
+from . import classifier as learned_classes
 from . import listwise as whole_lists
 from . import pairs as all_pairs
 from . import softmax as classes
@@ -70,9 +72,11 @@ def pair_problem(form: Form, u, labels, lengths) -> tuple:
 
 
 def triplets(form: Form, u, labels, lengths):
-    weight = (form.penalty or NO_PENALTY).weight
+    weight, given = (form.penalty or NO_PENALTY).weight, ()
+    if isinstance(labels, LabelRows):
+        given, labels = (graded(labels, labels.labels), labels.weights), labels.labels
     return direct(all_triplets.triplets)(
-        u, labels, lengths, form.function, list(form.constants), weight, form.reference_bits
+        u, labels, lengths, form.function, list(form.constants), weight, form.reference_bits, *given
     )
 
 
@@ -87,6 +91,20 @@ def softmax(form: Form, u, labels, lengths):
     )  # fmt: skip
 
 
+def classifier(form: Form, u, labels, lengths):
+    weight = (form.penalty or NO_PENALTY).weight
+    given, weights, soft, learned = labels, None, False, form.classifier.float()
+    if isinstance(labels, LabelRows):
+        given, weights, soft = labels.labels, labels.weights, labels.soft
+    learns = torch.is_grad_enabled() and learned.requires_grad
+    values, deltas, slopes = direct(learned_classes.classifier)(
+        u, learned.detach(), given, lengths, form.function, weight, learns, weights, soft
+    )
+    if learns:
+        values = known_gradient(learned, values.sum(0), slopes.sum(0), form.segments)
+    return values, deltas
+
+
 def listwise(form: Form, u, labels, lengths):
     targets, scales = labels.float() if labels.is_floating_point() else labels, form.scales.float()
     values, deltas, slopes = direct(whole_lists.listwise)(
@@ -99,6 +117,7 @@ def listwise(form: Form, u, labels, lengths):
 
 BODIES: dict[str, Callable] = {
     "center": center, "pairs": pairs, "triplets": triplets, "softmax": softmax, "listwise": listwise,
+    "classifier": classifier,
 }  # fmt: skip
 
 
@@ -114,15 +133,6 @@ def refuses(form: Form) -> str | None:
         return f"the margin is {form.constants[0]}, logits more than 64 apart are not served"
     if form.body == "pairs" and form.reference_bits and not pair_kernels.scales(form.function):
         return f"reference_bits is {form.reference_bits}, and {form.function!r} looks at no products"
-    return None
-
-
-def refuses_weights(form: Form, soft: bool) -> str | None:
-    """Why labels that count by weights cannot be served, or None."""
-    if form.body == "triplets":
-        return "label_options: the kernel of triplets counts every row once"
-    if soft and form.function == "angle":
-        return "label_options: the kernel takes no margin of an angle by soft labels"
     return None
 
 

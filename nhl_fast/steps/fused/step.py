@@ -61,7 +61,6 @@ def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
     why = refuses_lengths(loss.code_lengths) or refuses_tensor(u, "the outputs' tensor")
     for form in forms:
         why = why or bodies.refuses(form)
-        why = why or (bodies.refuses_weights(form, loss.soft_labels) if loss.counts_labels else None)
     return why
 
 
