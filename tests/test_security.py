@@ -69,7 +69,7 @@ CODES = [
 ]  # fmt: skip
 FEATURES = [["train", "--data", "{bad}", "--out", "{tmp}/out"]]
 CALLS = [(write, "x.npy", call) for write in (as_npy, as_pickle, as_npz) for call in CODES]
-CALLS += [(write, "x.npz", call) for write in (as_npz, as_pickle) for call in (*FEATURES, CODES[-2])]
+CALLS += [(write, "x.npz", call) for write in (as_npz, as_pickle) for call in (*FEATURES, *CODES[-3:-1])]
 CALLS += [(write, f"x{suffix}", FEATURES[0]) for write in (as_torch, as_pickle) for suffix in (".pt", ".pth")]
 CALLS += [(as_pickle, "x.safetensors", FEATURES[0]), (as_torch, "x.safetensors", FEATURES[0])]
 

@@ -128,7 +128,8 @@ def train_and_evaluate(args, trainer: Trainer, resume: bool, folder: Path) -> No
     said = {"run": args.out, "epochs": len(result.history), "best_epoch": result.best_epoch, "seconds": seconds}
     if not args.json:
         best = f", best weights from epoch {result.best_epoch}" if len(data.validation) else ""
-        print(f"trained {len(result.history)} epochs in {seconds:.1f} s{best}; weights in {args.out}")
+        epochs = "1 epoch" if len(result.history) == 1 else f"{len(result.history)} epochs"
+        print(f"trained {epochs} in {seconds:.1f} s{best}; weights in {args.out}")
     if args.no_evaluate:
         if args.json:
             print(json.dumps(said, indent=2))

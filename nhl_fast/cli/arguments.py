@@ -222,7 +222,9 @@ def build_parser() -> Parser:
     source = sub.add_mutually_exclusive_group()
     source.add_argument("--split", choices=names.SPLITS, default="database")
     source.add_argument(
-        "--input", metavar="PATH", help="inputs (N, ...) in an .npy file, a picture or a folder of them"
+        "--input",
+        metavar="PATH",
+        help="inputs (N, ...) in an .npy file or one of features, a picture or a folder of them",
     )
     sub.add_argument("--length", type=int, help="keep the first LENGTH bits only")
     sub.add_argument("-o", "--output", required=True, metavar="NPY")
@@ -245,7 +247,7 @@ def build_parser() -> Parser:
         type=query,
         nargs="+",
         metavar="Q",
-        help="pictures, folders of them or .npy files; or numbers of the run's own queries (default: 0)",
+        help="pictures, folders of them or files of features; or numbers of the run's own queries (default: 0)",
     )
     sub.add_argument("--queries", metavar="NPY", help="packed query codes")
     sub.add_argument("--codes", metavar="NPY", help="packed database codes")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ..core.files import as_path
+from ..core.files import as_path, existing_file
 from ..core.labels import similarity
-from ..data.images import SUFFIXES, find_pictures
+from ..data.feature_files import ARCHIVES, read_features
+from ..data.images import SUFFIXES as PICTURES
+from ..data.images import find_pictures
 from ..retrieval.hamming import search as hamming_search
 from ..text.table import format_table
 from ..training.arrays import load_array
@@ -19,10 +21,13 @@ from ..training.trained import TrainedModel
 def encode_input(
     trained: TrainedModel, given: str, option: str, progress: bool = False
 ) -> tuple[torch.Tensor, list[str] | None]:
-    """Codes of an .npy file, of a picture or of a folder of pictures, and the names of the pictures."""
+    """Codes of a file of features, of a picture or of a folder of pictures, and the names of the pictures."""
     path = as_path(given, option)
-    if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
-        inputs, listed = load_array(given, option), None
+    suffix, listed = path.suffix.lower(), None
+    if not path.is_dir() and suffix in ARCHIVES:
+        inputs = read_features(existing_file(path, option))
+    elif not path.is_dir() and suffix not in PICTURES:
+        inputs = load_array(given, option)
     else:
         inputs = find_pictures(path) if path.is_dir() else [path]
         listed = [str(p.relative_to(path)) for p in inputs] if path.is_dir() else [path.name]

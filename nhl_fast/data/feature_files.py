@@ -17,7 +17,7 @@ NAMES = {
     "features": ("features", "X", "x", "data", "embeddings", "feats", "vectors"),
     "labels": ("labels", "y", "Y", "label", "targets", "target"),
 }
-_SUFFIXES = (".npz", ".npy", ".safetensors", ".pt", ".pth")
+ARCHIVES = (".npz", ".safetensors", ".pt", ".pth")  # that may hold labels, too
 
 
 def read_arrays(path: Path, labels) -> dict:
@@ -32,7 +32,7 @@ def read_arrays(path: Path, labels) -> dict:
             message says what it holds).
     """
     suffix = path.suffix.lower()
-    if suffix not in _SUFFIXES:
+    if suffix not in (*ARCHIVES, ".npy"):
         raise ValueError(f"path: expected an .npz, .npy or .safetensors file, or .pt of tensors, got {str(path)!r}")
     missing = f"labels: expected their file, or 'labels' beside the features in {path}, which holds these alone"
     if labels is None and suffix == ".npy":
@@ -53,6 +53,15 @@ def read_arrays(path: Path, labels) -> dict:
             others = f" (or {', '.join(known[1:])})" if present else ""
             raise ValueError(f"{path}: expected an array {name!r}, found {sorted(present) or 'none'}{others}")
     return arrays
+
+
+def read_features(path: Path):
+    """The features alone of a file that may hold more, a tensor or an array; ValueError where it has none."""
+    arrays, present = _read(path)
+    if arrays.get("features") is None:
+        others = ", ".join(NAMES["features"][1:])
+        raise ValueError(f"{path}: expected an array 'features', found {sorted(present) or 'none'} (or {others})")
+    return arrays["features"]
 
 
 def _read(path: Path) -> tuple[dict, list[str]]:
