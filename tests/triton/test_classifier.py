@@ -107,14 +107,14 @@ def test_certain_probabilities(classes, right, device):
     codes = torch.randn(3, 16, device=device).sign()
     with torch.no_grad():
         loss.classifier.normal_(std=0.1)
-        loss.classifier[1] += 2 * codes[0]
+        loss.classifier[1] += 1.3 * codes[0]
         labels = torch.full((3,), 1 if right else 0, device=device)
     u = codes[[0, 0, 0]] * torch.rand(3, 16, device=device)
     values, deltas = fused(loss, u, labels)
     loss.alpha = 0.0
     plain_values, plain_deltas = fused(loss, u, labels)
     truth = reference(loss, u, labels)
-    assert truth[0] < 1e-9 if right else truth[0] > 30
+    assert truth[0] < 1e-6 if right else truth[0] > 15
     torch.testing.assert_close(plain_values, truth[0].float(), rtol=1e-4, atol=0)
     assert (plain_deltas - truth[1]).norm() <= 1e-4 * truth[1].norm()
     assert (values > plain_values).all()
