@@ -138,9 +138,8 @@ def refuses(form: Form) -> str | None:
 
 def elsewhere(form: Form, device: torch.device) -> str | None:
     """Which tensor of a form is on another device than the outputs, or None."""
-    bank = None if form.bank is None else form.bank.u
-    held = {"centers": form.centers, "tie centers": form.ties, "scales": form.scales, "bank": bank}
-    held["classifier"] = form.classifier
+    held = {"centers": form.centers, "tie centers": form.ties, "scales": form.scales, "classifier": form.classifier}
+    held["bank"] = None if form.bank is None else form.bank.u
     for name, tensor in held.items():
         if tensor is not None and tensor.device != device:
             return f"the loss has its {name} on {tensor.device}, the outputs on {device}"
