@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <limits>
 
 #include "sanitize.h"
@@ -99,7 +100,9 @@ void losses(const Batch& batch, int64_t classes, bool multi) {
       center(static_cast<CenterFunction>(kind), batch, multi ? each.data() : centers.data(),
              multi ? nullptr : own.ids.data(), batch.weights != nullptr, 0.3f, out, e);
     });
-  const std::vector<float> constants[] = {{2.0f}, {}, {3.0f, 50.0f}, {20.0f, random(0, 1) ? 0.99f : none}, {}};
+  const float cap = random(0, 1) ? 0.99f : none;
+  const std::vector<float> constants[] = {{2.0f}, {}, {3.0f, 50.0f}, {20.0f, cap}, {}, {5.0f, 0.1f}};
+  static_assert(std::size(constants) == static_cast<size_t>(PairFunction::kinds));
   for (int kind = 0; kind < static_cast<int>(PairFunction::kinds); ++kind) {
     PairTerm term{static_cast<PairFunction>(kind), constants[kind]};
     term.weigh = static_cast<Weigh>(random(0, 2));
@@ -122,6 +125,18 @@ void losses(const Batch& batch, int64_t classes, bool multi) {
       const SoftmaxTerm term{static_cast<SoftmaxFunction>(kind), centers.data(), classes, 0.3f, 0.1};
       softmax(batch, labels, term, {Penalty::square, 1e-4f}, out, e);
     });
+  const Floats rows_of_classes = normal(classes * width);
+  for (int kind = 0; kind < static_cast<int>(ClassifierFunction::kinds); ++kind) {
+    Floats alone;  // slopes of one thread
+    both(kClassifierFunctions[kind], batch, [&](const Loss& out, const nhl::Executor& e) {
+      const ClassifierTerm term{static_cast<ClassifierFunction>(kind), rows_of_classes.data(), classes};
+      Floats slopes(classes * width);
+      classifier(batch, labels, term, {Penalty::cube, 0.1f}, out, slopes.data(), e);
+      if (!all_finite(slopes.data(), classes * width)) fail("not finite", "the classifier's slopes");
+      if (e.threads == 1) alone = slopes;
+      if (slopes != alone) fail("three threads differ from one", "the classifier's slopes");
+    });
+  }
   if (batch.n < 2) return;
   const int64_t d = random(1, 40);
   const Floats vectors = normal(batch.n * d), scales(batch.lengths.size(), 3.0f);

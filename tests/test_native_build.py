@@ -310,3 +310,15 @@ def test_architectures(monkeypatch):
     monkeypatch.setenv("NHL_FAST_CUDA_ARCHITECTURES", "8.0;9.0")
     with pytest.raises(BuildError, match=r"NHL_FAST_CUDA_ARCHITECTURES: expected .* as in '80 90', got '8.0;9.0'"):
         _build.architectures()
+
+
+def test_nvcc_in_a_folder_with_a_space(monkeypatch, tmp_path):
+    nvcc = tmp_path / "CUDA Toolkit" / "bin" / "nvcc"
+    nvcc.parent.mkdir(parents=True)
+    nvcc.touch(mode=0o755)
+    monkeypatch.delenv("CUDACXX", raising=False)
+    monkeypatch.setenv("CUDA_HOME", str(tmp_path / "CUDA Toolkit"))
+    assert _build.find_nvcc() == str(nvcc)
+    before = library._cache._compiler("cuda")
+    nvcc.write_text("another")
+    assert library._cache._compiler("cuda") != before

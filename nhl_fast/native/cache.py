@@ -60,7 +60,8 @@ def _compiler(kind: str) -> str:
     command = builder.find_nvcc() if kind == "cuda" else builder.find_compiler()
     if command is None:
         raise BuildError("nvcc was not found (install the CUDA toolkit, or set CUDA_HOME)")
-    program = os.path.realpath(shutil.which(shlex.split(command)[0]))
+    # nvcc is a path, which may hold spaces; $CXX may hold options.
+    program = os.path.realpath(command if kind == "cuda" else shutil.which(shlex.split(command)[0]))
     status = os.stat(program)
     return _digest(command, program, status.st_size, status.st_mtime_ns)
 
