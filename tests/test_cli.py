@@ -339,7 +339,7 @@ BAD = [
     (["advise", "--codes", "{tmp}/none.npy", "--recall", "0.9"], "none.npy"),
     (["advise", "{tmp}", "--recall", "0.9"], "evaluate"),
     (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/zip.npy"], "zip.npy"),
-    (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/several.npz"], "archive"),
+    (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/several.npz"], "found ['a', 'b']"),
     (["encode", "{run}", "-o", "{tmp}/c.npy", "--input", "{tmp}/nan.npy"], "NaN"),
     (["encode", "{run}", "-o", "{tmp}/c.npy", "--device", "meta"], "meta"),
     (["search", "--queries", "{tmp}/zero.npy", "--codes", "{tmp}/zero.npy"], "rows"),
@@ -353,7 +353,7 @@ def test_bad_input_is_said_in_one_line(argv, message, run, tmp_path, capsys):
     (tmp_path / "bad.npy").write_bytes(b"\x93NUMPY damaged")
     np.save(tmp_path / "wide.npy", np.zeros((2, 65), np.float32))
     (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 damaged")
-    np.savez(tmp_path / "several.npz", a=np.zeros(2))
+    np.savez(tmp_path / "several.npz", a=np.zeros(2), b=np.zeros(2))
     np.save(tmp_path / "nan.npy", np.full((2, 64), np.nan, np.float32))
     np.save(tmp_path / "zero.npy", np.array(7, np.uint8))
     for name, config in (("empty_config", "{}"), ("list_config", "[]")):
