@@ -13,7 +13,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*/*.* csrc/*/*/*.*)
+$(VENV)/.ready: pyproject.toml setup.py $(wildcard csrc/*/*.* csrc/*/*/*.* csrc/*/*/*/*.*)
 	@echo "setup: virtual environment in $(VENV)"
 	@$(PYTHON) -m venv $(VENV)
 	@echo "setup: PyTorch ($(TORCH))"
@@ -69,7 +69,7 @@ EXAMPLES_TORCH ?= torch torchvision
 test-examples: $(EXAMPLES)/.ready
 	@NHL_FAST_EXAMPLES=all $(EXAMPLES)/bin/python -m pytest tests/test_examples.py $(PYTEST)
 
-$(EXAMPLES)/.ready: pyproject.toml setup.py $(wildcard csrc/*/*.* csrc/*/*/*.*)
+$(EXAMPLES)/.ready: pyproject.toml setup.py $(wildcard csrc/*/*.* csrc/*/*/*.* csrc/*/*/*/*.*)
 	@echo "test-examples: virtual environment in $(EXAMPLES)"
 	@$(PYTHON) -m venv $(EXAMPLES)
 	@$(EXAMPLES)/bin/python -m pip install -q $(EXAMPLES_TORCH) "setuptools>=77" wheel "pytest>=8" "pytest-benchmark>=4" \

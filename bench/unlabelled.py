@@ -21,7 +21,7 @@ import nhl_fast as nhl
 from bench.common import arguments
 from bench.common.record import RESULTS, environment, markdown
 from nhl_fast.core.files import atomic_write, read_json, write_json
-from nhl_fast.fit.backbone import HiddenLayer
+from nhl_fast.fit.backbone import Behind, HiddenLayer
 
 LENGTHS = (8, 16, 32, 64, 128, 256)
 METHODS = ("random", "pca", "itq a length", "itq", "learned")
@@ -42,21 +42,6 @@ def split(path: Path, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return x[order[:QUERIES]], x[order[QUERIES:]]
 
 
-class Behind:
-    """A layer behind a backbone, called like the layer."""
-
-    def __init__(self, backbone, layer):
-        self.backbone, self.layer = backbone, layer
-
-    @torch.no_grad()
-    def encode(self, x):
-        return self.layer.encode(self.backbone(x))
-
-    @torch.no_grad()
-    def project(self, x):
-        return self.layer.project(self.backbone(x))
-
-
 def layers(method: str, database: torch.Tensor, seed: int, folder: Path) -> dict[int, nhl.NestedHashLayer]:
     """{length: the layer that gives its code}: one for all, or one a length."""
     options = {"seed": seed, "progress": True}
@@ -68,7 +53,7 @@ def layers(method: str, database: torch.Tensor, seed: int, folder: Path) -> dict
         torch.manual_seed(seed)
         backbone = HiddenLayer(database.shape[1], 2 * database.shape[1])
         layer = nhl.fit_layer(database, LENGTHS, "learned", backbone=backbone, **options)
-        return dict.fromkeys(LENGTHS, Behind(backbone, layer))
+        return dict.fromkeys(LENGTHS, Behind(layer, backbone))
     if method == "learned":
         options |= {"checkpoint": folder, "resume": (folder / "checkpoint.safetensors").exists()}
     layer = nhl.fit_layer(database, LENGTHS, method, **options)

@@ -134,20 +134,33 @@ def _products(u, first_row, first_column, num_rows, B: tl.constexpr, SHAPE: tl.c
 
 
 @triton.jit
+def _own_rows(SHAPE: tl.constexpr):
+    """(number of the row tile, its first row, its rows) of a program, int64."""
+    tile = tl.program_id(0).to(tl.int64)
+    first_row = tile * SHAPE.tiles.rows
+    return tile, first_row, first_row + tl.arange(0, SHAPE.tiles.rows)
+
+
+@triton.jit
+def _others(rows, columns, num_rows):
+    """Which pairs of a tile are two different rows of the batch."""
+    inside = (rows < num_rows)[:, None] & (columns < num_rows)[None, :]
+    return inside & (rows[:, None] != columns[None, :])
+
+
+@triton.jit
 def _row_statistics(
     u, targets, scales, statistics, num_rows, K: tl.constexpr, FUNCTION: tl.constexpr, SHAPE: tl.constexpr
 ):  # fmt: skip
     ROWS: tl.constexpr = SHAPE.tiles.rows
     COLUMNS: tl.constexpr = SHAPE.tiles.columns
     M: tl.constexpr = len(SHAPE.lengths)
-    tile = tl.program_id(0).to(tl.int64)
-    first_row = tile * ROWS
-    rows = first_row + tl.arange(0, ROWS)
+    tile, first_row, rows = _own_rows(SHAPE)
     highest = tl.full((ROWS,), LOWEST, tl.float32)
     total = tl.zeros((ROWS,), tl.float32)
     for start in range(0, num_rows, COLUMNS):
         columns = tile * 0 + start + tl.arange(0, COLUMNS)
-        others = (rows[:, None] != columns[None, :]) & (columns < num_rows)[None, :]
+        others = _others(rows, columns, num_rows)
         if K < M:
             factor = tl.load(scales + K) / SHAPE.lengths[K]
             logits = factor * _products(u, first_row, tile * 0 + start, num_rows, SHAPE.lengths[K], SHAPE)
@@ -158,9 +171,9 @@ def _row_statistics(
         here = tl.where(others, tl.exp(logits - top[:, None]), 0.0)
         total = total * tl.exp(highest - top) + tl.sum(here, axis=1)
         highest = top
-    place = statistics + 2 * (rows * (M + 1) + K)
-    tl.store(place, highest, mask=rows < num_rows)
-    tl.store(place + 1, tl.log(total), mask=rows < num_rows)
+    place, inside = statistics + 2 * (rows * (M + 1) + K), rows < num_rows
+    tl.store(place, highest, mask=inside)
+    tl.store(place + 1, tl.log(tl.where(inside, total, 1.0)), mask=inside)
 
 
 @triton.jit(do_not_specialize=["num_rows"])
@@ -184,9 +197,24 @@ def _statistics_of(statistics, rows, num_rows, K: tl.constexpr, SHAPE: tl.conste
 
 
 @triton.jit
+def _wanted_of(statistics, rows, num_rows, SHAPE: tl.constexpr):
+    """The statistics of the rows' wanted logits, and 1 for a row of the batch that has a target, else 0."""
+    highest, log_sum = _statistics_of(statistics, rows, num_rows, len(SHAPE.lengths), SHAPE)
+    return highest, log_sum, tl.where((rows >= num_rows) | (highest <= 0.5 * LOWEST), 0.0, 1.0)
+
+
+@triton.jit
 def _log_shares(logits, highest, log_sum, others):
     """Logarithms of a softmax over the others, from the largest logit and the log of the sum of exp(logit - it)."""
     return tl.where(others, (logits - highest) - log_sum, LOWEST)
+
+
+@triton.jit
+def _place(deltas, rows, bits, num_rows, J: tl.constexpr, SHAPE: tl.constexpr):
+    """Where a job's gradient lies, and which of its tile are there."""
+    JOB: tl.constexpr = SHAPE.jobs[J]
+    at = deltas + rows[:, None] * SHAPE.total + JOB.offset + bits[None, :]
+    return at, (rows < num_rows)[:, None] & (bits < SHAPE.lengths[JOB.k])[None, :]
 
 
 @triton.jit
@@ -201,14 +229,11 @@ def _job(
     M: tl.constexpr = len(SHAPE.lengths)
     L: tl.constexpr = SHAPE.lengths[-1]
     B: tl.constexpr = SHAPE.lengths[JOB.k]
-    tile = tl.program_id(0).to(tl.int64)
-    first_row = tile * ROWS
-    rows = first_row + tl.arange(0, ROWS)
+    tile, first_row, rows = _own_rows(SHAPE)
     bits = JOB.first + tl.arange(0, JOB.width)
     factor = tl.load(scales + JOB.k) / B
     own_highest, own_sum = _statistics_of(statistics, rows, num_rows, JOB.k, SHAPE)
-    own_wanted, own_wanted_sum = _statistics_of(statistics, rows, num_rows, M, SHAPE)
-    own_counts = tl.where(own_wanted <= 0.5 * LOWEST, 0.0, 1.0)
+    own_wanted, own_wanted_sum, own_counts = _wanted_of(statistics, rows, num_rows, SHAPE)
     found = zeros(ROWS, JOB.width)
     value = tl.zeros((ROWS,), tl.float32)
     along = tl.zeros((ROWS,), tl.float32)
@@ -217,10 +242,9 @@ def _job(
         first_column = tile * 0 + start
         columns = first_column + tl.arange(0, COLUMNS)
         highest, log_sum = _statistics_of(statistics, columns, num_rows, JOB.k, SHAPE)
-        wanted, wanted_sum = _statistics_of(statistics, columns, num_rows, M, SHAPE)
-        counts = tl.where((columns >= num_rows) | (wanted <= 0.5 * LOWEST), 0.0, 1.0)
+        wanted, wanted_sum, counts = _wanted_of(statistics, columns, num_rows, SHAPE)
         counted += counts
-        others = (rows[:, None] != columns[None, :]) & (rows < num_rows)[:, None] & (columns < num_rows)[None, :]
+        others = _others(rows, columns, num_rows)
         products = _products(u, first_row, first_column, num_rows, B, SHAPE)
         logits = factor * products
         targeted = FUNCTION(targets, rows, columns, num_rows)
@@ -244,8 +268,8 @@ def _job(
     x = load_tile(u, first_row, num_rows, bits, B, ROWS, L)
     fall = tl.exp(-2 * tl.abs(x))
     found = factor * found * (4 * fall / ((1 + fall) * (1 + fall)))  # 1 - tanh^2, which keeps its digits
-    at = deltas + rows[:, None] * SHAPE.total + JOB.offset + bits[None, :]
-    tl.store(at, scale * found, mask=(rows < num_rows)[:, None] & (bits < B)[None, :])
+    at, inside = _place(deltas, rows, bits, num_rows, J, SHAPE)
+    tl.store(at, scale * found, mask=inside)
     if JOB.first == 0:
         tl.store(values + tile * M + JOB.k, scale * tl.sum(value))
         tl.store(slopes + tile * M + JOB.k, scale * tl.sum(along) / B)
@@ -276,12 +300,9 @@ def _gap(
     M: tl.constexpr = len(SHAPE.lengths)
     L: tl.constexpr = SHAPE.lengths[-1]
     B: tl.constexpr = SHAPE.lengths[JOB.k]
-    tile = tl.program_id(0).to(tl.int64)
-    first_row = tile * ROWS
-    rows = first_row + tl.arange(0, ROWS)
+    tile, first_row, rows = _own_rows(SHAPE)
     bits = JOB.first + tl.arange(0, JOB.width)
-    highest, log_sum = _statistics_of(statistics, rows, num_rows, M, SHAPE)
-    own = tl.where(highest <= 0.5 * LOWEST, 0.0, 1.0)
+    highest, log_sum, own = _wanted_of(statistics, rows, num_rows, SHAPE)
     # Of a row's targets: their outputs, and the softplus of these, by their shares.
     mean = zeros(ROWS, JOB.width)
     above = zeros(ROWS, JOB.width)
@@ -290,9 +311,9 @@ def _gap(
     for start in range(0, num_rows, COLUMNS):
         first_column = tile * 0 + start
         columns = first_column + tl.arange(0, COLUMNS)
-        wanted, _ = _statistics_of(statistics, columns, num_rows, M, SHAPE)
-        counted += tl.where((columns >= num_rows) | (wanted <= 0.5 * LOWEST), 0.0, 1.0)
-        others = (rows[:, None] != columns[None, :]) & (rows < num_rows)[:, None] & (columns < num_rows)[None, :]
+        _, _, counts = _wanted_of(statistics, columns, num_rows, SHAPE)
+        counted += counts
+        others = _others(rows, columns, num_rows)
         targeted = FUNCTION(targets, rows, columns, num_rows)
         share = own[:, None] * tl.exp(_log_shares(targeted, highest[:, None], log_sum[:, None], others))
         y = load_tile(u, first_column, num_rows, bits, B, COLUMNS, L)
@@ -301,11 +322,10 @@ def _gap(
         above = dot(share, softplus(y), above, PRECISION)
     scale = constant / largest(tl.sum(counted), 1.0)
     x = load_tile(u, first_row, num_rows, bits, B, ROWS, L)
-    inside = (rows < num_rows)[:, None] & (bits < B)[None, :]
     apart = shares[:, None] * x - mean
     between = sigmoid(x) * apart - shares[:, None] * softplus(x) + above
     fall = tl.exp(-tl.abs(x))
-    at = deltas + rows[:, None] * SHAPE.total + JOB.offset + bits[None, :]
+    at, inside = _place(deltas, rows, bits, num_rows, J, SHAPE)
     before = tl.load(at, mask=inside, other=0.0)
     tl.store(at, before + scale * (fall / ((1 + fall) * (1 + fall))) * apart, mask=inside)
     # Every slice of a length has a part of its value; those past its last are zero.

@@ -19,7 +19,7 @@ import triton.language as tl
 
 from . import tiles
 from .device import penalties
-from .device.arithmetic import dot, inverse_norm, largest, load_tile, log1m, log_add_exp, zeros
+from .device.arithmetic import cosine_and_sine, dot, inverse_norm, largest, load_tile, log1m, log_add_exp, zeros
 from .device.classes import present
 
 CONFIG = tiles.Tiles(rows=16, columns=32, bits=32, width=128, warps=8, stages=1)
@@ -77,7 +77,7 @@ def _logits(
 def _with_margin(logits, y, sharpness, margin, SHAPE: tl.constexpr):
     """Logits sharpness * cosine, those of a row's own classes with the margin; and the derivative in the logits.
 
-    margin: itself, its cosine and its sine (a device's own take so many registers that the program spills).
+    margin: itself, its cosine and its sine (taken on the host, but where y is soft).
     """
     if SHAPE.function == "cosine":
         return logits - y * (sharpness * margin[0]), logits * 0 + 1
@@ -85,8 +85,11 @@ def _with_margin(logits, y, sharpness, margin, SHAPE: tl.constexpr):
         cosine = largest(logits / sharpness, -1.0)  # outside the classes logits are very low
         square = (1 - cosine) * (1 + cosine)
         sine = tl.sqrt_rn(largest(square, 1e-4))
-        turned = sharpness * (cosine * margin[1] - sine * margin[2])
-        slope = margin[1] + tl.where(square > 1e-4, margin[2] * cosine / sine, 0.0)
+        along, across = margin[1], margin[2]
+        if SHAPE.soft:
+            along, across = cosine_and_sine(y * margin[0])
+        turned = sharpness * (cosine * along - sine * across)
+        slope = along + tl.where(square > 1e-4, across * cosine / sine, 0.0)
         return tl.where(y > 0, turned, logits), tl.where(y > 0, slope, 1.0)
 
 
@@ -310,5 +313,4 @@ def variants(lengths=(8, 16, 32, 64, 128)):
             ("soft", "*fp32", True),
         )
         for precision in tiles.PRECISIONS
-        if (function, form) != ("angle", "soft")
     ]  # fmt: skip

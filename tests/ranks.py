@@ -1,4 +1,4 @@
-"""Functions in several processes that form a gloo process group; nothing here waits for ever."""
+"""Functions in several processes that form a process group; nothing here waits for ever."""
 
 import datetime
 import multiprocessing
@@ -14,11 +14,13 @@ import torch
 SECONDS = 240
 
 
-def _rank(function, rank, count, file, results, args):
+def _rank(function, rank, count, file, results, args, backend):
     torch.set_num_threads(1)
     try:
+        if backend == "nccl":
+            torch.cuda.set_device(rank)
         torch.distributed.init_process_group(
-            "gloo",
+            backend,
             init_method=f"file://{file}",
             rank=rank,
             world_size=count,
@@ -30,14 +32,17 @@ def _rank(function, rank, count, file, results, args):
         results.put((rank, False, traceback.format_exc()))
 
 
-def in_ranks(count: int, function, *args) -> list:
-    """[function(rank, count, *args)] of `count` ranks, each a process of one thread; what it gives is pickled."""
+def in_ranks(count: int, function, *args, backend: str = "gloo") -> list:
+    """[function(rank, count, *args)] of `count` ranks, each a process of one thread; what it gives is pickled.
+
+    backend: "nccl" gives each rank the card of its number.
+    """
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     with tempfile.TemporaryDirectory() as folder:
         file = os.path.join(folder, "store")
         workers = [
-            context.Process(target=_rank, args=(function, i, count, file, results, args), daemon=True)
+            context.Process(target=_rank, args=(function, i, count, file, results, args, backend), daemon=True)
             for i in range(count)
         ]
         for worker in workers:

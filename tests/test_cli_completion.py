@@ -1,6 +1,9 @@
 """The script that completes commands in a shell."""
 
+import functools
 import json
+import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -24,20 +27,38 @@ printf '%s\\n' "${COMPREPLY[@]}"
 """
 
 
-@pytest.fixture(scope="module")
-def script(tmp_path_factory):
-    pytest.importorskip("shtab")
-    code = (
-        "import sys; from nhl_fast.cli import main; sys.exit(main(['completion', 'bash']) or 'torch' in sys.modules)"
-    )
+def script_of(shell, folder):
+    call = f"main(['completion', {shell!r}])"
+    code = f"import sys; from nhl_fast.cli import main; sys.exit({call} or 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")  # and PyTorch was not loaded
-    path = tmp_path_factory.mktemp("shell") / "completion.bash"
+    path = folder / f"completion.{shell}"
     path.write_text(done.stdout)
     return path
 
 
-@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory):
+    """The script of a shell, made once."""
+    return functools.cache(lambda shell: script_of(shell, tmp_path_factory.mktemp("shell")))
+
+
+def bash(script, words, folder):
+    pytest.importorskip("shtab")
+    argv = ["bash", "-c", TRY, "bash", str(script("bash")), "nhl-fast", *words]
+    return subprocess.run(argv, capture_output=True, text=True, cwd=folder).stdout.split()
+
+
+def fish(script, words, folder):
+    line = shlex.join(["nhl-fast", *words[:-1]]) + f" {words[-1]}"
+    code = f"source {shlex.quote(str(script('fish')))}; complete -C {shlex.quote(line)}"
+    home = {**os.environ, "HOME": str(folder.parent), "XDG_DATA_HOME": str(folder.parent)}
+    done = subprocess.run(["fish", "--no-config", "-c", code], capture_output=True, text=True, cwd=folder, env=home)
+    assert done.stderr == ""
+    return [line.partition("\t")[0].rstrip("/") for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("shell", [bash, fish])
 @pytest.mark.parametrize(
     ("words", "found"),
     [
@@ -48,14 +69,27 @@ def script(tmp_path_factory):
         (["train", "--root", ""], ["pictures"]),
         (["search", "run", "--query", ""], ["pictures", "q.npy"]),
         (["encode", "run", "--split", "q"], ["query"]),
+        (["encode", "run", "--split", "train", "--epo"], []),  # a word that is a command, too
     ],
 )
-def test_words_are_completed(script, tmp_path, words, found):
-    (tmp_path / "pictures").mkdir()
-    (tmp_path / "q.npy").write_bytes(b"")
-    argv = ["bash", "-c", TRY, "bash", str(script), "nhl-fast", *words]
-    done = subprocess.run(argv, capture_output=True, text=True, cwd=tmp_path)
-    assert sorted(done.stdout.split()) == found
+def test_words_are_completed(shell, scripts, tmp_path, words, found):
+    if shutil.which(shell.__name__) is None:
+        pytest.skip(f"needs {shell.__name__}")
+    folder = tmp_path / "here"
+    (folder / "pictures").mkdir(parents=True)
+    (folder / "q.npy").write_bytes(b"")
+    assert sorted(shell(scripts, words, folder)) == found
+
+
+def test_fish_needs_no_package_and_quotes_help(monkeypatch, capsys):
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda name: None)
+    assert main(["completion", "fish"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(" -l lengths " in line and "'__nhl_fast_command train'" in line for line in lines) == 1
+    for line in lines[6:]:
+        assert line.startswith("complete -c nhl-fast -n '")
+        assert shlex.split(line.replace("\\'", "")), line
+    assert any(r"a run\'s" in line for line in lines)
 
 
 @pytest.mark.parametrize("shell", SHELLS)
@@ -83,5 +117,5 @@ def test_what_to_install_and_which_shells(monkeypatch, capsys):
         "nhl-fast completion: shell completion needs 'shtab': pip install 'nhl-fast[completion]'\n"
     )
     with pytest.raises(SystemExit):
-        main(["completion", "fish"])
-    assert "invalid choice: 'fish'" in capsys.readouterr().err
+        main(["completion", "ksh"])
+    assert "invalid choice: 'ksh' (choose from 'bash', 'zsh', 'tcsh', 'fish')" in capsys.readouterr().err

@@ -4,6 +4,7 @@ import json
 import sys
 import types
 
+import killed
 import numpy as np
 import pytest
 import torch
@@ -11,7 +12,6 @@ import torch
 import nhl_fast as nhl
 from nhl_fast.cli import main
 from nhl_fast.fit import embed
-from nhl_fast.fit.learn import Learner
 from nhl_fast.fit.run import FitRun
 
 OPTIONS = ("--lengths", "4,8,12", "--queries", "20", "--steps", "8", "-k", "5")
@@ -34,9 +34,10 @@ def call(capsys, *argv, status=0):
     return said.err if status else said.out
 
 
-def test_a_fit_leaves_a_folder_that_encodes_and_searches(source, tmp_path, capsys):
+@pytest.mark.parametrize("more", [(), ("--hidden", "6")], ids=["layer", "hidden"])
+def test_a_fit_leaves_a_folder_that_encodes_and_searches(source, tmp_path, capsys, more):
     run = tmp_path / "run"
-    said = call(capsys, "fit", source, "--out", run, *OPTIONS)
+    said = call(capsys, "fit", source, "--out", run, *OPTIONS, *more)
     for method in ("learned", "raw query outputs", "random", "pca", "itq a length", "float vectors"):
         assert method in said
     assert (run / "pictures" / "recall.png").stat().st_size > 1000
@@ -73,21 +74,27 @@ def test_a_fit_leaves_a_folder_that_encodes_and_searches(source, tmp_path, capsy
         call(capsys, *command, status=1)
 
 
-@pytest.mark.parametrize("stop", [0, 3, 8])
-def test_a_killed_fit_goes_on(source, tmp_path, capsys, monkeypatch, stop):
-    call(capsys, "fit", source, "--out", tmp_path / "whole", *OPTIONS, "--no-baselines")
-    take, taken = Learner.take_step, []
+def test_a_hidden_layer_trains_along(source, tmp_path, capsys):
+    for name, more in (("plain", ()), ("hidden", ("--hidden", "6"))):
+        call(capsys, "fit", source, "--out", tmp_path / name, *OPTIONS, *more, "--no-baselines")
+    run = FitRun.open(tmp_path / "hidden")
+    assert FitRun.open(tmp_path / "plain").backbone is None
+    assert run.backbone.out.weight.abs().max() > 0  # where it started
+    assert not run.backbone.training
+    error = call(
+        capsys, "fit", source, "--out", tmp_path / "n", *OPTIONS, "--hidden", "6", "--method", "itq", status=1
+    )
+    assert "--hidden: expected None with method 'itq'" in error
+    assert not (tmp_path / "n").exists()
 
-    def killed(self):
-        if len(taken) == stop:
-            raise KeyboardInterrupt
-        taken.append(1)
-        return take(self)
 
-    monkeypatch.setattr(Learner, "take_step", killed)
+@pytest.mark.parametrize(("stop", "more"), [(0, ()), (3, ()), (8, ()), (3, ("--hidden", "6"))])
+def test_a_killed_fit_goes_on(source, tmp_path, capsys, monkeypatch, stop, more):
+    call(capsys, "fit", source, "--out", tmp_path / "whole", *OPTIONS, *more, "--no-baselines")
+    killed.after(stop, monkeypatch)
     broken = tmp_path / "broken"
     status = 130 if stop < 8 else 0
-    call(capsys, "fit", source, "--out", broken, *OPTIONS, "--no-baselines", status=status)
+    call(capsys, "fit", source, "--out", broken, *OPTIONS, *more, "--no-baselines", status=status)
     monkeypatch.undo()
     assert "already holds a run" in call(capsys, "fit", source, "--out", broken, *OPTIONS, status=1)
     call(capsys, "fit", "--resume", broken)

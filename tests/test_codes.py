@@ -157,11 +157,22 @@ def test_a_database_on_a_device_that_is_refused_is_refused_again(monkeypatch):
             codes.check_packed(rows, "database")
 
 
-def test_a_database_is_looked_at_once_until_it_changes():
-    for rows in (torch.zeros(4, 2), torch.inference_mode()(torch.zeros)(4, 2)):
-        assert [codes._was_looked_at(rows) for _ in range(3)] == [False, True, True]
-        assert not codes._was_looked_at(rows[:2])
-    rows = torch.zeros(4, 2)
-    codes._was_looked_at(rows)
+def test_a_database_on_a_device_is_looked_at_once_until_it_changes(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    looks = []
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda self: looks.append(len(self)) or self)
+
+    def rows_of():
+        return torch.arange(4100 * 16).view(4100, 16).to(torch.uint8).as_subclass(OnDevice)
+
+    for rows in (rows_of(), torch.inference_mode()(rows_of)()):
+        looks.clear()
+        for _ in range(3):
+            codes.check_packed(rows, "database")
+        assert looks == [4096]
+    rows = rows_of()
+    codes.check_packed(rows, "database")
+    looks.clear()
     rows[0] = 1
-    assert not codes._was_looked_at(rows)
+    codes.check_packed(rows, "database")
+    assert looks == [4096]

@@ -181,13 +181,16 @@ BAD_ARRAYS = [
     ({"features": FEATURES[:0]}, ValueError, "features: .*not empty"),
     ({"features": FEATURES[:, :0].copy()}, ValueError, "features: .*not empty"),
     ({"features": None}, ValueError, r"expected an array 'features', found \['labels'\]"),
-    ({"labels": None}, ValueError, r"expected an array 'labels', found \['features'\]"),
+    ({"labels": None}, ValueError, "labels: expected their file, or 'labels' beside the features in .*alone"),
     ({"labels": IDS[:-1]}, ValueError, r"labels: expected ids \(60,\)"),
     ({"labels": IDS[None].copy()}, ValueError, r"labels: expected ids \(60,\)"),
     ({"labels": IDS[:, None][:, :0]}, ValueError, "labels: expected at least 1 column"),
     ({"labels": None, "extra": IDS}, ValueError, r"expected an array 'labels', found \['extra', 'features'\]"),
     ({"labels": None, "y": IDS, "target": IDS.copy()}, ValueError, "labels: 'y' and 'target' could both be meant"),
-    ({"labels": IDS.astype(np.float32)}, TypeError, "labels: expected integer class ids"),
+    ({"labels": IDS + 0.5}, TypeError, "labels: expected whole numbers as class ids, or strings"),
+    ({"labels": changed(IDS.astype(float), 3, np.nan)}, TypeError, "labels: expected whole numbers"),
+    ({"labels": changed(IDS.astype(float), 3, 1e300)}, TypeError, "labels: expected whole numbers"),
+    ({"labels": IDS.astype(float) - 1}, ValueError, "labels: row 0 is -1"),
     ({"labels": IDS - 1}, ValueError, "labels: row 0 is -1"),
     ({"labels": changed(IDS, 5, 2**40)}, ValueError, "labels: row 5 is 1099511627776"),
     ({"labels": changed(MULTI, (0, 0), 2)}, ValueError, "labels: expected rows of zeros and ones"),
@@ -310,7 +313,7 @@ def test_a_pickle_in_an_npy_file_is_not_loaded(tmp_path, which):
         ("none.npz", FileNotFoundError, "path: no such file.*none.npz"),
         (".", ValueError, "path: expected a regular file"),
         ("x.csv", ValueError, "path: expected an .npz, .npy or .safetensors"),
-        ("x.npy", ValueError, "labels: expected the .npy file of the labels"),
+        ("x.npy", ValueError, "labels: expected their file, or"),
     ],
 )
 def test_paths_refused(tmp_path, name, error, match):
@@ -352,6 +355,39 @@ def test_usual_names_columns_and_integers(path, x, y):
     assert torch.equal(data.database.inputs[:, 1], 2.0 * data.database.labels)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint16, np.bool_])
+def test_labels_of_any_number_type(tmp_path, dtype):
+    labels = IDS % 2 if dtype is np.bool_ else IDS
+    data = load_dataset("features", path=save(tmp_path / "f.npz", labels=labels.astype(dtype)))
+    assert torch.equal(data.query.labels, torch.from_numpy(labels)[data.query.indices])
+
+
+@pytest.mark.parametrize("name", ["X", "my_array", "arr_0"])
+@pytest.mark.parametrize("labels", ["y.npy", "y.npz", "y.pt"])
+def test_labels_in_a_file_of_their_own(tmp_path, name, labels):
+    """Of a file with one array, its name says nothing."""
+    file = save(tmp_path / "x.npz", features=None, labels=None, **{name: FEATURES})
+    if labels == "y.npy":
+        np.save(tmp_path / labels, IDS)
+    elif labels == "y.npz":
+        np.savez(tmp_path / labels, y=IDS)
+    else:
+        torch.save(torch.from_numpy(IDS), tmp_path / labels)
+    data = load_dataset("features", path=file, labels=tmp_path / labels)
+    assert torch.equal(data.query.labels, torch.from_numpy(IDS)[data.query.indices])
+    with pytest.raises(ValueError, match=r"labels: expected their file, or .*x\.npz"):
+        load_dataset("features", path=file)
+    np.savez(tmp_path / "z.npz", a=IDS, b=IDS)
+    with pytest.raises(ValueError, match=r"labels: expected one array in .*z\.npz, found \['a', 'b'\]"):
+        load_dataset("features", path=file, labels=tmp_path / "z.npz")
+
+
+def test_two_arrays_without_names(tmp_path):
+    np.savez(tmp_path / "f.npz", FEATURES, IDS)
+    data = load_dataset("features", path=tmp_path / "f.npz")
+    assert np.array_equal(data.query.inputs.numpy(), FEATURES[data.query.indices.numpy()])
+
+
 @pytest.mark.parametrize("kind", ["U", "S"])
 def test_string_labels(tmp_path, kind):
     words = np.array(["dog", "cat", "ape"])[IDS].astype(kind)
@@ -372,7 +408,14 @@ def test_pt_files_of_tensors_alone(tmp_path):
     torch.save(torch.from_numpy(FEATURES), file)
     torch.save(torch.from_numpy(IDS), tmp_path / "y.pt")
     assert len(load_dataset("features", path=file, labels=tmp_path / "y.pt").query) == 6
-    with pytest.raises(ValueError, match=r"labels: expected the \.npy file"):
+    with pytest.raises(ValueError, match="labels: expected their file, or"):
+        load_dataset("features", path=file)
+    for labels in (torch.from_numpy(IDS), IDS.tolist(), [f"class {i}" for i in IDS]):
+        torch.save((torch.from_numpy(FEATURES), labels), file)
+        data = load_dataset("features", path=file)
+        assert torch.equal(data.query.labels, torch.from_numpy(IDS)[data.query.indices])
+    torch.save((torch.from_numpy(FEATURES), [1, "a"]), file)
+    with pytest.raises(TypeError, match=r"f\.pt: labels: expected a tensor, got list"):
         load_dataset("features", path=file)
     torch.save({"X": pathlib.PurePath("x")}, file)
     with pytest.raises(ValueError, match="cannot be read as tensors alone"):

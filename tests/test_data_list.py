@@ -251,10 +251,64 @@ def test_class_ids(root, line):
     assert (data.num_classes, data.multi_label) == (4, False)
     assert data.train.labels.tolist() == [0, 3, 0, 3, 0, 3]
     assert data.train[1][0].shape == (3, 16, 16)
-    with pytest.raises(ValueError, match=r"multi_label: .*class ids"):
-        load_dataset("list", root=root, multi_label=True)
+    several = load_dataset("list", root=root, validation=0, multi_label=True, **SMALL)
+    assert several.train.labels.tolist() == [[1, 0, 0, 0], [0, 0, 0, 1]] * 3
     (root / "test.txt").write_text(line.format("images/6.png", 1) + "\nimages/7.jpg cat\n")
     with pytest.raises(ValueError, match=r"test\.txt, line 2: expected a class id .*, got '.*cat'"):
+        load_dataset("list", root=root)
+
+
+def write_ids(root, text, between):
+    """train.txt: the pictures 0, 1, ... with the ids of `text`, one line's after a bar."""
+    lines = [between.join((f"images/{i}.png", *ids.split())) for i, ids in enumerate(text.split("|"))]
+    (root / "train.txt").write_text("\n".join(lines))
+
+
+@pytest.mark.parametrize("between", [" ", "\t", ",", ", "])
+@pytest.mark.parametrize("first", ["0 1", "3", "2 0", "1 4"])
+def test_several_class_ids(root, first, between):
+    (root / "test.txt").write_text(between.join(("images/6.png", "2", "1")) + "\nimages/7.jpg 0, 4")
+    (root / "database.txt").write_text(between.join(("images/8.png", "1")))
+    write_ids(root, f"{first}|2|4 3 0|1|3 1|0 2", between)
+    data = load_dataset("list", root=root, validation=0, **SMALL)
+    assert (data.num_classes, data.multi_label) == (5, True)
+    ids = [set(row.nonzero()[:, 0].tolist()) for row in data.train.labels]
+    assert ids == [set(map(int, first.split())), {2}, {0, 3, 4}, {1}, {1, 3}, {0, 2}]
+    assert [row.nonzero()[:, 0].tolist() for row in data.query.labels] == [[1, 2], [0, 4]]
+    assert data.database.labels.tolist() == [[0, 1, 0, 0, 0]]
+    with pytest.raises(ValueError, match="multi_label: False needs one class a row, but row"):
+        load_dataset("list", root=root, multi_label=False)
+    for line, match in (
+        ("6.png 4 2 4", r"test\.txt, line 1: expected every class id once, got 4 twice"),
+        ("6.png 4 x 2", r"test\.txt, line 1: no such image file: .*4 x"),
+        ("6.png", r"test\.txt, line 1: expected a class id after the path"),
+    ):
+        (root / "test.txt").write_text(f"images/{line}")
+        with pytest.raises(ValueError, match=match):
+            load_dataset("list", root=root)
+
+
+def test_ids_after_names_that_end_in_numbers(root):
+    """The files that are there say where a name ends; of two readings the one with fewer ids."""
+    for name in ("photo", "photo 2", "photo 2 3"):
+        os.link(root / "images" / "0.png", root / name)
+    (root / "test.txt").write_text("images/6.png 4\nimages/7.jpg 1 2")
+    (root / "database.txt").write_text("images/8.png 2")
+    (root / "train.txt").write_text("photo 2 3 1 4\nphoto 2 0\nphoto,4,1\n")
+    data = load_dataset("list", root=root, validation=0, **SMALL)
+    assert [data.train.file_name(i) for i in range(3)] == ["photo 2 3", "photo 2", "photo"]
+    assert [row.nonzero()[:, 0].tolist() for row in data.train.labels] == [[1, 4], [0], [1, 4]]
+
+
+@pytest.mark.parametrize("second", ["0 1|1 0|0 0", "0 1|0 1|1 0"])
+def test_labels_of_two_classes_are_no_ids(root, second):
+    for name, rows in (("test.txt", "images/6.png 1 0"), ("database.txt", "images/8.png 1 0")):
+        (root / name).write_text(rows)
+    write_ids(root, second, " ")
+    data = load_dataset("list", root=root, validation=0, multi_label=True, **SMALL)
+    assert data.train.labels.tolist() == [[int(one) for one in row.split()] for row in second.split("|")]
+    write_ids(root, "0 1|1 0|0 2", " ")  # a slip, since no line says more or less
+    with pytest.raises(ValueError, match=r"train\.txt, line 3: expected labels 0 or 1 .*'2'"):
         load_dataset("list", root=root)
 
 

@@ -1,5 +1,6 @@
 """Layers fitted without labels: their definitions, determinism, memory maps, checkpoints and errors."""
 
+import killed
 import numpy as np
 import pytest
 import torch
@@ -159,17 +160,7 @@ def test_normalize_is_what_it_says():
 def test_a_fit_that_goes_on_ends_like_an_unbroken_one(tmp_path, monkeypatch, stop):
     x = vectors()
     whole = weights(fit(x))
-    from nhl_fast.fit.learn import Learner
-
-    take, taken = Learner.take_step, []
-
-    def killed(self):
-        if len(taken) == stop:
-            raise KeyboardInterrupt
-        taken.append(1)
-        return take(self)
-
-    monkeypatch.setattr(Learner, "take_step", killed)
+    killed.after(stop, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         fit(x, checkpoint=tmp_path / "fit", checkpoint_every=7)
     monkeypatch.undo()

@@ -1,5 +1,6 @@
 """A backbone that trains along with a layer that is fitted without labels."""
 
+import killed
 import numpy as np
 import pytest
 import torch
@@ -8,7 +9,6 @@ from torch import nn
 
 import nhl_fast as nhl
 from nhl_fast.fit.backbone import HiddenLayer
-from nhl_fast.fit.learn import Learner
 
 
 def hidden(width=20, seed=0):
@@ -56,15 +56,7 @@ def test_it_trains_along():
 def test_a_fit_that_goes_on_ends_like_an_unbroken_one(tmp_path, monkeypatch, stop):
     x, whole = vectors(), hidden()
     layer = weights(fit(x, backbone=whole))
-    take, taken = Learner.take_step, []
-
-    def killed(self):
-        if len(taken) == stop:
-            raise KeyboardInterrupt
-        taken.append(1)
-        return take(self)
-
-    monkeypatch.setattr(Learner, "take_step", killed)
+    killed.after(stop, monkeypatch)
     with pytest.raises(KeyboardInterrupt):
         fit(x, checkpoint=tmp_path / "fit", checkpoint_every=7, backbone=hidden())
     monkeypatch.undo()

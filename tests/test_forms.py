@@ -196,3 +196,10 @@ def test_a_bank_in_double_is_refused_where_a_form_reads_it():
         else:
             with pytest.raises(RuntimeError, match="the bank is torch\\.float64"):
                 loss(u, labels, index, backend="cpp")
+
+
+def test_a_bank_is_refused_where_the_function_is_one_of_soft_similarity():
+    bank = make("dsh").bank
+    assert Form("pairs", "likelihood", bank=bank).bank is bank
+    with pytest.raises(ValueError, match=r"^bank: pairs of the function 'graded'"):
+        Form("pairs", "graded", bank=bank)

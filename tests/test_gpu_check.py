@@ -289,7 +289,7 @@ def test_the_steps_cover_what_was_asked():
             contenders += [] if n > 256 and name == "shcir" else [steps.LITERAL]
             assert {(name, n, d, contender) for contender in contenders} <= full
     weighed = {name for name, *_, options in wanted if options.get("weighed")}
-    assert weighed == {*losses.NAMES} - {"dtsh"}
+    assert weighed == {*losses.NAMES}
     # torch.compile, which takes long, after all sizes of all others
     contenders = [contender for *_, contender, _ in wanted]
     assert set(contenders[contenders.index(steps.COMPILED) :]) == {steps.COMPILED}

@@ -9,7 +9,7 @@ import pytest
 
 import nhl_fast
 from nhl_fast import losses
-from nhl_fast.cli import arguments
+from nhl_fast.cli import data_options
 from nhl_fast.core import names
 from nhl_fast.data import _LOADERS
 from nhl_fast.data.cifar10 import PROTOCOLS
@@ -116,4 +116,4 @@ def test_names_known_without_torch_are_those_of_the_modules():
     assert tuple(_LOADERS) == names.DATASETS
     assert (*PROTOCOLS, "holdout") == names.PROTOCOLS
     assert set(names.CENTERS) == {*importlib.import_module("nhl_fast.centers.make").KINDS, "aligned"}
-    assert set(arguments.DATA_OPTIONS) | set(arguments.DATA_FLAGS) >= {"root", "path", "protocol", "augment"}
+    assert set(data_options.OPTIONS) | set(data_options.FLAGS) >= {"root", "path", "protocol", "augment"}

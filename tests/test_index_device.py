@@ -335,10 +335,38 @@ def test_larger_than_its_memory():
         agree(index, index.to("cuda", device_bytes=budget))
 
 
-def test_stages_are_refused_on_a_device():
-    index = filled(64).to(["cpu"], device_bytes=1 << 20)
-    with pytest.raises(ValueError, match="funnel: expected an index in main memory"):
-        index.search(rows(1, 64, 0), 3, funnel=((32, 50),))
-    with pytest.raises(ValueError, match="rescore: expected an index in main memory"):
-        index.search(rows(1, 64, 0), 3, rescore=torch.zeros(1, 64))
-    assert len(index.to("cpu").search(rows(1, 64, 0), 3, funnel=((32, 50),))[1]) == 1
+@pytest.mark.parametrize("budget", [64, 1500, None])
+@pytest.mark.parametrize("segments", ["merged", "apart"])
+def test_stages(segments, budget, devices, monkeypatch):
+    if segments == "apart":
+        no_merging(monkeypatch)
+    index = filled(100)
+    placed = index.to(devices, device_bytes=budget)
+    generator = torch.Generator().manual_seed(0)
+    queries, vectors = torch.from_numpy(rows(4, 100, 5)), torch.randn(len(index), 9, generator=generator)
+    outputs, mine = torch.randn(4, 100, generator=generator), torch.randn(4, 9, generator=generator)
+    ids = index.ids
+    at = placed.devices[0]
+    for allow in (None, ids[::3], ids[:7], ids[:0]):
+        for funnel in (((16, 40),), ((16, 40), (48, 9))):
+            for rescored in (None, outputs, (mine, vectors)):
+                options = {"allow": allow, "funnel": funnel}
+                expected = index.search(queries, 5, rescore=rescored, **options)
+                if isinstance(rescored, torch.Tensor):
+                    rescored = rescored.to(at)
+                found = placed.search(queries.to(at), 5, rescore=rescored, **options)
+                assert found[1].device == at
+                same(found, expected)
+
+
+def test_kept_vectors_rank_what_a_device_found(devices):
+    index, generator = NestedIndex(64), torch.Generator().manual_seed(0)
+    vectors = torch.randn(300, 9, generator=generator)
+    for part in range(0, 300, 100):
+        index.add(rows(100, 64, part), np.arange(part, part + 100) * 3, vectors=vectors[part : part + 100])
+    index.remove([3, 300])
+    queries, mine = rows(4, 64, 1), torch.randn(4, 9, generator=generator)
+    options = {"funnel": ((64, 30),), "rescore": (mine, None)}
+    same(index.to(devices, device_bytes=1500).search(queries, 5, **options), index.search(queries, 5, **options))
+    with pytest.raises(ValueError, match="rescore: expected 4 rows"):
+        index.to(devices).search(queries, 5, **{**options, "rescore": (mine[:2], None)})

@@ -145,6 +145,24 @@ def test_the_first_use_builds_and_the_next_loads(machine):
 
 
 @needs_library
+def test_ctrl_c_ends_a_call_of_a_library_in_the_cache(machine):
+    machine.compiler()
+    script = """
+import os, signal, threading
+import numpy as np, nhl_fast as nhl
+items = np.random.default_rng(0).integers(0, 256, (300_000, 16), dtype=np.uint8)
+nhl.search(items[:1], items, 1, backend="cpp")
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    nhl.search(np.repeat(items[:40_000], 10, 0), items, 10, backend="cpp")
+except KeyboardInterrupt:
+    print("stopped")
+"""
+    assert machine.run("-c", script)[:2] == (0, "stopped\n")
+    assert len(machine.libraries()) == 1
+
+
+@needs_library
 def test_two_processes_build_once(machine):
     machine.compiler()
     both = [machine.start("-c", SEARCH) for _ in range(2)]

@@ -36,6 +36,12 @@ def test_encode_packs_like_numpy():
     expected = np.packbits(layer.project(x).detach().numpy() > 0, axis=1)
     assert np.array_equal(layer.encode(x).numpy(), expected)
     assert layer.encode(x[:0]).shape == (0, 3)
+    rows = x.numpy().astype(np.float64)
+    rows.flags.writeable = False
+    for array in (x.numpy(), rows, x.numpy()[::-1][::-1]):
+        assert np.array_equal(layer.encode(array).numpy(), expected)
+    with pytest.raises(TypeError, match="x: expected a floating-point tensor, got Tensor"):
+        layer.encode(np.zeros((2, x.shape[1]), np.int64))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

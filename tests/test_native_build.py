@@ -96,7 +96,7 @@ def test_source_hash_covers_every_source(tmp_path):
     assert before == {kind: _build.source_hash(kind, ROOT / "csrc") for kind in _build.LIBRARIES}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         shared = path.suffix == ".h" and path.parent.name in ("common", "hamming", "ops")
-        cuda = shared or path.parent.name == "cuda" or path.suffix == ".cu"
+        cuda = shared or "cuda" in path.relative_to(folder).parts or path.suffix == ".cu"
         text = path.read_bytes()
         path.write_bytes(text + b"\n")
         changed = {kind for kind in before if _build.source_hash(kind, folder) != before[kind]}
@@ -130,6 +130,23 @@ def test_reports_why_not(monkeypatch, tmp_path):
     monkeypatch.setenv("NHL_FAST_CUDA", "0")
     monkeypatch.setattr(library, "_load", lambda kind: "")
     assert "NHL_FAST_CUDA=0" in load("cuda")
+
+
+def test_a_card_without_the_library_is_said_once(monkeypatch, tmp_path, recwarn):
+    monkeypatch.setattr(library, "_PACKAGE", tmp_path)
+    monkeypatch.setenv("NHL_FAST_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("NHL_FAST_CUDA", raising=False)
+    monkeypatch.delenv("NHL_FAST_BUILD", raising=False)
+    monkeypatch.setattr(_build, "find_nvcc", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    load = library._load.__wrapped__
+    monkeypatch.setattr(library, "_load", lambda kind: "")
+    with pytest.warns(UserWarning, match="without its CUDA engine.*nvcc was not found .install the CUDA toolkit"):
+        assert "nvcc was not found" in load("cuda")
+    recwarn.clear()
+    monkeypatch.setenv("NHL_FAST_CUDA", "0")
+    assert "leaves it out" in load("cuda")
+    assert not recwarn
 
 
 def test_command_line_status():
@@ -244,3 +261,52 @@ def test_a_child_forked_while_a_library_is_loaded_can_load():
     """
     command = [sys.executable, "-W", "ignore", "-c", textwrap.dedent(code)]
     assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "0\n"
+
+
+class Cards:
+    """Stands for torch.cuda, of devices with these compute capabilities."""
+
+    def __init__(self, monkeypatch, *capabilities):
+        self.capabilities = capabilities
+        for name in ("is_available", "device_count", "get_device_capability", "get_device_name"):
+            monkeypatch.setattr(torch.cuda, name, getattr(self, name))
+
+    def is_available(self):
+        return True
+
+    def device_count(self):
+        return len(self.capabilities)
+
+    def get_device_capability(self, device=0):
+        return self.capabilities[device]
+
+    def get_device_name(self):
+        return "a card"
+
+
+def test_the_first_use_compiles_for_every_card(monkeypatch):
+    monkeypatch.delenv("NHL_FAST_CUDA_ARCHITECTURES", raising=False)
+    Cards(monkeypatch, (9, 0), (8, 0), (7, 5), (9, 0), (12, 0))
+    asked = []
+    monkeypatch.setattr(library._cache, "find", lambda kind, targets: asked.append(targets))
+    monkeypatch.setattr(library, "library_path", lambda kind: Path("/nowhere"))
+    library.is_built("cuda")
+    assert asked == [["80", "90", "120"]]
+
+
+def test_the_kernels_are_left_out_on_a_card_that_is_too_old(monkeypatch):
+    monkeypatch.setattr(library, "load", lambda kind: "")
+    status = library.cuda_status.__wrapped__
+    Cards(monkeypatch, (7, 5))
+    assert status() == (False, "needs compute capability 8.0 or more, the device has 7.5")
+    Cards(monkeypatch, (8, 0))
+    assert status() == (True, "native library on a card")
+
+
+def test_architectures(monkeypatch):
+    for given, expected in (("", ["80", "90", "100"]), (" ", ["80", "90", "100"]), ("86 90a", ["86", "90a"])):
+        monkeypatch.setenv("NHL_FAST_CUDA_ARCHITECTURES", given)
+        assert _build.architectures() == expected
+    monkeypatch.setenv("NHL_FAST_CUDA_ARCHITECTURES", "8.0;9.0")
+    with pytest.raises(BuildError, match=r"NHL_FAST_CUDA_ARCHITECTURES: expected .* as in '80 90', got '8.0;9.0'"):
+        _build.architectures()

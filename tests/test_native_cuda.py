@@ -17,6 +17,7 @@ from nhl_fast.retrieval.rescore import rescore
 
 ROOT = Path(__file__).resolve().parents[1]
 EMULATION = ROOT / "tests/cuda_emulation"
+CUDA = ROOT / "csrc/hamming/cuda"
 
 try:
     COMPILER = shlex.split(builder.find_compiler())
@@ -44,15 +45,16 @@ def as_plain_cpp(source: str) -> str:
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 def test_emulated_kernels_agree_with_the_cpu_engine(tmp_path):
     plain = []
-    for path in (ROOT / "csrc/hamming/cuda").glob("*.cuh"):
-        (tmp_path / path.name).write_text(as_plain_cpp(path.read_text()))
-    for path in builder.sources("cuda", ROOT / "csrc"):
-        if path.parent.name != "ops":
-            plain.append(tmp_path / f"{path.stem}.cpp")
-            plain[-1].write_text(as_plain_cpp(path.read_text()))
+    for path in CUDA.rglob("*.cu*"):
+        copy = tmp_path / path.relative_to(CUDA)
+        copy.parent.mkdir(exist_ok=True)
+        if path.suffix == ".cu":
+            copy = copy.with_suffix(".cpp")
+            plain.append(copy)
+        copy.write_text(as_plain_cpp(path.read_text()))
     program = tmp_path / "compare"
     flags = ["-std=c++17", "-O1", "-g", "-w", "-fsanitize=undefined,bounds", "-fno-sanitize-recover=all"]
-    includes = [f"-I{EMULATION}", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'csrc/hamming/cuda'}"]
+    includes = [f"-I{EMULATION}", f"-I{ROOT / 'csrc'}", f"-I{CUDA}"]
     sources = [EMULATION / "compare.cpp", *plain, *builder.engine_sources(ROOT / "csrc")]
     built = subprocess.run(
         [*COMPILER, *flags, *includes, *map(str, sources), "-o", str(program)],

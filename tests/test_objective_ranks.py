@@ -11,6 +11,7 @@ from ranks import in_ranks
 from torch.nn.parallel import DistributedDataParallel
 
 import nhl_fast as nhl
+from nhl_fast.core.ranks import join_rows
 from nhl_fast.losses import REGISTRY, PerLength
 from nhl_fast.losses.unlabelled import Contrastive, Neighbors
 
@@ -32,7 +33,8 @@ class Own(torch.nn.Module):
         return (u * self.scale - labels[:, None].to(u.dtype)).square().mean()
 
 
-def problem(name, **options):
+def problem(name, counting=None, **options):
+    """counting: `label_options`, with two rows ignored, and where they are soft, rows of two classes."""
     torch.manual_seed(3)
     if name == "own":
         loss = PerLength([Own() for _ in LENGTHS], LENGTHS)
@@ -46,6 +48,10 @@ def problem(name, **options):
     objective = nhl.NestedObjective(layer, loss, 0.7, **options)
     inputs = torch.randn(ROWS, WIDTH)
     labels = inputs[:, :4].clone() if name == "neighbors" else torch.arange(ROWS) % CLASSES
+    if counting is not None:
+        loss.label_options(ignore_index=-1, **counting)
+        labels = (torch.eye(CLASSES)[labels] + torch.eye(CLASSES)[0]) / 2 if counting.get("soft") else labels
+        labels[[2, 9]] = -1
     return backbone, objective, inputs, labels
 
 
@@ -104,6 +110,9 @@ CASES += [
     ("csq", torch.float64, {"teacher": "longer"}),
     ("dsh", torch.float32, {"weighting": "uniform"}),
     ("lcdsh", torch.float32, {"backend": "reference"}),
+    ("dsh", torch.float64, {"counting": {"class_weights": (2.0, 1.0, 0.5)}}),
+    ("dtsh", torch.float32, {"counting": {"soft": True}}),
+    ("dhn", torch.float64, {"counting": {"soft": True}}),
 ]
 
 
@@ -132,6 +141,17 @@ def around_all(rank, count):
     around.module.forward = lambda x, y, index: objective(backbone(x), y, index)
     for rows in share(rank, count)[:1]:
         around(inputs[rows], labels[rows], rows).total.backward()
+    named = {**dict(backbone.named_parameters()), **dict(objective.named_parameters())}
+    return {f"0 {key}": p.grad.numpy() for key, p in named.items()}
+
+
+def elsewhere(rank, count):
+    """The layer inside the DistributedDataParallel, the objective beside it, given its outputs."""
+    backbone, objective, inputs, labels = problem("dsh", weighting="uniform")
+    around = DistributedDataParallel(torch.nn.Sequential(backbone, objective.layer))
+    assert not any("bank" in key for key, _ in torch.nn.ModuleList([around, objective]).named_buffers())
+    for rows in share(rank, count)[:1]:
+        objective(labels=labels[rows], index=rows, outputs=around(inputs[rows])).total.backward()
     named = {**dict(backbone.named_parameters()), **dict(objective.named_parameters())}
     return {f"0 {key}": p.grad.numpy() for key, p in named.items()}
 
@@ -194,16 +214,19 @@ def several(rank, count, names):
 
 @pytest.fixture(scope="module")
 def two():
-    return in_ranks(2, several, ["alone", "logged", "around_all", "refused", "banks", "sharded"])
+    return in_ranks(2, several, ["alone", "logged", "around_all", "elsewhere", "refused", "banks", "sharded"])
 
 
 def test_without_a_group_ranks_stand_alone(two):
     assert not np.allclose(two[0]["alone"], two[1]["alone"])
 
 
-@pytest.mark.parametrize(("kind", "name"), [("around_all", "dsh"), ("sharded", "dch")])
-def test_data_parallel_around_all_and_sharded_backbones(two, kind, name):
-    bound = expected(truth, *problem(name), "2")
+@pytest.mark.parametrize(
+    ("kind", "name", "options"),
+    [("around_all", "dsh", {}), ("elsewhere", "dsh", {"weighting": "uniform"}), ("sharded", "dch", {})],
+)
+def test_data_parallel_around_all_and_sharded_backbones(two, kind, name, options):
+    bound = expected(truth, *problem(name, **options), "2")
     for rank in two:
         for key, value in rank[kind].items():
             error = (torch.from_numpy(value).double() - bound.truth[key]).norm().item()
@@ -231,6 +254,38 @@ def test_banks_start_from_the_first_ranks(two):
     assert (first["loss.bank.u"][ROWS] == 5).all()
     assert first["loss.bank.labels"][ROWS] == 2
     assert first["loss.bank.written"].sum() == ROWS + 1
+
+
+def on_devices(rank, count, kind):
+    """Rows joined on every rank's device, with the gradient of its own; and of two ranks, a step."""
+    device = torch.device(kind, rank if kind == "cuda" else None)
+    own = torch.full((3 - rank, 2), float(rank + 1), device=device, requires_grad=True)
+    x, ids = join_rows([own, torch.arange(3 - rank, device=device)], torch.distributed.group.WORLD)
+    (x.sum(1) * (1 + ids)).sum().backward()
+    found = {"joined": x.detach().cpu().numpy(), "ids": ids.cpu().numpy(), "gradient": own.grad.cpu().numpy()}
+    if count > 1:
+        backbone, objective, inputs, labels = (part.to(device) for part in problem("dsh"))
+        step = steps(backbone, objective, inputs, labels, share(rank, count), DistributedDataParallel(backbone))
+        found["step"] = {key: value.cpu().numpy() for key, value in step.items()}
+    return found
+
+
+CARDS = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch sees no CUDA device")
+
+
+@pytest.mark.parametrize(
+    ("backend", "kind"), [("gloo", "cpu"), pytest.param("nccl", "cuda", marks=[pytest.mark.gpu, CARDS])]
+)
+def test_ranks_on_their_devices(backend, kind):
+    count = 2 if kind == "cpu" else min(2, torch.cuda.device_count())
+    whole = np.concatenate([np.full((3 - rank, 2), rank + 1.0) for rank in range(count)])
+    for rank, found in enumerate(in_ranks(count, on_devices, kind, backend=backend)):
+        assert np.array_equal(found["joined"], whole)
+        assert found["ids"].tolist() == [0, 1, 2, 0, 1][: len(whole)]
+        assert np.array_equal(found["gradient"], count * np.arange(1.0, 4 - rank)[:, None] * np.ones(2))
+        if count > 1:
+            bound = expected(truth, *problem("dsh"), str(count))
+            bound.check({key: torch.from_numpy(value) for key, value in found["step"].items()}, rank)
 
 
 def test_groups_are_checked():

@@ -8,6 +8,7 @@ import torch
 from ranks import in_ranks
 
 import nhl_fast as nhl
+from nhl_fast.core import ranks
 from nhl_fast.core.arrays import read_ahead
 from nhl_fast.retrieval.shards import cut_rows, evaluate_shards, search_shards
 from nhl_fast.retrieval.ties import RULES
@@ -65,6 +66,7 @@ def test_shards_are_searched_as_one(k, length, tmp_path):
 
 
 def of_rank(rank, count):
+    ranks.PIECE = 50  # less than the curves hold
     q, db, ql, dl = problem()
     shards = list(zip(cut(db, rank + 1, count), cut(dl, rank + 1, count)))
     out = [
@@ -91,6 +93,20 @@ def test_ranks_search_and_measure_as_one(count):
             assert np.array_equal(a, b.numpy())
         assert said[0] == "ValueError: k: expected at most 61, the items in all shards, got 62"
         assert said[1].startswith("RuntimeError: process_group: rank 0 got" if rank else "TypeError: k: expected")
+
+
+@pytest.mark.parametrize("ties", [name for name, rule in RULES.items() if not rule.ranked])
+def test_what_ranks_exchange_does_not_grow_with_the_database(ties, monkeypatch):
+    q, db, ql, dl = problem()
+    sizes, gathered = [], ranks.gathered
+    monkeypatch.setattr(ranks, "gathered", lambda own, group: sizes[-1].append(own.numel()) or gathered(own, group))
+    for times in (1, 5):
+        sizes.append([])
+        codes, labels = db.repeat(times, 1), dl.repeat(times)
+        evaluate_shards(q, ql, [(codes, labels)], lengths=LENGTHS, ties=ties)
+        search_shards(q, [codes], 20)
+    assert sizes[0] == sizes[1]
+    assert len(sizes[0]) == 3
 
 
 def test_bad_shards_are_refused():

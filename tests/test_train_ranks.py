@@ -133,7 +133,7 @@ def test_the_command_line_under_torchrun(tmp_path):
     settings = ("--data", "digits", "--lengths", "8,16", "--batch-size", "128", "--loss", "dsh")
     said = torchrun("train", *settings, "--epochs", "1", "--out", "run", "--no-evaluate", folder=tmp_path)
     assert said.returncode == 0, said.stderr
-    assert said.stdout.count("trained 1 epochs") == 1
+    assert said.stdout.count("trained 1 epoch ") == 1
     said = torchrun("train", "--resume", "run", "--epochs", "2", "--json", folder=tmp_path)
     assert said.returncode == 0, said.stderr
     assert json.loads(said.stdout)["epochs"] == 2

@@ -105,6 +105,14 @@ def test_encode_command_on_features(features, tmp_path, capsys):
     assert main(["encode", str(run), "--input", str(tmp_path / "few.npy"), "-o", str(tmp_path / "c.npy")]) == 0
     assert np.array_equal(np.load(tmp_path / "c.npy"), encode_split(nhl.load(run).model, data.query).numpy())
     assert not (tmp_path / "c.names.txt").exists()
+    np.savez(tmp_path / "few.npz", X=raw, y=np.arange(len(raw)))
+    torch.save({"features": torch.from_numpy(raw)}, tmp_path / "few.pt")
+    for name in ("few.npz", "few.pt"):
+        assert main(["encode", str(run), "--input", str(tmp_path / name), "-o", str(tmp_path / "d.npy")]) == 0
+        assert np.array_equal(np.load(tmp_path / "c.npy"), np.load(tmp_path / "d.npy"))
+    np.savez(tmp_path / "few.npz", a=raw, b=raw)
+    assert main(["encode", str(run), "--input", str(tmp_path / "few.npz"), "-o", str(tmp_path / "d.npy")]) == 1
+    assert "few.npz: expected an array 'features', found ['a', 'b']" in capsys.readouterr().err
     assert main(["encode", str(run), "--input", str(tmp_path), "-o", str(tmp_path / "c.npy")]) == 1
     assert "expected pictures" in capsys.readouterr().err
 

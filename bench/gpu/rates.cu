@@ -4,7 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "../../csrc/hamming/cuda/mma.cuh"
+#include "../../csrc/hamming/cuda/scan/products.cuh"
 
 namespace {
 

@@ -28,8 +28,8 @@ FIELDS = [
     *("instructions", "instructions_per_1024_pairs", "floor_per_1024_pairs", "of_floor"),
 ]
 COUNTS = {
-    "scan_mma": "BMMA",
-    "scan_imma": "IMMA.16832",
+    "scan/mma": "BMMA",
+    "scan/imma": "IMMA.16832",
     "popc_kernel": "POPC",
     "count_kernel": "POPC",
     "ties_kernel": "POPC",
@@ -140,7 +140,8 @@ def loop_way(function: list[tuple[int, str]], work: str) -> list[str]:
     return [code[at] for at in best]
 
 
-def rows_of(source: Path, architecture: str, flags: list[str]) -> list[dict]:
+def rows_of(folder: Path, name: str, architecture: str, flags: list[str]) -> list[dict]:
+    source = folder / f"{name}.cu"
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "object.o"
         log = compile_one(source, architecture, target, flags)
@@ -150,9 +151,9 @@ def rows_of(source: Path, architecture: str, flags: list[str]) -> list[dict]:
     code, rows = functions(sass), []
     for symbol, numbers in registers(log).items():
         kernel, template = kernel_name(symbol)
-        row = {"architecture": f"sm_{architecture}", "file": source.name, "kernel": kernel, "template": template}
+        row = {"architecture": f"sm_{architecture}", "file": f"{name}.cu", "kernel": kernel, "template": template}
         row |= numbers | {"instructions": len(code[symbol])}
-        work = COUNTS.get(source.stem) or COUNTS.get(kernel)
+        work = COUNTS.get(name) or COUNTS.get(kernel)
         if work and int(architecture) < (100 if work == "BMMA" else 1000):
             words = int(template.split()[0])
             # Counting instructions that a pair takes part in.
@@ -170,7 +171,7 @@ def main() -> None:
     parser = arguments.parser("bench.kernels.resources", __doc__)
     parser.add_argument("--architectures", nargs="+", default=["80", "90", "100"])
     parser.add_argument(
-        "--files", nargs="+", default=["scan_mma", "scan_imma", "scan_popc", "levels", "nearest", "count", "evaluate"]
+        "--files", nargs="+", default=["scan/mma", "scan/imma", "scan/popc", "levels", "nearest", "count", "evaluate"]
     )
     args = parser.parse_args()
     if builder.find_nvcc() is None:
@@ -179,7 +180,7 @@ def main() -> None:
     rows = []
     for architecture in args.architectures:
         for name in args.files:
-            rows += rows_of(folder / f"{name}.cu", architecture, [])
+            rows += rows_of(folder, name, architecture, [])
     for row in rows:
         if "of_floor" in row:
             print("  ".join(f"{key}={value}" for key, value in row.items()))

@@ -12,7 +12,10 @@ from bench.readme import evidence, experiments, speed, unlabelled
 BLOCKS = {
     **{
         make.__name__: make
-        for make in (speed.head_step, speed.search, speed.evaluation, speed.index, speed.gpu_step, speed.gpu_search)
+        for make in (
+            *(speed.head_step, speed.loops, speed.search, speed.evaluation, speed.index, speed.stream),
+            *(speed.gpu_step, speed.gpu_search),
+        )
     },
     **{
         make.__name__: make

@@ -33,6 +33,21 @@ def head_step() -> str:
     )
 
 
+def loops() -> str:
+    """The step, an epoch and an evaluation beside the loops of the public code bases; a note until it was run."""
+    if not (RESULTS / "loops.json").exists():
+        return "Not measured yet."
+    lines = []
+    for row in stored("loops")["rows"]:
+        theirs = (row["published_ms"], row["single_ms"])
+        times = [f"{ms:,.1f} ({ms / row['nhl_fast_ms']:.1f})" if ms else "" for ms in theirs]
+        lines.append([row["part"], row["case"], f"{row['nhl_fast_ms']:,.2f}", *times])
+    return markdown(
+        ["part", "of", "nhl_fast, ms", "published procedure, ms (times ours)", "a model a length, ms (times ours)"],
+        lines,
+    )
+
+
 def search() -> str:
     return markdown(
         ["bits", "queries", "k", "nhl_fast, ms", "faiss, ms", "times faster"],
@@ -56,7 +71,34 @@ def evaluation() -> str:
             [told, f"{queries:,} x {items:,}", "whole ranking" if top == items else f"first {top:,}",
              f"{ours['ms'] / 1000:.2f}", f"{loop['nhl_fast_is_faster_by']:.0f}"]
         )  # fmt: skip
-    return markdown(["protocol", "queries x items", "ranked", "nhl_fast, s", "times faster"], lines)
+    table = markdown(["protocol", "queries x items", "ranked", "nhl_fast, s", "times faster"], lines)
+    return f"{table}\n\n{machine(stored('hamming_cpu'))}"
+
+
+def stream() -> str:
+    document = stored("stream")
+    rows = document["rows"]
+    table = markdown(
+        ["a pass over a cold file", "reading the file, s", "the same in memory, s", "stream, s", "of the slower"],
+        [
+            [row["call"], f"{row['disk_s']:.2f}", f"{row['warm_s']:.2f}", f"{row['stream_s']:.2f}",
+             f"{row['of_the_slower_one']:.0%}"]
+            for row in rows
+        ],
+    )  # fmt: skip
+    return f"{table}\n\n{rows[0]['items'] / 1e6:,.0f} million codes of 128 bits. {machine(document)}"
+
+
+def machine(document: dict) -> str:
+    """Where and when a result was measured."""
+    environment = document["environment"]
+    level = f" ({document['instructions']})" if "instructions" in document else ""
+    number = {1: "One thread", 2: "Two threads"}.get(environment["threads"], f"{environment['threads']} threads")
+    return f"{number} of {_article(environment['cpu'])}{level}, {environment['date']}."
+
+
+def _article(cpu: str) -> str:
+    return f"{'an' if cpu[0] in 'AI' else 'a'} {cpu.replace('(R)', '')}"
 
 
 def index() -> str:

@@ -169,8 +169,7 @@ def plan(names):
     centers = [name for name in names if bodies[name] == ["center"]]
     first, rest = SHAPES[0], SHAPES[1:]
     found = [(name, *first, contender, {}) for name in names for contender in (OURS, REFERENCE, LITERAL)]
-    weighable = [name for name in names if "triplets" not in bodies[name]]  # whose kernel counts every row once
-    found += [(name, *first, c, {"weighed": True}) for name in weighable for c in (OURS, REFERENCE)]
+    found += [(name, *first, c, {"weighed": True}) for name in names for c in (OURS, REFERENCE)]
     for options in ({"distill": 0.0}, {"distill": 0.0, "dtype": torch.bfloat16}):
         for shape in reversed(rest):
             found += [(name, *shape, c, options) for name in centers for c in (OURS, REFERENCE)]

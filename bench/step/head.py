@@ -21,32 +21,41 @@ from nhl_fast import NestedHashLayer, NestedObjective
 from nhl_fast.text.table import format_table
 
 
-def problem(name: str, n: int, d: int, classes: int, num_train: int):
-    """(our step, literal step, a function that gives the last gradients)."""
-    torch.manual_seed(0)
-    layer = NestedHashLayer(d, LENGTHS)
-    # The literal form has no masks, so the bank is full; where a bank is an option, neither side has one.
-    loss = make(name, classes, LENGTHS, num_train)
-    objective = NestedObjective(layer, loss)
-    literal = LiteralStep(name, layer.hash_layer.weight, layer.hash_layer.bias, LENGTHS, loss)
-    features = torch.randn(n, d, requires_grad=True)
-    labels, index = torch.randint(0, classes, (n,)), torch.randperm(num_train)[:n]
-    multi_hot = F.one_hot(labels, classes).float()
-    parameters = (features, layer.hash_layer.weight, layer.hash_layer.bias)
+class Problem:
+    """A loss at one size: the same layer, bank and inputs for all contenders, whose gradients are left in place."""
 
-    def clear():
-        for p in parameters:
+    def __init__(self, name: str, n: int, d: int, classes: int, num_train: int, lengths=LENGTHS):
+        torch.manual_seed(0)
+        self.name, self.layer = name, NestedHashLayer(d, lengths)
+        # The literal form has no masks, so the bank is full; where a bank is an option, neither side has one.
+        self.loss = make(name, classes, lengths, num_train)
+        self.objective = NestedObjective(self.layer, self.loss)
+        linear = self.layer.hash_layer
+        self.step = LiteralStep(name, linear.weight, linear.bias, lengths, self.loss)
+        self.features = torch.randn(n, d, requires_grad=True)
+        self.labels, self.index = torch.randint(0, classes, (n,)), torch.randperm(num_train)[:n]
+        self.multi_hot = F.one_hot(self.labels, classes).float()
+        self.parameters = (self.features, *self.objective.parameters())
+
+    def clear(self):
+        for p in self.parameters:
             p.grad = None
 
-    def ours():
-        clear()
-        objective(features, labels, index).total.backward()
+    def ours(self):
+        self.clear()
+        self.objective(self.features, self.labels, self.index).total.backward()
 
-    def theirs():
-        clear()
-        literal(features, multi_hot, index)
+    def literal(self):
+        self.clear()
+        self.step(self.features, self.multi_hot, self.index)
 
-    return ours, theirs, lambda: [p.grad.clone() for p in parameters]
+    def gradients(self) -> list[torch.Tensor]:
+        return [p.grad.clone() for p in self.parameters]
+
+
+def apart(a, b) -> float:
+    """The largest relative difference of two lists of gradients."""
+    return max(((x - y).norm() / y.norm()).item() for x, y in zip(a, b, strict=True))
 
 
 def main() -> None:
@@ -63,17 +72,16 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rows = []
     for name in args.losses:
-        ours, literal, gradients = problem(name, args.n, args.d, args.classes, args.num_train)
-        ours()
-        a = gradients()
-        seconds, _ = timed(literal)
-        b = gradients()
-        error = max(((x - y).norm() / y.norm()).item() for x, y in zip(a, b))
+        problem = Problem(name, args.n, args.d, args.classes, args.num_train)
+        problem.ours()
+        a = problem.gradients()
+        seconds, _ = timed(problem.literal)
+        error = apart(a, problem.gradients())
         if not error < 1e-5:
             raise SystemExit(f"{name}: gradients differ by {error:.1e}; nothing is timed")
         slow = seconds > 1
         repeats = {"ours": 20, "literal": 1 if slow else 8}
-        times = alternate({"ours": ours, "literal": literal}, 3 if slow else args.rounds, repeats)
+        times = alternate({"ours": problem.ours, "literal": problem.literal}, 3 if slow else args.rounds, repeats)
         rows.append(
             {
                 "loss": name,

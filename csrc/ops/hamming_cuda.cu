@@ -149,7 +149,8 @@ Tensor histograms_cuda(const Tensor& queries, const Tensor& items, const Tensor&
   check_lengths(lengths);
   check_device(queries, items);
   const Rows q = rows_of(queries, lengths.back(), "queries"), x = rows_of(items, lengths.back(), "database");
-  check_device(query_labels, item_labels);
+  check_device(query_labels, items);
+  check_device(item_labels, items);
   const auto relevance = relevance_of<Relevance>(query_labels, item_labels, q.count, x.count);
   const DeviceCall call(items);
   Tensor counts = zero_counts(items, lengths, q.count, call.context);
@@ -165,7 +166,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> evaluate_cuda(const Tensor& q
   check_device(queries, items);
   const Rows q = rows_of(queries, lengths.back(), "queries"), x = rows_of(items, lengths.back(), "database");
   STD_TORCH_CHECK(q.count > 0 && x.count > 0, "expected at least one query and one database row");
-  check_device(query_labels, item_labels);
+  check_device(query_labels, items);
+  check_device(item_labels, items);
   const auto relevance = relevance_of<Relevance>(query_labels, item_labels, q.count, x.count);
   const auto m = static_cast<int64_t>(lengths.size());
   const DeviceCall call(items);

@@ -70,6 +70,22 @@ def signs(x, bits, B: tl.constexpr):
 
 
 @triton.jit
+def cosine_and_sine(x):
+    """cos x and sin x of a few turns at most: Taylor's series of a quarter of x, the angle doubled twice.
+
+    A device's own, which reduce an angle of any size, take so many registers that a program spills.
+    """
+    turns = tl.floor(x * 0.15915494309189535 + 0.5)
+    y = 0.25 * ((x - turns * 6.28125) - turns * 1.9353071795864769e-3)  # 2 pi; the first part's products are exact
+    s = y * y
+    sine = y * (1 - s * (1 / 6 - s * (1 / 120 - s * (1 / 5040 - s * (1 / 362880)))))
+    fall = s * (1 / 2 - s * (1 / 24 - s * (1 / 720 - s * (1 / 40320 - s * (1 / 3628800)))))  # 1 - cos y
+    for _ in tl.static_range(2):
+        sine, fall = 2 * sine * (1 - fall), 2 * sine * sine
+    return 1 - fall, sine
+
+
+@triton.jit
 def largest(x, low):
     """max(x, low); NaN stays, which `tl.maximum` drops."""
     return tl.maximum(x, low, propagate_nan=tl.PropagateNan.ALL)

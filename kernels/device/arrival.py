@@ -34,6 +34,8 @@ class Ring:
 
     def __init__(self, device: torch.device):
         self.slots = torch.zeros(SLOTS + GRAPH_SLOTS, SLOT, dtype=torch.int32, device=device).unbind()
+        if device.type == "cuda":  # they are there for launches on every stream
+            torch.cuda.current_stream(device).synchronize()
         self.eager = self.graph = 0
 
     def take(self, capturing: bool) -> torch.Tensor:

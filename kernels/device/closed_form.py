@@ -8,6 +8,7 @@ import torch
 import triton
 import triton.language as tl
 
+from .arithmetic import largest
 from .arrival import arrived_last
 
 
@@ -24,7 +25,10 @@ def _column_totals(partial, count, slots, M: tl.constexpr):
 
 @triton.jit
 def _closed_form(dots, count, out, SHAPE: tl.constexpr):
-    """The m weights (in slots) from partial dots (count, m, m), whose sums go to `out` (m, m)."""
+    """The m weights (in slots) from partial dots (count, m, m), whose sums go to `out` (m, m).
+
+    As `nhl_fast.head.weighting.dominance_weights`: dots that are not numbers end in every weight.
+    """
     M: tl.constexpr = len(SHAPE.lengths)
     SLOTS: tl.constexpr = SHAPE.slots
     # 4,096 numbers at most at once.
@@ -39,16 +43,18 @@ def _closed_form(dots, count, out, SHAPE: tl.constexpr):
         total += tl.sum(tl.load(at, mask=mask, other=0.0, cache_modifier=".cg"), 0)
     tl.store(out + ks[:, None] * M + slots[None, :], total, mask=(ks < M)[:, None] & (slots < M)[None, :])
     diagonal = tl.sum(tl.where(ks[:, None] == slots[None, :], total, 0.0), 1)
-    # A pair k < i has k < m - 1, so its share is over at least one slot.
-    share = diagonal / tl.maximum(M - 1 - ks, 1).to(tl.float32)
-    against = (total < 0) & (ks[:, None] < slots[None, :])
-    bounds = tl.where(against, share[:, None] / tl.where(against, -total, 1.0), 0.0)
+    # A norm that rounding took below zero is zero. A pair k < i has k < m - 1: its share is over at least one slot.
+    share = largest(diagonal, 0.0) / tl.maximum(M - 1 - ks, 1).to(tl.float32)
+    against = (ks[:, None] < slots[None, :]) & (slots < M)[None, :] & ~(total >= 0)
+    bounds = tl.where(against, share[:, None] / tl.where(against, tl.abs(total), 1.0), 0.0)
+    lost = tl.max(tl.max((bounds != bounds).to(tl.int32), 1), 0) > 0  # minima drop NaN
+    bounds = tl.minimum(bounds, 3e38)  # finite, so that 0 times it is 0
     weights = tl.where(ks < M, 1.0, 0.0)
     for i in tl.static_range(1, M):
         chosen = against & (slots == i)[None, :]
-        bound = tl.min(tl.min(tl.where(chosen, weights[:, None] * bounds, float("inf")), 1), 0)
+        bound = tl.min(tl.min(tl.where(chosen, weights[:, None] * bounds, 1.0), 1), 0)
         weights = tl.where(ks == i, tl.minimum(bound, 1.0), weights)
-    return weights * (M / tl.sum(weights, 0))
+    return tl.where(lost, float("nan"), weights * (M / tl.sum(weights, 0)))
 
 
 @triton.jit

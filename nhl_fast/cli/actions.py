@@ -20,7 +20,6 @@ from ..fit.run import is_fit
 from ..report.write import check_targets, write_report
 from ..retrieval import advise as advising
 from ..retrieval.codes import mask_tail, num_bytes
-from ..retrieval.hamming import search as hamming_search
 from ..retrieval.metrics import check_ranks, evaluate_retrieval
 from ..text.table import format_table
 from ..training import compare as comparing
@@ -83,15 +82,14 @@ def train(args) -> None:
 
 def train_here(args, split=None, group=None) -> None:
     data = load_dataset(split_file=split, **args.data_spec)
-    progress = not (args.json or args.quiet)
     set_threads(args.threads)
     trainer = Trainer(
         data,
         args.config,
         args.out,
         data_spec=args.data_spec,
-        progress=progress,
-        on_epoch=warn_of_threads if progress else None,
+        progress=args.progress,
+        on_epoch=warn_of_threads if args.progress else None,
     )
     with contextlib.ExitStack() as stack:
 
@@ -130,7 +128,8 @@ def train_and_evaluate(args, trainer: Trainer, resume: bool, folder: Path) -> No
     said = {"run": args.out, "epochs": len(result.history), "best_epoch": result.best_epoch, "seconds": seconds}
     if not args.json:
         best = f", best weights from epoch {result.best_epoch}" if len(data.validation) else ""
-        print(f"trained {len(result.history)} epochs in {seconds:.1f} s{best}; weights in {args.out}")
+        epochs = "1 epoch" if len(result.history) == 1 else f"{len(result.history)} epochs"
+        print(f"trained {epochs} in {seconds:.1f} s{best}; weights in {args.out}")
     if args.no_evaluate:
         if args.json:
             print(json.dumps(said, indent=2))
@@ -168,7 +167,9 @@ def measured(args) -> dict:
 
 
 def evaluate_run(args, run: Run, said: dict) -> None:
-    evaluation = evaluate_model(run.model, run.data, lengths=args.lengths, workers=args.workers, **measured(args))
+    evaluation = evaluate_model(
+        run.model, run.data, lengths=args.lengths, workers=args.workers, progress=args.progress, **measured(args)
+    )
     metrics = write_evaluation(run.folder, evaluation, run.data)
     history = run.folder.read_log()
     try:
@@ -206,9 +207,9 @@ def encode(args) -> None:
         raise ValueError(f"--length: expected 1 to {longest} bits, got {args.length}")
     listed = None
     if args.input is not None:
-        codes, listed = encode_input(run, args.input, "--input")
+        codes, listed = encode_input(run, args.input, "--input", args.progress)
     else:
-        codes = encode_split(run.model, getattr(run.data, args.split), workers=args.workers)
+        codes = encode_split(run.model, getattr(run.data, args.split), workers=args.workers, progress=args.progress)
     codes = mask_tail(codes[:, : num_bytes(length)], length)
     save_array(output, codes)
     said = {"output": args.output, "codes": len(codes), "bits": length, "bytes_per_code": codes.shape[1]}
@@ -235,7 +236,7 @@ def search(args) -> None:
     if not (args.queries and args.codes):
         raise ValueError("give a run folder, or both --queries and --codes")
     queries, codes = load_array(args.queries, "--queries"), load_array(args.codes, "--codes")
-    distances, ids = hamming_search(queries, codes, args.k, length=args.length)
+    distances, ids = searching.nearest(args, queries, codes, args.length)
     lines = [
         f"query {q}: " + "  ".join(f"{i}:{d}" for i, d in zip(row_ids, row))
         for q, (row, row_ids) in enumerate(zip(distances.tolist(), ids.tolist()))
@@ -264,9 +265,9 @@ def compare(args) -> None:
 
 def run_comparison(args, folder: RunFolder | None) -> None:
     data = load_dataset(**args.data_spec)
-    first, progress = args.config.seed, not (args.json or args.quiet)
+    first = args.config.seed
     set_threads(args.threads)
-    result = comparing.compare(data, args.config, range(first, first + args.seeds), progress=progress)
+    result = comparing.compare(data, args.config, range(first, first + args.seeds), progress=args.progress)
     result |= {"split": data.summary(), "data_spec": args.data_spec, "data_fingerprint": data.run_fingerprint}
     result["environment"] = environment(args.config.device)
     if folder is not None:

@@ -11,7 +11,6 @@ import sys
 
 from .. import losses
 from ..core import check, names
-from ..core.files import as_path
 from ..core.version import __version__
 from ..retrieval.ties import RULES
 from ..training.config import TrainConfig
@@ -22,24 +21,7 @@ from . import resume as resume
 from .errors import one_line, silence
 from .parser import Help, Parser, losses_text
 
-DATA_OPTIONS = {
-    "root": str,
-    "path": str,
-    "labels": str,
-    "protocol": str,
-    "queries_per_class": int,
-    "train_per_class": int,
-    "num_queries": int,
-    "num_train": int,
-    "image_size": int,
-}
-PROTOCOLS_HELP = (
-    "how rows are split. holdout: a tenth of every class as queries, the rest is searched and trains (the default of "
-    "features and folders without numbers); paper: 100 queries and 500 training rows a class, the rest is searched; "
-    "keep-train: the same with the training rows in the database; full: the leading rows train and are searched"
-)
 BACKBONE_HELP = f"what the layer sits on: {', '.join(names.BACKBONES)} (default mlp; of --data folder conv)"
-DATA_FLAGS = ("as_images", "standardize", "augment")
 
 
 def lengths(text: str) -> tuple[int, ...]:
@@ -93,63 +75,13 @@ def size(text: str) -> float:
         raise argparse.ArgumentTypeError(f"expected a size such as 2GB or 512MiB, got {text!r}") from None
 
 
-def add_data(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("data")
-    group.add_argument(
-        "--data",
-        type=data_options.dataset,
-        metavar="NAME",
-        help=f"which data set: {', '.join(names.DATASETS)} (default: digits); or where yours lies: a folder of "
-        "pictures per class or of list files, a file of features and labels",
-    )
-    group.add_argument("--root", help="folder of cifar10's or list's files, or of a folder of pictures per class")
-    group.add_argument("--path", help="file of features and labels: .npz, .safetensors, .pt or .npy")
-    group.add_argument("--labels", help="labels for features in an .npy file")
-    group.add_argument("--protocol", choices=names.PROTOCOLS, help=PROTOCOLS_HELP)
-    group.add_argument("--queries-per-class", type=int, help="of paper and keep-train (default 100; digits 20)")
-    group.add_argument("--train-per-class", type=int, help="of paper and keep-train (default 500)")
-    group.add_argument("--num-queries", type=int, help="multi-label data: number of queries")
-    group.add_argument("--num-train", type=int, help="full: leading rows that train; multi-label data: training rows")
-    group.add_argument(
-        "--image-size", type=int, help="side of the pictures (default: cifar10 32, list and folder 224)"
-    )
-    group.add_argument(
-        "--as-images", action="store_true", default=None, help="digits as 1 x 8 x 8 images, for --backbone conv"
-    )
-    group.add_argument(
-        "--standardize", action="store_true", default=None, help="features: mean 0 and deviation 1 on training rows"
-    )
-    group.add_argument(
-        "--augment", action="store_true", default=None, help="list, folder: random crops and flips of training images"
-    )
-    group.add_argument("--split-seed", type=int, help="seed of the split (default 0)")
-    group.add_argument("--validation", type=float, help="share of training rows kept for validation (default 0.1)")
-
-
-def places(args) -> dict:
-    """Where the data lies, as absolute paths."""
-    given = {name: getattr(args, name, None) for name in ("root", "path", "labels")}
-    return {n: str(as_path(v, f"--{n}").resolve()) for n, v in given.items() if v is not None}
-
-
-def given_data(args) -> dict:
-    """What was given of what `load_dataset` takes."""
-    given = {name: getattr(args, name) for name in DATA_OPTIONS if getattr(args, name) is not None}
-    given |= {name: True for name in DATA_FLAGS if getattr(args, name)}
-    given |= places(args)
-    for name, dest in (("name", "data"), ("seed", "split_seed"), ("validation", "validation")):
-        if getattr(args, dest) is not None:
-            given[name] = getattr(args, dest)
-    return data_options.found(given)
-
-
 def add_training(parser: Parser) -> None:
     group = parser.add_argument_group("training", "settings not given come from the preset")
     group.add_argument(
         "--preset",
         choices=tuple(PRESETS),
-        help="'paper': those of arXiv 2412.08922; 'tuned': the best found for each loss, 'wide': for many classes, "
-        "see docs/experiments.md",
+        metavar="NAME",
+        help="default; paper: those of arXiv 2412.08922; tuned: the best found for each loss; wide: for many classes",
     )
     group.add_argument("--loss", choices=losses.NAMES, help="see below")
     group.add_argument(
@@ -159,27 +91,31 @@ def add_training(parser: Parser) -> None:
     group.add_argument(
         "--lengths", dest="code_lengths", type=lengths, metavar="8,16,...", help="code lengths in bits"
     )
-    group.add_argument("--distill-weight", type=float, help="weight of the long-short self-distillation")
-    group.add_argument("--weighting", type=weighting, help="dominance, uniform, or numbers with commas")
+    group.add_argument("--distill-weight", type=float, metavar="X", help="weight of the long-short self-distillation")
+    group.add_argument(
+        "--weighting", type=weighting, metavar="HOW", help="dominance, uniform, or numbers with commas"
+    )
     group.add_argument("--backbone", choices=names.BACKBONES, metavar="NAME", help=BACKBONE_HELP)
     group.add_argument("--hidden", type=lengths, metavar="512,...", help="widths of the mlp's hidden layers")
-    group.add_argument("--dropout", type=float, help="after each hidden layer of the mlp")
-    group.add_argument("--weights", help="torchvision's name of pretrained weights")
-    group.add_argument("--epochs", type=int, help="passes over the training rows")
-    group.add_argument("--batch-size", type=int, help="rows a step")
-    group.add_argument("--accumulate", type=int, help="steps whose gradients are added up")
+    group.add_argument("--dropout", type=float, metavar="X", help="after each hidden layer of the mlp")
+    group.add_argument("--weights", metavar="NAME", help="torchvision's name of pretrained weights")
+    group.add_argument("--epochs", type=int, metavar="N", help="passes over the training rows")
+    group.add_argument("--batch-size", type=int, metavar="N", help="rows a step")
+    group.add_argument("--accumulate", type=int, metavar="N", help="steps whose gradients are added up")
     group.add_argument("--optimizer", choices=names.OPTIMIZERS, help="what moves the weights")
-    group.add_argument("--lr", type=float, help="learning rate")
-    group.add_argument("--weight-decay", type=float, help="of the optimizer")
+    group.add_argument("--lr", type=float, metavar="X", help="learning rate")
+    group.add_argument("--weight-decay", type=float, metavar="X", help="of the optimizer")
     group.add_argument("--schedule", choices=names.SCHEDULES, help="of the learning rate")
-    group.add_argument("--validate-every", type=int, help="epochs between validations")
-    group.add_argument("--patience", type=int, help="validations without progress before training stops")
-    group.add_argument("--amp", choices=names.AMP, help="mixed precision of the backbone (default: none)")
+    group.add_argument("--validate-every", type=int, metavar="N", help="epochs between validations")
+    group.add_argument("--patience", type=int, metavar="N", help="validations without progress before training stops")
+    group.add_argument(
+        "--amp", choices=names.AMP, metavar="NAME", help="mixed precision of the backbone: bf16, fp16 (default: none)"
+    )
     group.add_argument("--compile", action="store_true", default=None, help="torch.compile the backbone")
-    group.add_argument("--device", help="where to train")
-    group.add_argument("--workers", type=int, help="processes that open pictures")
-    group.add_argument("--seed", type=int, help="of initial weights, batches and centres")
-    group.add_argument("--threads", type=int, help="CPU threads (default: what PyTorch takes)")
+    group.add_argument("--device", metavar="NAME", help="where to train")
+    group.add_argument("--workers", type=int, metavar="N", help="processes that open pictures")
+    group.add_argument("--seed", type=int, metavar="N", help="of initial weights, batches and centres")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: what PyTorch takes)")
     group.add_argument("--quiet", action="store_true", help="no progress")
     parser.show_defaults(TrainConfig)
     parser.epilog = losses_text()
@@ -219,7 +155,7 @@ def build_parser() -> Parser:
         sub.add_argument("--ties", choices=tuple(RULES), default="id")
         sub.add_argument("--ndcg", type=lengths, default=(), metavar="10,100,...", help="NDCG of these ranks, too")
         sub.add_argument(
-            "--mean-over", choices=("all", "relevant"), default="all", help="relevant: queries with a relevant item"
+            "--mean-over", choices=names.MEANS_OVER, default="all", help="relevant: queries with a relevant item"
         )
 
     sub = command(
@@ -252,7 +188,7 @@ def build_parser() -> Parser:
     )
     evaluation(sub)
     add_training(sub)
-    add_data(sub)
+    data_options.add(sub)
 
     sub = command(
         "evaluate",
@@ -286,7 +222,9 @@ def build_parser() -> Parser:
     source = sub.add_mutually_exclusive_group()
     source.add_argument("--split", choices=names.SPLITS, default="database")
     source.add_argument(
-        "--input", metavar="PATH", help="inputs (N, ...) in an .npy file, a picture or a folder of them"
+        "--input",
+        metavar="PATH",
+        help="inputs (N, ...) in an .npy file or one of features, a picture or a folder of them",
     )
     sub.add_argument("--length", type=int, help="keep the first LENGTH bits only")
     sub.add_argument("-o", "--output", required=True, metavar="NPY")
@@ -309,12 +247,12 @@ def build_parser() -> Parser:
         type=query,
         nargs="+",
         metavar="Q",
-        help="pictures, folders of them or .npy files; or numbers of the run's own queries (default: 0)",
+        help="pictures, folders of them or files of features; or numbers of the run's own queries (default: 0)",
     )
     sub.add_argument("--queries", metavar="NPY", help="packed query codes")
     sub.add_argument("--codes", metavar="NPY", help="packed database codes")
     sub.add_argument("--length", type=int, help="code length in bits (default: all)")
-    sub.add_argument("-k", type=int, default=10, help="how many neighbours (default 10)")
+    sub.add_argument("-k", type=int, help="how many neighbours (default 10, or all where there are fewer)")
     sub.add_argument("--root", help="where the run's data set lies now")
     sub.add_argument("--path", help="where the run's file of features lies now")
     sub.add_argument("--device", help="where the model encodes (default: cpu)")
@@ -345,7 +283,7 @@ def build_parser() -> Parser:
     sub.add_argument("--seeds", type=int, default=1, metavar="N", help="number of seeds (default 1; 3 for a claim)")
     sub.add_argument("--out", metavar="DIR", help="write compare.json and compare.csv there")
     add_training(sub)
-    add_data(sub)
+    data_options.add(sub)
 
     sub = command(
         "report",
@@ -374,8 +312,8 @@ def build_parser() -> Parser:
 
 
 def prepare(args) -> None:
-    """Where the data lies, and settings and data of the commands that train, checked."""
-    args.places = places(args)
+    """Where the data lies, whether progress is shown, and what the commands that train are given, checked."""
+    args.places, args.progress = data_options.places(args), not (args.json or getattr(args, "quiet", False))
     if args.command == "fit" and (args.out is None) == (args.resume is None):
         args.parser.error("give either --out RUN, or --resume RUN to go on with a fit")
     if not hasattr(args, "preset"):
@@ -385,9 +323,9 @@ def prepare(args) -> None:
         if check.positive_int(args.threads, "--threads") > cores:
             raise ValueError(f"--threads: expected at most {cores}, this machine's cores, got {args.threads}")
     if args.command == "train" and args.resume is not None:
-        resume.prepare(args, given_settings(args), given_data(args))
+        resume.prepare(args, given_settings(args), data_options.given(args))
         return
-    args.data_spec = {"name": "digits", "seed": 0, "validation": 0.1, **given_data(args)}
+    args.data_spec = {"name": "digits", "seed": 0, "validation": 0.1, **data_options.given(args)}
     preset, settings = args.preset or "default", given_settings(args)
     if args.data_spec["name"] == "folder" and "backbone" not in PRESETS[preset]:
         settings.setdefault("backbone", "conv")

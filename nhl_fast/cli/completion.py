@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 
 from ..core.extras import require
+from . import fish
 from .parser import Parser
 
-SHELLS = ("bash", "zsh", "tcsh")
+SHELLS = ("bash", "zsh", "tcsh", "fish")
 FOLDERS = ("run", "runs", "out", "resume", "root", "images")
 FILES = ("data", "path", "labels", "query_codes", "database_codes", "query_labels", "database_labels", "input")
 FILES += ("output", "query", "queries", "codes", "table", "embeddings", "texts")
@@ -20,7 +21,8 @@ def add(command) -> None:
         "a script that completes in your shell",
         "Print a script that completes commands, options, their values and files.\n\n"
         "  nhl-fast completion bash > ~/.local/share/bash-completion/completions/nhl-fast\n"
-        "  nhl-fast completion zsh > ~/.zfunc/_nhl-fast      # with fpath+=~/.zfunc before compinit in ~/.zshrc",
+        "  nhl-fast completion zsh > ~/.zfunc/_nhl-fast      # with fpath+=~/.zfunc before compinit in ~/.zshrc\n"
+        "  nhl-fast completion fish > ~/.config/fish/completions/nhl-fast.fish",
     )
     sub.add_argument("shell", choices=SHELLS, metavar="SHELL", help=", ".join(SHELLS))
 
@@ -32,7 +34,9 @@ def said(args, parser: Parser) -> str:
 
 
 def script(parser: Parser, shell: str) -> str:
-    """The script of a shell; ImportError, with what to install, where shtab is missing."""
+    """The script of a shell; ImportError, with what to install, where shtab, which fish does not need, is missing."""
+    if shell == "fish":
+        return fish.script(parser, FOLDERS, FILES)
     require("shtab", "completion", "shell completion")
     import shtab
 

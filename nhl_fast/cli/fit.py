@@ -12,10 +12,10 @@ from ..core.files import as_path, existing_file
 from ..fit import embed
 from ..fit.run import EMBEDDED, FitConfig, FitRun, fit_run, open_vectors, picture, stored_config
 from ..retrieval.codes import mask_tail, num_bytes
-from ..retrieval.hamming import search as hamming_search
 from ..text.table import format_table
 from ..training.arrays import load_array, save_array
 from ..training.run_folder import RunFolder, check_output, check_target
+from .search import nearest
 
 SETTINGS = [field.name for field in dataclasses.fields(FitConfig)]
 SOURCES = ("embeddings", "texts", "images")
@@ -30,7 +30,7 @@ def fit(args) -> None:
         out = check_target(args.resume, True, "--resume")
         config, data = _resumed(args, given, out)
     vectors = _vectors(args, data, out)
-    metrics = fit_run(vectors, out, config, data, resume=args.resume is not None, progress=not args.json)
+    metrics = fit_run(vectors, out, config, data, resume=args.resume is not None, progress=args.progress)
     title, note = f"{metrics['database']:,} vectors, {metrics['queries']:,} queries", []
     try:
         picture(metrics, RunFolder(out).picture("recall"), title)
@@ -77,7 +77,7 @@ def _vectors(args, data: dict, out: Path) -> torch.Tensor:
         return open_vectors(out / EMBEDDED)
     if data["kind"] == "texts":
         texts = embed.read_texts(data["path"])
-        return torch.from_numpy(embed.embed_texts(texts, data["model"], args.device, not args.json))
+        return torch.from_numpy(embed.embed_texts(texts, data["model"], args.device, args.progress))
     return torch.from_numpy(embed.embed_images(embed.find_images(data["path"]), data["model"], args.device))
 
 
@@ -115,7 +115,7 @@ def search(args) -> None:
     if bad := [i for i in wanted if not 0 <= i < len(queries)]:
         raise ValueError(f"--query: expected 0 to {len(queries) - 1}, got {bad[0]}")
     length = run.config.code_lengths[-1] if args.length is None else args.length
-    distances, ids = hamming_search(queries[wanted], database, args.k, length=length)
+    distances, ids = nearest(args, queries[wanted], database, length)
     query_rows, rows, texts = run.rows("query"), run.rows("database"), _texts(run)
     found, lines = [], []
     for i, q in enumerate(wanted):

@@ -45,5 +45,8 @@ def add(command, lengths) -> None:
     sub.add_argument("--steps", type=int, help="steps of the optimizer (default 6000)")
     sub.add_argument("--temperature", type=float)
     sub.add_argument("--lr", type=float)
+    sub.add_argument(
+        "--hidden", type=int, metavar="N", help="a hidden layer of N numbers trains along in front (default: none)"
+    )
     sub.add_argument("--seed", type=int)
     sub.add_argument("--device")

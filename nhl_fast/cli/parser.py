@@ -50,13 +50,22 @@ class Parser(argparse.ArgumentParser):
             text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
             action.help = f"{action.help or ''} (default {text})".strip()
 
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """What may be given, options and others."""
+        return list(self._actions)
+
+    @property
+    def commands(self) -> dict[str, Parser]:
+        """The parsers of the commands, by name."""
+        return next((dict(a.choices) for a in self._actions if isinstance(a.choices, dict)), {})
+
     def complete_with(self, rules: dict) -> None:
         """How shtab completes the arguments, by name, of this parser and those of its commands."""
+        for command in self.commands.values():
+            command.complete_with(rules)
         for action in self._actions:
-            if isinstance(action.choices, dict):
-                for command in action.choices.values():
-                    command.complete_with(rules)
-            elif action.dest in rules and action.type is not int:
+            if action.dest in rules and action.type is not int:
                 action.complete = rules[action.dest]
 
     def _near(self, message: str) -> str:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from ..core.files import as_path
+from ..core.files import as_path, existing_file
 from ..core.labels import similarity
-from ..data.images import SUFFIXES, find_pictures
+from ..data.feature_files import ARCHIVES, read_features
+from ..data.images import SUFFIXES as PICTURES
+from ..data.images import find_pictures
 from ..retrieval.hamming import search as hamming_search
 from ..text.table import format_table
 from ..training.arrays import load_array
@@ -16,20 +18,31 @@ from ..training.run_pictures import label_text
 from ..training.trained import TrainedModel
 
 
-def encode_input(trained: TrainedModel, given: str, option: str) -> tuple[torch.Tensor, list[str] | None]:
-    """Codes of an .npy file, of a picture or of a folder of pictures, and the names of the pictures."""
+def encode_input(
+    trained: TrainedModel, given: str, option: str, progress: bool = False
+) -> tuple[torch.Tensor, list[str] | None]:
+    """Codes of a file of features, of a picture or of a folder of pictures, and the names of the pictures."""
     path = as_path(given, option)
-    if not path.is_dir() and path.suffix.lower() not in SUFFIXES:
-        inputs, listed = load_array(given, option), None
+    suffix, listed = path.suffix.lower(), None
+    if not path.is_dir() and suffix in ARCHIVES:
+        inputs = read_features(existing_file(path, option))
+    elif not path.is_dir() and suffix not in PICTURES:
+        inputs = load_array(given, option)
     else:
         inputs = find_pictures(path) if path.is_dir() else [path]
         listed = [str(p.relative_to(path)) for p in inputs] if path.is_dir() else [path.name]
     try:
-        return trained.encode(inputs), listed
+        return trained.encode(inputs, progress=progress), listed
     except (TypeError, ValueError) as error:
         if str(error).startswith("inputs: "):
             raise type(error)(f"{option}: {str(error)[8:]}") from None
         raise
+
+
+def nearest(args, queries, codes, length: int | None):
+    """(distances, ids) of the `-k` nearest; without a number ten, or all where there are fewer."""
+    k = min(10, max(len(codes), 1)) if args.k is None else args.k
+    return hamming_search(queries, codes, k, length=length)
 
 
 def search_run(args, run: Run, trained: TrainedModel) -> tuple[dict, str]:
@@ -46,12 +59,12 @@ def _search_files(args, run: Run, trained: TrainedModel, given: list[str]) -> tu
     """Every row of the files is a query; answers with ids, names where the rows are in files, classes, distances."""
     length, names, codes = _length(args, run), [], []
     for path in given:
-        found, listed = encode_input(trained, path, "--query")
+        found, listed = encode_input(trained, path, "--query", args.progress)
         codes.append(found)
         if listed is None:
             listed = [f"{path}[{i}]" for i in range(len(found))]
         names += listed if as_path(path).is_dir() or len(listed) > 1 else [path]
-    distances, ids = hamming_search(torch.cat(codes), database_codes(run, args.workers), args.k, length=length)
+    distances, ids = nearest(args, torch.cat(codes), database_codes(run, args.workers, args.progress), length)
     found, lines = [], []
     for name, row, row_ids in zip(names, distances.tolist(), ids.tolist()):
         answers = [{"id": i, "distance": d, **_described(run, i)} for i, d in zip(row_ids, row)]
@@ -78,8 +91,8 @@ def _search_held_out(args, run: Run, wanted: list[int]) -> tuple[dict, str]:
         raise ValueError(f"--query: expected 0 to {len(data.query) - 1}, got {bad[0]}")
     inputs = data.query.batch(torch.tensor(wanted))[0].to(next(run.model.parameters()).device)
     queries = run.model.encode_batch(inputs).cpu()
-    database = database_codes(run, args.workers)
-    distances, ids = hamming_search(queries, database, args.k, length=length)
+    database = database_codes(run, args.workers, args.progress)
+    distances, ids = nearest(args, queries, database, length)
     relevant = similarity(data.query.labels[wanted], data.database.labels)
     lines, found = [], []
     for row, q in enumerate(wanted):

@@ -20,6 +20,7 @@ from . import check
 from .first_use import load
 
 NAMES = ("reference", "triton", "cpp", "cuda")
+OLDEST_DEVICE = (8, 0)  # compute capability, for products on the tensor cores as the kernels use them
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,14 @@ def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in version.split(".")[:2])
 
 
+def too_old() -> str:
+    """Why the kernels do not run on the current CUDA device, or ""."""
+    found = torch.cuda.get_device_capability()
+    if found >= OLDEST_DEVICE:
+        return ""
+    return "needs compute capability {}.{} or more, the device has {}.{}".format(*OLDEST_DEVICE, *found)
+
+
 def _triton() -> tuple[bool, str]:
     try:
         import triton
@@ -55,9 +64,8 @@ def _triton() -> tuple[bool, str]:
         return True, f"Triton {triton.__version__} in its interpreter (TRITON_INTERPRET=1): slow"
     if not torch.cuda.is_available():
         return False, "PyTorch sees no CUDA device (to test the kernels on a CPU, set TRITON_INTERPRET=1)"
-    major, minor = torch.cuda.get_device_capability()
-    if major < 8:
-        return False, f"needs compute capability 8.0 or more, the device has {major}.{minor}"
+    if reason := too_old():
+        return False, reason
     return True, f"Triton {triton.__version__} on {torch.cuda.get_device_name()}"
 
 

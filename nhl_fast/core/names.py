@@ -13,6 +13,7 @@ PROTOCOLS = ("paper", "keep-train", "full", "holdout")
 FIT_METHODS = ("learned", "itq", "pca", "random")
 FIT_DATA = "vectors"  # the name of data in the config.json of a fit: what tells it from a training run
 PROJECTIONS = ("tsne", "umap")
+MEANS_OVER = ("all", "relevant")  # queries: all, or those with a relevant item
 SPLITS = ("query", "database", "train", "validation")
 
 

@@ -13,6 +13,8 @@ import torch.distributed as dist
 
 from . import check
 
+# Numbers that `added_up` takes from all ranks at a time.
+PIECE = 2**22
 _DTYPES = (
     torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
     torch.uint8, torch.bool,
@@ -209,3 +211,13 @@ def gathered(own: torch.Tensor, group) -> list[torch.Tensor]:
     if group is None:
         return [own]
     return [other.to(own.device) for other in gather(own.to(collective_device(group, own)).contiguous(), group)]
+
+
+def added_up(own: torch.Tensor, group) -> torch.Tensor:
+    """The sum over the ranks, in their order, of tensors of one shape, a piece at a time; `own` without a group."""
+    if group is None:
+        return own
+    total = own.flatten().clone()
+    for part in total.split(PIECE):
+        part.copy_(sum(gathered(part, group)))
+    return total.view(own.shape)

@@ -36,12 +36,13 @@ def load_dataset(name: str, *, seed: int = 0, validation: float = 0.1, split_fil
               `queries_per_class`, `train_per_class` change the numbers; `image_size` resizes the pictures.
               Inputs are float32 (3, 32, 32), normalised as ImageNet models expect.
             - "list": `root`, a directory with train.txt, test.txt (queries) and database.txt; every line is a
-              path below `image_root` (default: `root`), which may hold spaces, and then C labels, 0 or 1, or one
-              class id, with blanks, tabs or commas between them. `multi_label` None looks whether every line has
-              exactly one 1. Pictures are opened when they are needed: `image_size=224`, cut out of a shorter side
-              of `resize` (default: 256 for 224, in proportion); `augment=True` crops and flips those of `train` at
-              random. They are turned as their EXIF orientation says (`upright=False` leaves them),
-              and those of more than 8 bits a pixel keep their range.
+              path below `image_root` (default: `root`), which may hold spaces, and then C labels, 0 or 1, or the
+              ids of its classes, with blanks, tabs or commas between them (a first line that ends in `0 1` is of
+              two classes' labels unless more or fewer ids follow, one above 1). `multi_label` None looks whether
+              every line has exactly one class. Pictures are opened when they are needed: `image_size=224`, cut out
+              of a shorter side of `resize` (default: 256 for 224, in proportion); `augment=True` crops and flips
+              those of `train` at random. They are turned as their EXIF orientation says (`upright=False` leaves
+              them), and those of more than 8 bits a pixel keep their range.
             - "folder": `root`, a directory with a folder of pictures per class, whose name is the class's. `protocol`
               "holdout" (the default without numbers), "paper" or "keep-train", as of "features"; pictures as of
               "list". Where `root` holds nothing but train/ and test/ (or query/, val/) of such folders, they are the

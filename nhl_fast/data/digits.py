@@ -14,7 +14,7 @@ from .rows import TensorRows
 def load(as_images: bool = False, queries_per_class: int = 20):
     """The table, and a function of the seed that splits it (see `nhl_fast.data.load_dataset`)."""
     queries = check.positive_int(queries_per_class, "queries_per_class")
-    extras.require("sklearn", "data", "load_dataset('digits')")
+    extras.require("sklearn", "data", "the data set 'digits'")
     from sklearn.datasets import load_digits
 
     source = load_digits()

@@ -17,7 +17,7 @@ NAMES = {
     "features": ("features", "X", "x", "data", "embeddings", "feats", "vectors"),
     "labels": ("labels", "y", "Y", "label", "targets", "target"),
 }
-_SUFFIXES = (".npz", ".npy", ".safetensors", ".pt", ".pth")
+ARCHIVES = (".npz", ".safetensors", ".pt", ".pth")  # that may hold labels, too
 
 
 def read_arrays(path: Path, labels) -> dict:
@@ -25,31 +25,43 @@ def read_arrays(path: Path, labels) -> dict:
 
     Args:
         path: of the file.
-        labels: the file of the labels, for an .npy file or a .pt file of one tensor.
+        labels: the file of the labels, where that file has features alone.
 
     Raises:
         ValueError: no such kind of file, one that cannot be read, or one that lacks features or labels (the
             message says what it holds).
     """
     suffix = path.suffix.lower()
-    if suffix not in _SUFFIXES:
+    if suffix not in (*ARCHIVES, ".npy"):
         raise ValueError(f"path: expected an .npz, .npy or .safetensors file, or .pt of tensors, got {str(path)!r}")
-    missing = f"labels: expected the .npy file of the labels, got None: {path} holds features alone"
+    missing = f"labels: expected their file, or 'labels' beside the features in {path}, which holds these alone"
     if labels is None and suffix == ".npy":
         raise ValueError(missing)
     arrays, present = _read(path)
-    alone = suffix == ".npy" or (suffix in (".pt", ".pth") and present == ["features"])
-    if labels is None and alone:
+    if labels is None and len(present) == 1 and "features" in arrays:
         raise ValueError(missing)
     if labels is not None:
-        if not alone:
+        if "labels" in arrays:
             raise ValueError(f"labels: expected None, got {labels!r}: {path} holds its own")
-        arrays = {**arrays, "labels": _array(_read(existing_file(labels, "labels"))[0].get("features"))}
+        file = existing_file(labels, "labels")
+        found, beside = _read(file)
+        if not {"labels", "features"} & set(found):
+            raise ValueError(f"labels: expected one array in {file}, found {sorted(beside) or 'none'}")
+        arrays = {**arrays, "labels": _array(found.get("labels", found.get("features")))}
     for name, known in NAMES.items():
         if arrays.get(name) is None:
             others = f" (or {', '.join(known[1:])})" if present else ""
             raise ValueError(f"{path}: expected an array {name!r}, found {sorted(present) or 'none'}{others}")
     return arrays
+
+
+def read_features(path: Path):
+    """The features alone of a file that may hold more, a tensor or an array; ValueError where it has none."""
+    arrays, present = _read(path)
+    if arrays.get("features") is None:
+        others = ", ".join(NAMES["features"][1:])
+        raise ValueError(f"{path}: expected an array 'features', found {sorted(present) or 'none'} (or {others})")
+    return arrays["features"]
 
 
 def _read(path: Path) -> tuple[dict, list[str]]:
@@ -61,8 +73,13 @@ def _read(path: Path) -> tuple[dict, list[str]]:
 
 
 def _ours(present: Iterable[str], path: Path) -> dict[str, str]:
-    """{our name: the file's name} of the known arrays; ValueError where two could be meant."""
+    """{our name: the file's name} of the known arrays; ValueError where two could be meant.
+
+    One array alone is `features`, whatever it is called; so are NumPy's `arr_0` and, as labels, `arr_1`.
+    """
     present = set(present)
+    if present == {"arr_0", "arr_1"}:
+        return {"features": "arr_0", "labels": "arr_1"}
     chosen = {name: name for name in ("split", "class_names", *SPLIT_NAMES) if name in present}
     for name, known in NAMES.items():
         found = [other for other in known if other in present]
@@ -72,7 +89,7 @@ def _ours(present: Iterable[str], path: Path) -> dict[str, str]:
             )
         if found:
             chosen[name] = found[0]
-    return chosen
+    return chosen or ({"features": present.pop()} if len(present) == 1 else {})
 
 
 def _read_numpy(path: Path) -> tuple[dict, list[str]]:
@@ -107,7 +124,7 @@ def _read_safetensors(path: Path) -> tuple[dict, list[str]]:
 
 
 def _read_torch(path: Path) -> tuple[dict, list[str]]:
-    """A .pt file of a tensor, or of a dict of tensors and lists of strings, read with weights_only."""
+    """A .pt file of a tensor, of (features, labels), or of a dict; labels may be a list. Read with weights_only."""
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -115,12 +132,14 @@ def _read_torch(path: Path) -> tuple[dict, list[str]]:
         raise ValueError(f"{path}: cannot be read as tensors alone ({type(error).__name__}: {first})") from None
     if isinstance(loaded, torch.Tensor):
         return {"features": loaded.detach()}, ["features"]
+    if isinstance(loaded, (tuple, list)) and len(loaded) == 2 and isinstance(loaded[0], torch.Tensor):
+        loaded = dict(zip(("features", "labels"), loaded))
     if not isinstance(loaded, dict) or not all(isinstance(name, str) for name in loaded):
-        raise ValueError(f"{path}: expected a tensor or a dict of tensors, got {check.describe(loaded)}")
+        raise ValueError(f"{path}: expected a tensor, a pair or a dict of tensors, got {check.describe(loaded)}")
     arrays = {}
     for ours, name in _ours(loaded, path).items():
         value = loaded[name]
-        if isinstance(value, list) and value and all(isinstance(word, str) for word in value):
+        if isinstance(value, list) and value and len(set(map(type, value))) == 1 and type(value[0]) in (str, int):
             value = np.array(value)
         elif not isinstance(value, torch.Tensor):
             raise TypeError(f"{path}: {name}: expected a tensor, got {check.describe(value)}")

@@ -88,10 +88,12 @@ def _labels(value: np.ndarray, num_rows: int, multi_label: bool | None, path: Pa
         if value.shape[1] == 0:
             raise ValueError(f"{path}: labels: expected at least 1 column, got {check.describe(value)}")
         return single_or_multi(value, multi_label), value.shape[1]
-    if value.dtype.kind == "b":
+    if value.dtype.kind == "b" or (value.dtype.kind == "f" and ((np.abs(value) < 2**53) & (value % 1 == 0)).all()):
         value = value.astype(np.int64)
     if value.dtype.kind not in "ui":
-        raise TypeError(f"{path}: labels: expected integer class ids or strings, got {check.describe(value)}")
+        raise TypeError(
+            f"{path}: labels: expected whole numbers as class ids, or strings, got {check.describe(value)}"
+        )
     if multi_label:
         raise ValueError(f"multi_label: True needs multi-hot rows, but {path} holds ids")
     outside = (value < 0) | (value >= _MAX_CLASSES)

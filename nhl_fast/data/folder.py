@@ -74,7 +74,7 @@ def load(
     image_size = check.positive_int(image_size, "image_size")
     resize = resize_for(image_size, resize)
     augment, upright = check.flag(augment, "augment"), check.flag(upright, "upright")
-    extras.require("PIL", "data", "load_dataset('folder')")
+    extras.require("PIL", "data", "opening pictures")
     parts = _parts(root)
     several = [_classes(root)] if parts is None else list(parts.values())
     names = sorted({name for classes in several for name in classes})

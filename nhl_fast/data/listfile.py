@@ -1,9 +1,11 @@
-"""List files: train.txt, test.txt, database.txt, each line a path and 0/1 labels, one a class, or a class id."""
+"""List files: train.txt, test.txt, database.txt, each line a path and its labels: 0 or 1 for every class, or ids."""
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,26 +19,33 @@ from .images import FileRows, resize_for
 
 _BLANKS = " \t\r\n\f\v"
 _FILES = {"train": "train.txt", "query": "test.txt", "database": "database.txt"}
-# What stands between path and labels. Only blanks and tabs, or commas, do; U+00A0 does not.
-_FIELDS = {"blanks": re.compile(r"[^ \t]+"), "commas": re.compile(r"[^,]+")}
+# What stands between path and labels: blanks, tabs and commas alone; U+00A0 does not.
+_FIELD = re.compile(r"[^ \t,]+")
 _ID = re.compile(r"[0-9]{1,6}")
 
 
 class _Line:
     """A line, taken apart from its right: a path, which may hold separators, and labels."""
 
-    def __init__(self, line: str, separator: str):
+    def __init__(self, line: str):
         self.text = line.strip(_BLANKS)
-        spans = [field.span() for field in _FIELDS[separator].finditer(self.text)]
+        spans = [field.span() for field in _FIELD.finditer(self.text)]
         self.fields = [self.text[slice(*span)].strip(_BLANKS) for span in spans]
         self._ends = [end for _, end in spans]
-        self.ones = 0  # how many labels 0 or 1 it may end in
-        while self.ones < len(self.fields) - 1 and self.fields[-1 - self.ones] in ("0", "1"):
-            self.ones += 1
-        self.has_id = len(self.fields) > 1 and _ID.fullmatch(self.fields[-1]) is not None
+        self.ones = self._trailing(lambda field: field in ("0", "1"))  # how many labels 0 or 1 it may end in
+        self.ids = self._trailing(lambda field: _ID.fullmatch(field) is not None)  # how many class ids
+
+    def _trailing(self, fits) -> int:
+        count = 0
+        while count < len(self.fields) - 1 and fits(self.fields[-1 - count]):
+            count += 1
+        return count
 
     def path(self, labels: int) -> str:
         return self.text[: self._ends[-1 - labels]].rstrip(_BLANKS)
+
+    def last(self, labels: int) -> list[str]:
+        return self.fields[len(self.fields) - labels :]
 
 
 class _Reader:
@@ -47,62 +56,71 @@ class _Reader:
         self.rows: dict[str, int] = {}
         self.labels: list[bytes] = []
         self.seen: list[dict[str, str]] = []
-        self.separator: str | None = None
-        self.columns: int | None = None  # of labels 0 or 1; 0: the label is a class id
+        self.columns: int | None = None  # of labels 0 or 1; 0: the labels are class ids
 
     def read(self, file: Path, name: str) -> np.ndarray:
         """The row ids of one list file, in its order. Errors name the file and the line."""
-        ids = []
-        with open(file, encoding="utf-8-sig", errors="surrogateescape") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip(_BLANKS):
-                    ids.append(self._row(line, name, f"{file}, line {number}"))
-        if not ids:
+        with open(file, encoding="utf-8-sig", errors="surrogateescape") as handle:
+            lines = [(number, line) for number, line in enumerate(handle, 1) if line.strip(_BLANKS)]
+        if not lines:
             raise ValueError(f"{file}: expected at least one line 'path l1 l2 ... lC' or 'path id', got none")
-        return np.array(ids, np.int64)
+        if not self.labels:
+            self._look([line for _, line in lines])
+        return np.array([self._row(line, name, f"{file}, line {number}") for number, line in lines], np.int64)
 
     def _exists(self, path: str) -> bool:
         return os.path.isfile(os.path.join(self.image_root, path))
 
-    def _look(self, line: str) -> None:
-        """Find out from the first line what stands in all.
+    def _look(self, lines: Sequence[str]) -> None:
+        """Find out from the first list, above all its first line, what stands in all.
 
         A name may end in " 0" or " 1" and hold commas: here only the files there can tell that from labels.
         """
-        lines = {separator: _Line(line, separator) for separator in _FIELDS}
-        counts = [(s, n) for s, one in lines.items() for n in (*range(one.ones, 1, -1), *([0] if one.has_id else []))]
-        there = [(s, n) for s, n in counts if self._exists(lines[s].path(max(n, 1)))]
-        self.separator, self.columns = next(iter(there or counts), ("blanks", None))
+        first = _Line(lines[0])
+        counts = [*range(first.ones, 1, -1), *([0] if first.ids else [])]
+        there = [n for n in counts if self._exists(first.path(n) if n else first.path(self._ids(first)))]
+        self.columns = next(iter(there or counts), None)
+        if self.columns == 2 and sorted(first.last(2)) == ["0", "1"] and self._ids_follow(lines):
+            self.columns = 0
+
+    def _ids_follow(self, lines: Sequence[str]) -> bool:
+        """Whether what begins like labels of two classes goes on with more ids, or fewer, and others than 0 and 1."""
+        found = [line.last(self._ids(line)) for line in map(_Line, lines) if line.ids]
+        return any(len(ids) != 2 for ids in found) and any(int(i) > 1 for ids in found for i in ids)
+
+    def _ids(self, line: _Line) -> int:
+        """How many class ids a line ends in: as few as leave a file's name; all, where none is there."""
+        return next((n for n in range(1, line.ids) if self._exists(line.path(n))), line.ids)
 
     def _parts(self, line: str, where: str) -> tuple[str, list[str]]:
         """The path and the labels of a line."""
-        if self.separator is None:
-            self._look(line)
-        parts = _Line(line, self.separator)
+        parts = _Line(line)
         if self.columns == 0:
-            if not parts.has_id:
+            if not parts.ids:
                 raise ValueError(
                     f"{where}: expected a class id after the path, as in the first line, got {parts.fields[-1]!r:.60}"
                 )
-            return parts.path(1), [str(int(parts.fields[-1]))]
+            count = self._ids(parts)
+            ids = sorted(map(int, parts.last(count)))
+            twice = [a for a, b in itertools.pairwise(ids) if a == b]
+            if twice and self._exists(parts.path(count)):
+                raise ValueError(f"{where}: expected every class id once, got {twice[0]} twice")
+            return parts.path(count), list(map(str, ids))
         found, count = parts.ones, parts.ones if self.columns is None else self.columns
-        last = len(parts.fields) - 1
-        if found < max(count, 2) and found < last and not self._exists(parts.path(found)):
-            expected = (
-                "labels 0 or 1 after the path" if self.columns else "a class id or labels 0 or 1 after the path"
-            )
-            raise ValueError(f"{where}: expected {expected}, got {parts.fields[-1 - found]!r:.60}")
+        if found < max(count, 2) and found < len(parts.fields) - 1 and not self._exists(parts.path(found)):
+            expected = "labels 0 or 1" if self.columns else "a class id or labels 0 or 1"
+            raise ValueError(f"{where}: expected {expected} after the path, got {parts.fields[-1 - found]!r:.60}")
         if found < max(count, 2) or (found > count and not self._exists(parts.path(count))):
             expected = f"{count}, as in the first line, labels" if self.columns else "a class id or at least 2 labels"
             raise ValueError(f"{where}: expected a path and {expected}, got {found} labels")
-        return parts.path(count), parts.fields[last + 1 - count :]
+        return parts.path(count), parts.last(count)
 
     def _row(self, line: str, name: str, where: str) -> int:
         path, columns = self._parts(line, where)
         if os.path.isabs(path) or ".." in path.split("/"):
             raise ValueError(f"{where}: expected a path below the image directory, got {path!r}")
         path = os.path.normpath(path)
-        packed = "".join(columns).encode()
+        packed = ("" if self.columns else " ").join(columns).encode()
         row = self.rows.get(path)
         if row is None:
             if not self._exists(path):
@@ -126,12 +144,13 @@ class _Reader:
         if self.columns:
             rows = np.frombuffer(b"".join(self.labels), np.uint8).reshape(-1, self.columns) - ord("0")
             return single_or_multi(rows, multi_label), self.columns
-        if multi_label:
-            raise ValueError("multi_label: True needs labels 0 or 1, one a class, but the lists hold class ids")
-        if multi_label not in (None, False):
-            raise TypeError(f"multi_label: expected True, False or None, got {check.describe(multi_label)}")
-        ids = torch.tensor([int(label) for label in self.labels])
-        return ids, int(ids.max()) + 1
+        ids = [[int(i) for i in label.split()] for label in self.labels]
+        classes = max(map(max, ids)) + 1
+        if multi_label in (None, False) and all(len(row) == 1 for row in ids):
+            return torch.tensor(ids)[:, 0], classes
+        rows = np.zeros((len(ids), classes), np.uint8)
+        rows[np.repeat(np.arange(len(ids)), list(map(len, ids))), np.concatenate(ids)] = 1
+        return single_or_multi(rows, multi_label), classes
 
 
 def load(
@@ -150,7 +169,7 @@ def load(
     image_size = check.positive_int(image_size, "image_size")
     resize = resize_for(image_size, resize)
     augment, upright = check.flag(augment, "augment"), check.flag(upright, "upright")
-    extras.require("PIL", "data", "load_dataset('list')")
+    extras.require("PIL", "data", "opening pictures")
     files = {name: existing_file(root / file, "root") for name, file in _FILES.items()}
     reader = _Reader(image_root)
     ids = {name: reader.read(file, name) for name, file in files.items()}

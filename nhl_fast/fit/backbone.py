@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..core import check
+from ..head.layer import NestedHashLayer
 
 _CHUNK_ROWS = 4096
 
@@ -29,6 +30,32 @@ class HiddenLayer(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.out(self.norm(self.inner(x)).relu())
+
+
+class Behind(nn.Module):
+    """A layer behind a backbone, or behind none: rows to codes and outputs.
+
+    Args:
+        layer: a NestedHashLayer.
+        backbone: what makes its inputs of rows, or None: the rows are its inputs.
+    """
+
+    def __init__(self, layer: NestedHashLayer, backbone: nn.Module | None = None):
+        super().__init__()
+        self.layer, self.backbone = layer, backbone
+
+    @torch.no_grad()
+    def encode(self, rows: torch.Tensor) -> torch.Tensor:
+        """Packed codes (n, ceil(L / 8)) uint8 of rows (n, d)."""
+        return self.layer.encode(self._inputs(rows))
+
+    @torch.no_grad()
+    def project(self, rows: torch.Tensor) -> torch.Tensor:
+        """Raw outputs (n, L) of rows (n, d)."""
+        return self.layer.project(self._inputs(rows))
+
+    def _inputs(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows if self.backbone is None else self.backbone(rows)
 
 
 def check_backbone(value, method: str) -> nn.Module | None:

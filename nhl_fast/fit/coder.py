@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..head.layer import NestedHashLayer
 from ..retrieval.vectors import check_vectors, tile_rows, tiles
+from .backbone import Behind
 from .layer import DEFAULT_CODE_LENGTHS, fit_layer
 from .settings import ROTATION_STEPS, SAMPLE_ROWS, Settings
 
@@ -96,7 +96,6 @@ class NestedCoder:
         """`fit(X)`, then `transform(X)`."""
         return self.fit(X, y).transform(X)
 
-    @torch.no_grad()
     def outputs(self, X) -> Any:
         """Raw outputs (n, L) float32, whose signs are the code: for `rescore` and asymmetric recall."""
         return self._each_chunk(X, self._fitted().project)
@@ -106,16 +105,14 @@ class NestedCoder:
         vectors = check_vectors(X, "X", self.n_features_in_)
         device = next(self.layer_.parameters()).device
         step = tile_rows(4 * (vectors.shape[1] + self.layer_.out_features), _CHUNK_BYTES)
-        front = torch.nn.Identity() if self.backbone_ is None else self.backbone_
         read = tiles(vectors, "X", torch.float32, device, self.normalize, step)
-        with torch.no_grad():
-            codes = torch.cat([encode(front(rows)).cpu() for _, rows in read])
+        codes = torch.cat([encode(rows).cpu() for _, rows in read])
         return codes.numpy() if isinstance(X, np.ndarray) else codes.to(vectors.device)
 
-    def _fitted(self) -> NestedHashLayer:
+    def _fitted(self) -> Behind:
         if not hasattr(self, "layer_"):
             raise NotFittedError("NestedCoder: call fit before transform")
-        return self.layer_
+        return Behind(self.layer_, self.backbone_)
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "layer_")

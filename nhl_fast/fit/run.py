@@ -22,6 +22,7 @@ from ..training.arrays import load_array, save_array, save_csv
 from ..training.checkpoint import load_weights, save_weights
 from ..training.lock import claim
 from ..training.run_folder import RunFolder
+from .backbone import Behind, HiddenLayer
 from .layer import DEFAULT_CODE_LENGTHS, fit_layer
 from .settings import SAMPLE_ROWS, Settings
 
@@ -31,7 +32,10 @@ _CHUNK_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class FitConfig:
-    """What a fit is made with; see `fit_layer`. `queries` rows are held out, `k` neighbours are looked for."""
+    """What a fit is made with; see `fit_layer`. `queries` rows are held out, `k` neighbours are looked for.
+
+    hidden: numbers of a `HiddenLayer` that trains along, in front of the layer; None: there is none.
+    """
 
     method: str = "learned"
     code_lengths: tuple[int, ...] = DEFAULT_CODE_LENGTHS
@@ -44,6 +48,7 @@ class FitConfig:
     temperature: float = Settings.temperature
     lr: float = Settings.lr
     seed: int = 0
+    hidden: int | None = None
     device: str | None = None
 
     def __post_init__(self):
@@ -56,6 +61,18 @@ class FitConfig:
         check.positive_int(self.seed, "seed", minimum=0, maximum=2**31 - 1)
         for name in ("temperature", "lr"):
             check.number(getattr(self, name), name, positive=True)
+        if self.hidden is not None:
+            check.positive_int(self.hidden, "hidden")
+            if self.method != "learned":
+                raise ValueError(f"hidden: expected None with method {self.method!r}, which trains nothing")
+
+    def backbone(self, width: int) -> HiddenLayer | None:
+        """What is in front of the layer, for vectors of `width` numbers, before it is trained."""
+        if self.hidden is None:
+            return None
+        with torch.random.fork_rng([]):
+            torch.manual_seed(self.seed)
+            return HiddenLayer(width, self.hidden)
 
     def layer(self, features, code_lengths, method: str, **options) -> NestedHashLayer:
         """`fit_layer` with these settings."""
@@ -103,12 +120,14 @@ class FitRun:
         config: its settings.
         data: where its vectors came from.
         layer: the NestedHashLayer.
+        backbone: the HiddenLayer in front of it, or None.
     """
 
     folder: RunFolder
     config: FitConfig
     data: dict
     layer: NestedHashLayer
+    backbone: HiddenLayer | None = None
 
     @classmethod
     def open(cls, path, device=None) -> FitRun:
@@ -122,14 +141,18 @@ class FitRun:
         config = stored_config(folder, stored)
         if not folder.weights().exists():
             raise FileNotFoundError(f"run: {folder.path} has not ended; go on with it: nhl-fast fit --resume")
-        layer = NestedHashLayer(stored["data"]["width"], config.code_lengths)
-        load_weights(folder.weights(), layer)
-        return cls(folder, config, stored["data"], layer.to(device or "cpu").eval())
+        width = stored["data"]["width"]
+        layer, backbone = NestedHashLayer(width, config.code_lengths), config.backbone(width)
+        load_weights(folder.weights(), _saved(layer, backbone))
+        layer.to(device or "cpu").eval()
+        if backbone is not None:
+            backbone.to(device or "cpu").eval()
+        return cls(folder, config, stored["data"], layer, backbone)
 
     def encode(self, vectors, name: str = "vectors") -> torch.Tensor:
         """Packed codes (n, ceil(L/8)) uint8 on the CPU."""
         vectors = check_vectors(vectors, name, self.layer.in_features)
-        return torch.cat(list(each_chunk(self.layer, vectors, name, self.config.normalize)))
+        return torch.cat(list(each_chunk(Behind(self.layer, self.backbone), vectors, name, self.config.normalize)))
 
     def rows(self, split: str) -> torch.Tensor:
         """The rows in the file of vectors that the codes of a split stand for."""
@@ -159,13 +182,17 @@ def stored_config(folder: RunFolder, stored: dict) -> FitConfig:
         raise ValueError(f"run: {folder.config} is not the settings of a fit") from None
 
 
-@torch.no_grad()
-def each_chunk(layer: NestedHashLayer, vectors, name: str, unit: bool, raw: bool = False):
+def _saved(layer: NestedHashLayer, backbone: HiddenLayer | None) -> torch.nn.Module:
+    """What the file of weights holds: a layer alone as it always was."""
+    return layer if backbone is None else Behind(layer, backbone)
+
+
+def each_chunk(behind: Behind, vectors, name: str, unit: bool, raw: bool = False):
     """Codes (or raw outputs) of all vectors on the CPU, a chunk at a time."""
-    device = next(layer.parameters()).device
-    step = tile_rows(4 * (vectors.shape[1] + layer.out_features), _CHUNK_BYTES)
+    device = next(behind.parameters()).device
+    step = tile_rows(4 * (vectors.shape[1] + behind.layer.out_features), _CHUNK_BYTES)
     for _, rows in tiles(vectors, name, torch.float32, device, unit, step):
-        yield (layer.project(rows) if raw else layer.encode(rows)).cpu()
+        yield (behind.project(rows) if raw else behind.encode(rows)).cpu()
 
 
 def fit_run(vectors, out, config: FitConfig, data: dict, *, resume: bool, progress: bool = True) -> dict:
@@ -191,16 +218,18 @@ def fit_run(vectors, out, config: FitConfig, data: dict, *, resume: bool, progre
         kept[ids] = False
         held_out, database = vectors[ids], SomeRows(vectors, kept.nonzero().flatten())
         started = time.perf_counter()
-        options = {"progress": progress}
+        options, backbone = {"progress": progress}, None
         if config.method == "learned":
-            options |= {"checkpoint": path, "resume": folder.checkpoint.exists()}
+            backbone = config.backbone(vectors.shape[1])
+            options |= {"checkpoint": path, "resume": folder.checkpoint.exists(), "backbone": backbone}
         layer = config.layer(database, lengths, config.method, **options)
         seconds = time.perf_counter() - started
-        save_weights(folder.weights(), layer)
+        save_weights(folder.weights(), _saved(layer, backbone))
+        behind = Behind(layer, backbone)
         folder.all_codes.mkdir(exist_ok=True)
         measured = _Measured(held_out, database, config)
-        rows = [measured.row(config.method, dict.fromkeys(lengths, layer), folder)]
-        rows.append(measured.row(f"{config.method}, raw query outputs", dict.fromkeys(lengths, layer), raw=True))
+        rows = [measured.row(config.method, dict.fromkeys(lengths, behind), folder)]
+        rows.append(measured.row(f"{config.method}, raw query outputs", dict.fromkeys(lengths, behind), raw=True))
         if config.baselines:
             rows += _baselines(measured, config, database)
         metrics = {"queries": queries, "database": n - queries, "k": config.k, "seconds": seconds, "recall": rows}
@@ -216,7 +245,7 @@ class _Measured:
         self.queries, self.database, self.config = queries, database, config
         self.neighbors = None
 
-    def row(self, method: str, layers: dict, folder: RunFolder | None = None, raw: bool = False) -> dict:
+    def row(self, method: str, layers: dict[int, Behind], folder: RunFolder | None = None, raw: bool = False) -> dict:
         """{"method", "recall": {bits: ...}}; the codes of the longest layer go to `folder`."""
         found, config = {}, self.config
         encoded: dict[int, tuple] = {}
@@ -246,16 +275,17 @@ def _baselines(measured: _Measured, config: FitConfig, database) -> list[dict]:
     lengths, rows = config.code_lengths, []
     quiet = {"progress": False}
     random = config.layer(database, lengths, "random", **quiet)
-    rows.append(measured.row("random", dict.fromkeys(lengths, random)))
+    rows.append(measured.row("random", dict.fromkeys(lengths, Behind(random))))
     layers = {}
     for b in lengths:
         try:
-            layers[b] = config.layer(database, (b,), "pca", **quiet)
+            layers[b] = Behind(config.layer(database, (b,), "pca", **quiet))
         except ValueError:  # fewer directions than bits
             break
     if layers:
         rows.append(measured.row("pca", layers))
-    rows.append(measured.row("itq a length", {b: config.layer(database, (b,), "itq", **quiet) for b in lengths}))
+    turned = {b: Behind(config.layer(database, (b,), "itq", **quiet)) for b in lengths}
+    rows.append(measured.row("itq a length", turned))
     rows.append({"method": "float vectors", "recall": {str(b): 1.0 for b in lengths}})
     return [{**row, "recall": {str(b): row["recall"].get(str(b)) for b in lengths}} for row in rows]
 

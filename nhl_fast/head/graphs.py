@@ -45,8 +45,7 @@ def make_graphed(
     if features.device.type == "cuda":
         if objective.group() is not None:
             raise ValueError("objective: its step with several ranks is no CUDA graph; call it as it is")
-        learns = [name for name, p in objective.loss.named_parameters() if p.requires_grad]
-        if learns:
+        if learns := _learned(objective.loss):
             raise ValueError(
                 f"objective: its loss learns {', '.join(learns)}, which no replay gives gradients; call it as it is"
             )
@@ -62,8 +61,7 @@ def replayable(objective: NestedObjective, features: torch.Tensor, labels: torch
     """
     if features.device.type != "cuda" or hasattr(objective.loss, "set_epoch") or objective.group() is not None:
         return False
-    learns = any(p.requires_grad for p in objective.loss.parameters())
-    return not learns and served_by(objective, features, labels) == "triton"
+    return not _learned(objective.loss) and served_by(objective, features, labels) == "triton"
 
 
 def served_by(objective: NestedObjective, features: torch.Tensor, labels: torch.Tensor) -> str:
@@ -135,21 +133,20 @@ class GraphedObjective:
         found = dict(zip(map(id, wanted), gradients))
         gradients = [found.get(id(t)) for t in sources]
         self._graphs = _Graphs(self.inputs, packed, scale, gradients, replay_forward, replay_backward)
-        self._form = self._form_of(features, labels, index)
+        self._form, self._told = self._form_of(features, labels, index), _Settings(self.objective)
         self._captured = self._addresses()
 
     def _form_of(self, features, labels, index):
         tensors = [None if t is None else (t.shape, t.dtype, t.device) for t in (features, labels, index)]
         autocast = torch.is_autocast_enabled(features.device.type)
-        settings = [_settings(module) for module in self.objective.modules()]
-        return (*tensors, settings, autocast, scaled_training(features))
+        return (*tensors, autocast, scaled_training(features))
 
     def _fits(self, features, labels, index) -> bool:
         for tensor in (features, labels, *(() if index is None else (index,))):
             if not isinstance(tensor, torch.Tensor):
                 return False  # the objective says what is wrong
         wants = torch.is_grad_enabled() and features.requires_grad and not self.inputs[0].requires_grad
-        return not wants and self._form_of(features, labels, index) == self._form
+        return not wants and self._form_of(features, labels, index) == self._form and self._told.hold(self.objective)
 
     def _addresses(self) -> list[int]:
         return [t.data_ptr() for t in (*self.objective.parameters(), *_state(self.objective).values())]
@@ -238,17 +235,33 @@ class _Capture:
         return outputs, graph.replay
 
 
-def _settings(module: torch.nn.Module) -> dict:
-    """What a module was told: its attributes that are numbers, flags, texts, or tuples of these."""
+def _learned(loss: torch.nn.Module) -> list[str]:
+    """Names of what a loss learns itself."""
+    return [name for name, parameter in loss.named_parameters() if parameter.requires_grad]
 
-    def plain(value) -> bool:
-        return value is None or isinstance(value, (bool, int, float, str))
 
-    return {
-        name: value
-        for name, value in vars(module).items()
-        if plain(value) or (isinstance(value, tuple) and all(map(plain, value)))
-    }
+class _Settings:
+    """What a module and its parts were told: their attributes that are numbers, flags, texts, or tuples of these."""
+
+    def __init__(self, module: torch.nn.Module):
+        self.parts = tuple(module.modules())
+        self._told = [(vars(part), *item) for part in self.parts for item in vars(part).items() if _plain(item[1])]
+
+    def hold(self, module: torch.nn.Module) -> bool:
+        """Whether the module is told the same now; asked at every replay: what was told is looked up, not found."""
+        if tuple(module.modules()) != self.parts:
+            return False
+        for attributes, name, value in self._told:
+            now = attributes.get(name)
+            if now is not value and (type(now) is not type(value) or now != value):
+                return False
+        return True
+
+
+def _plain(value) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_plain, value))
+    return value is None or isinstance(value, (bool, int, float, str))
 
 
 def _state(module: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import check
+from ..core.arrays import as_tensor
 from ..core.operation import Operation
 from ..core.precision import no_autocast
 from ..retrieval.codes import pack_outputs
@@ -122,11 +123,13 @@ class NestedHashLayer(nn.Module):
 
     @check.memory
     @torch.no_grad()
-    def encode(self, x: torch.Tensor, backend: str = "auto") -> torch.Tensor:
+    def encode(self, x, backend: str = "auto") -> torch.Tensor:
         """Packed codes (N, ceil(L/8)) uint8 of features (N, d); bit = output > 0, most significant bit first.
 
+        x: a tensor, or an array.
         backend: "auto", "reference" or "triton" (one pass over the features; "auto" takes it for CUDA tensors).
         """
+        x = as_tensor(x, "x")
         self.check_features(x)
         return ENCODE(x, self, backend=backend)
 

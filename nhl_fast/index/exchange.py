@@ -71,7 +71,7 @@ def to_milvus(length: int, state: State, client, name: str) -> None:
     _check_name(name)
     if length % 8:
         raise ValueError(f"length: Milvus holds multiples of 8 bits, this index has {length}")
-    require("pymilvus", "bench", "NestedIndex.to_milvus")
+    require("pymilvus", "milvus", "NestedIndex.to_milvus")
     from pymilvus import DataType
 
     schema = client.create_schema(auto_id=False)

@@ -114,7 +114,8 @@ class NestedIndex(Items):
                 copied at its first search: 8 bytes an item for 64 bits, kept with the codes, counted in `nbytes`.
             rescore: what ranks the funnel's last candidates in place of the distance: the queries' raw outputs (Q, L)
                 against the codes, or a pair (vectors of the queries (Q, d), vectors of the items (n, d) by ascending
-                id, in memory or mapped, or None for those that the index keeps); see `nhl_fast.rescore`.
+                id, in memory or mapped, or None for those that the index keeps); see `nhl_fast.rescore`. On devices
+                the first stage is searched there, and its candidates are ranked again in main memory.
             metric: "cosine" or "product", of vectors.
             beyond: what a k beyond the number of items does: "raise", "cut" (k is that number) or "pad" (as where
                 `allow` leaves too few).
@@ -138,17 +139,20 @@ class NestedIndex(Items):
         check.one_of(metric, "metric", METRICS)
         if funnel is None and rescore is None:
             return self._search((state, placed), queries, k, length, allow, beyond, output, backend)
-        if placed is not None:
-            name = "funnel" if funnel is not None else "rescore"
-            raise ValueError(f"{name}: expected an index in main memory (index.to('cpu')), got one on {self.devices}")
         queries, length, one = check_queries(queries, length, self._length, self.devices)
         check_backend(backend)
         check_output(output)
         count, width = check_k(k, state.count, f"{state.count}, the items in the index", beyond)
         stages = check_stages(funnel, length, count, state.count)
-        scores = staged.check_rescore(rescore, metric, len(queries), one, state, num_bytes(self._length))
-        chosen = choose(state, check_allow(allow, state))
-        found = staged.nearest(chosen, queries, count, length, stages, scores, backend)
+        scores = staged.check_rescore(
+            rescore, metric, len(queries), one, state, num_bytes(self._length), self.devices
+        )
+        allow = check_allow(allow, state)
+        if placed is None:
+            found = staged.nearest(choose(state, allow), queries, count, length, stages, scores, backend)
+        else:
+            parts = choose_placed(placed, allow)
+            found = staged.nearest_placed(placed, parts, queries, count, length, stages, scores, backend)
         return shaped_scores(found, width, one, output)
 
     def _search(self, held: tuple[State, Placed | None], queries, k, length, allow, beyond, output, backend):

@@ -18,6 +18,9 @@ from ..retrieval.codes import num_bytes
 from ..retrieval.funnel.scores import Scores, check_scores, query_vectors
 from ..retrieval.funnel.stages import Stages, nearest_among
 from ..retrieval.vectors import working_dtype
+from . import placed_search
+from .ids import on_device
+from .placement import Placed
 from .segments import Chosen
 from .state import State
 
@@ -47,8 +50,11 @@ class Scored(NamedTuple):
         return values, found.masked_fill_(rows < 0, -1)
 
 
-def check_rescore(value, metric: str, num_queries: int, one: bool, state: State, width: int) -> Scored | None:
-    """`rescore=` of a search of `state`, whose codes have `width` bytes."""
+def check_rescore(
+    value, metric: str, num_queries: int, one: bool, state: State, width: int, devices
+) -> Scored | None:
+    """`rescore=` of a search of `state` on `devices`, whose codes have `width` bytes; what it holds is on the CPU."""
+    value = _in_main_memory(value, devices)
     if isinstance(value, (tuple, list)) and len(value) == 2 and value[1] is None:
         kept = state.kept
         if kept is None and state.count:
@@ -65,21 +71,61 @@ def check_rescore(value, metric: str, num_queries: int, one: bool, state: State,
     return Scored(scores, first, state.ids() if first is None and scores.vectors is not None else None)
 
 
+def _in_main_memory(value, devices: Sequence[torch.device]):
+    """`rescore=` with the queries' part, which may be on a device of the index, on the CPU."""
+    if isinstance(value, (tuple, list)):
+        return [_in_main_memory(one, devices) for one in value]
+    if not isinstance(value, torch.Tensor) or value.is_cpu:
+        return value
+    return on_device(value, "rescore", devices).cpu()
+
+
 def nearest(
     chosen: Sequence[Chosen], queries, k: int, length: int, stages: Stages, scored: Scored | None, backend: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """(distances, or scores, ids), both (Q, c): c = k, or as many as the stages left."""
     parts = [part for part in chosen if part.count]
     if not parts:
-        kind = torch.int32 if scored is None else working_dtype(scored.scores.queries)
-        return torch.empty(len(queries), 0, dtype=kind), torch.empty(len(queries), 0, dtype=torch.int64)
+        return _nothing(queries, scored)
     bits, count = stages[0]
-    found = [_scan(part, queries, count, bits, backend) for part in parts]
-    for bits, below in stages[1:]:
-        kept = _best(parts, found, count)[2]
-        found = [_again(part, queries, rows, below, bits, backend) for part, rows in zip(parts, kept)]
-        count = below
-    _, ids, kept = _best(parts, found, count)
+    _, ids, kept = _best(parts, [_scan(part, queries, count, bits, backend) for part in parts], count)
+    return _ranked_again(parts, ids, kept, queries, k, length, stages[1:], scored, backend)
+
+
+def nearest_placed(
+    placed: Placed, places, queries, k: int, length: int, stages: Stages, scored: Scored | None, backend: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`nearest` where the first stage reads `places` on devices; the result is on the first of them."""
+    bits, count = stages[0]
+    ids = placed_search.nearest(placed, places, queries, count, bits, backend)[1].cpu()
+    queries, parts = queries.cpu(), [segment.chosen() for segment in placed.state.segments if segment.count]
+    if ids.shape[1]:
+        kept = [_places(part, ids) for part in parts]
+        backend = backend if backend in ("auto", "reference") else "auto"
+        found = _ranked_again(parts, ids, kept, queries, k, length, stages[1:], scored, backend)
+    else:
+        found = _nothing(queries, scored)
+    return tuple(part.to(placed.placement.devices[0]) for part in found)
+
+
+def _nothing(queries, scored: Scored | None) -> tuple[torch.Tensor, torch.Tensor]:
+    kind = torch.int32 if scored is None else working_dtype(scored.scores.queries)
+    return torch.empty(len(queries), 0, dtype=kind), torch.empty(len(queries), 0, dtype=torch.int64)
+
+
+def _places(part: Chosen, ids: torch.Tensor) -> torch.Tensor:
+    """The rows of a part that are the candidates `ids` (Q, c), -1 where another part's is."""
+    which, positions = part.segment.find(ids.flatten().numpy())
+    rows = torch.full((ids.numel(),), -1)
+    rows[torch.from_numpy(which)] = torch.from_numpy(positions)
+    return rows.view(ids.shape)
+
+
+def _ranked_again(parts, ids, kept, queries, k: int, length: int, stages, scored: Scored | None, backend: str):
+    """(distances, or scores, ids) of the first stage's candidates: their ids (Q, c), and each part's rows of them."""
+    for bits, count in stages:
+        found = [_again(part, queries, rows, count, bits, backend) for part, rows in zip(parts, kept)]
+        _, ids, kept = _best(parts, found, count)
     if scored is not None and scored.scores.vectors is not None:
         return scored.rank(ids, min(k, ids.shape[1]))
     if scored is None:

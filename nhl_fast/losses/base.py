@@ -192,11 +192,6 @@ class NestedLoss(nn.Module):
         """Whether `label_options` say how labels count."""
         return self._label_options is not None
 
-    @property
-    def soft_labels(self) -> bool:
-        """Whether labels are rows of weights."""
-        return self.counts_labels and self._label_options.soft
-
     def takes_rows(self) -> bool:
         """Whether this call is a training step, whose rows a bank takes in; here there is none."""
         return False

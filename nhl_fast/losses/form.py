@@ -30,6 +30,8 @@ PENALTIES = {
 WEIGHINGS = ("no", "rarity", "halves")
 MEANS = ("pairs", "similar")
 BOUNDS = ("tanh", "softsign")
+# Functions of pairs that are functions of S itself, from 0 to 1.
+GRADED = ("graded",)
 # Functions of pairs with a constant for every length.
 BY_LENGTH = ("margin",)
 # What bodies must be given: (which, what of it).
@@ -70,6 +72,7 @@ class Form:
             "halves": by half of that. Where one kind is missing every pair weighs 1.
         over: pairs: the mean is over all "pairs" that count, or over the "similar" ones.
         bank: pairs: whose written rows the batch is compared with; None: the batch itself, each pair in both orders.
+            Not with a function in `GRADED`.
         centers: center, softmax: (C, sum of the code lengths) of +-1.
         ties: center: (sum of the code lengths,) of +-1, where the sum of several centres is 0.
         scales: listwise: (m,) what cosines of codes are multiplied by; gradients go there, too.
@@ -112,6 +115,8 @@ class Form:
             check.one_of(self.bound, "bound", BOUNDS)
         if self.squash and (self.body != "pairs" or self.bank is not None):
             raise ValueError("squash: taken by pairs within the batch alone")
+        if self.function in GRADED and self.bank is not None:
+            raise ValueError(f"bank: pairs of the function {self.function!r} are taken within the batch alone")
         enough = len(self.constants) >= 2 and self.constants[0] > 0
         if self.penalty is not None and self.penalty.kind == "cauchy" and not enough:
             raise ValueError(

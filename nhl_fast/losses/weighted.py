@@ -17,12 +17,10 @@ from ..core.labels import check_form, check_labels, similarity, to_multi_hot
 from ..core.prefixes import split
 from . import naive
 from .bank import Bank
-from .form import Form, row_centers, squash
+from .form import GRADED, Form, row_centers, squash
 
 # A cosine of label rows that is so near to 1 is 1: equal rows are no bit unlike.
 NEARLY_ONE = 1 - 1e-6
-# Functions of pairs that are functions of S itself, from 0 to 1.
-GRADED = ("graded",)
 
 
 class LabelRows(NamedTuple):

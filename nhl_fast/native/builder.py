@@ -37,7 +37,7 @@ NVCC_FLAGS = "-std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --expt-relaxed
 # What goes into each library, headers and all; "*.cpp" and "*.cu" of these are compiled.
 _FILES = {
     "cpp": ("common/*", "hamming/*", "hamming/cpu/*", "step/*", "ops/*.h", "ops/*.cpp"),
-    "cuda": ("common/*.h", "hamming/*", "hamming/cuda/*", "ops/*.h", "ops/*.cu"),
+    "cuda": ("common/*.h", "hamming/*", "hamming/cuda/**/*", "ops/*.h", "ops/*.cu"),
 }
 TARGET = "-DTORCH_TARGET_VERSION=0x020a000000000000"
 
@@ -162,7 +162,10 @@ def wanted(torch: Torch) -> list[str]:
 
 def architectures() -> list[str]:
     """Compute capabilities that the CUDA library is compiled for: $NHL_FAST_CUDA_ARCHITECTURES, as in "80 90"."""
-    return os.environ.get("NHL_FAST_CUDA_ARCHITECTURES", CUDA_ARCHITECTURES).split()
+    given = os.environ.get("NHL_FAST_CUDA_ARCHITECTURES", "")
+    if not all(re.fullmatch(r"\d{2,3}[af]?", code) for code in given.split()):
+        raise BuildError(f"NHL_FAST_CUDA_ARCHITECTURES: expected compute capabilities as in '80 90', got {given!r}")
+    return given.split() or CUDA_ARCHITECTURES.split()
 
 
 def commands(kind: str, torch: Torch, folder: Path, targets: list[str] | None = None) -> tuple[list, list, list]:

@@ -12,14 +12,14 @@ from functools import cache
 
 import torch
 
-from .library import library_path
+from .library import loaded_path
 
 _STOPPED = "nhl_fast: the call was stopped"
 
 
 @cache
 def _raise_kept() -> Callable[[], None]:
-    function = ctypes.PyDLL(str(library_path("cpp"))).nhl_fast_raise_kept
+    function = ctypes.PyDLL(str(loaded_path("cpp"))).nhl_fast_raise_kept
     function.restype = None
     return function
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from ..core.backend import declare
+from ..core.backend import OLDEST_DEVICE, declare, too_old
 from . import builder, fakes
 from . import cache as _cache
 from .builder import BuildError
@@ -20,11 +20,17 @@ MAX_BITS = {"cpp": 16384, "cuda": 1024}
 
 _PACKAGE = Path(__file__).resolve().parent
 _loading = threading.RLock()
+_loaded: dict[str, Path] = {}
 
 
 def library_path(kind: str) -> Path:
     """Where library `kind` ("cpp" or "cuda") is, or would be built."""
     return _PACKAGE / builder.LIBRARIES[kind]
+
+
+def loaded_path(kind: str) -> Path:
+    """The file that library `kind` was loaded from: at `library_path`, or in the cache."""
+    return _loaded[kind]
 
 
 _HINT = "build it with: python -m nhl_fast.native build"
@@ -81,6 +87,7 @@ def _load_library(kind: str) -> str:
             return f"{path} does not load with PyTorch {torch.__version__}: {_brief(error)}; remove it, and {_HINT}"
     elif missing:
         return missing
+    _loaded[kind] = path
     try:
         folder = builder.source_dir()
         built = (torch.ops.nhl_fast.source_hash if kind == "cpp" else torch.ops.nhl_fast.cuda_source_hash)()
@@ -92,10 +99,11 @@ def _load_library(kind: str) -> str:
 
 
 def _targets(kind: str) -> list[str] | None:
-    """At first use the CUDA library is compiled for this card alone, unless the environment says for which."""
+    """At first use the CUDA library is compiled for the cards here alone, unless the environment says for which."""
     if kind != "cuda" or os.environ.get("NHL_FAST_CUDA_ARCHITECTURES"):
         return None
-    return ["".join(map(str, torch.cuda.get_device_capability()))]
+    found = {torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())}
+    return ["".join(map(str, capability)) for capability in sorted(found) if capability >= OLDEST_DEVICE]
 
 
 def _brief(error: Exception) -> str:
@@ -130,7 +138,7 @@ def cuda_status() -> tuple[bool, str]:
     """Whether the CUDA library serves, and on what, or why not."""
     if not torch.cuda.is_available():
         return False, "PyTorch sees no CUDA device"
-    reason = load("cuda")
+    reason = too_old() or load("cuda")
     return (False, reason) if reason else (True, f"native library on {torch.cuda.get_device_name()}")
 
 

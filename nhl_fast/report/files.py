@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..core import check
 from ..core.files import read_json
+from ..core.names import MEANS_OVER
 from ..data import splits
 from ..retrieval.ties import RULES
 from ..training.run_folder import RunFolder
@@ -40,7 +41,7 @@ def read_metrics(folder: RunFolder, longest: int) -> tuple[dict, dict, dict]:
             if content["topk"] >= content["num_database"]:  # the whole ranking
                 content["topk"] = None
         check.one_of(content["ties"], "ties", tuple(RULES))
-        check.one_of(content.setdefault("mean_over", "all"), "mean_over", ("all", "relevant"))
+        check.one_of(content.setdefault("mean_over", "all"), "mean_over", MEANS_OVER)
         found: dict[str, dict[int, float]] = {}
         for row in content["lengths"]:
             bits = check.positive_int(row["bits"], "bits")

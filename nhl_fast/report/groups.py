@@ -106,14 +106,15 @@ def group(records: Sequence[Record]) -> list[Section]:
         sections.setdefault(record.conditions, {}).setdefault(_key(record), []).append(record)
     found = []
     for conditions, methods in sections.items():
-        for members in methods.values():
+        several = [members for alike in methods.values() for members in _by_place(alike)]
+        for members in several:
             members.sort(key=lambda r: r.seed)
             for a, b in itertools.pairwise(members):
                 if a.seed == b.seed:
-                    same = f"have equal settings and the same seed ({a.seed})"
+                    same = f"have equal settings and data and the same seed ({a.seed})"
                     raise ValueError(f"runs: {a.path} and {b.path} {same}; give one of them")
-        names = method_names([members[0] for members in methods.values()])
-        found.append(Section(conditions, [Method(n, m) for n, m in zip(names, methods.values())]))
+        names = method_names([members[0] for members in several])
+        found.append(Section(conditions, [Method(n, m) for n, m in zip(names, several)]))
     for section, title in zip(found, _titles(found)):
         section.title = title
     return found
@@ -172,6 +173,16 @@ def value_text(value) -> str:
 def _base(record: Record) -> str:
     side = {"": "", "nested": ", nested", "single": ", one model a length"}[record.variant]
     return record.config["loss"].upper() + side
+
+
+def _by_place(members: list[Record]) -> list[list[Record]]:
+    """The records; where a seed is there twice, those whose data lie elsewhere apart: pictures are not compared."""
+    if len({record.seed for record in members}) == len(members):
+        return [members]
+    places: dict[tuple, list[Record]] = {}
+    for record in members:
+        places.setdefault(tuple(record.data_options.get(name) for name in _PATHS), []).append(record)
+    return list(places.values())
 
 
 def _key(record: Record) -> str:

@@ -170,12 +170,9 @@ def _only_signs(values: torch.Tensor) -> bool:
     return known and values.numel() > 0 and bool((values.abs() == 1).all())
 
 
-def _was_looked_at(rows: torch.Tensor) -> bool:
-    """Whether this was asked before of the same tensor, unchanged since (inference tensors do not tell)."""
-    version = 0 if rows.is_inference() else rows._version
-    before = _looked_at.get(rows)
-    _looked_at[rows] = version
-    return before == version
+def _version_of(rows: torch.Tensor) -> int:
+    """Changes with the tensor (inference tensors do not tell)."""
+    return 0 if rows.is_inference() else rows._version
 
 
 def _refuse_unpacked(rows: torch.Tensor, name: str) -> None:
@@ -184,7 +181,9 @@ def _refuse_unpacked(rows: torch.Tensor, name: str) -> None:
         return
     if rows.is_cuda:
         # A look waits for the device: once a database, at its first rows, and never while a graph is captured.
-        if len(rows) < _LOOKED_AT or torch.cuda.is_current_stream_capturing() or _was_looked_at(rows):
+        if len(rows) < _LOOKED_AT or torch.cuda.is_current_stream_capturing():
+            return
+        if _looked_at.get(rows) == _version_of(rows):
             return
         array = rows[:_LOOKED_AT].cpu()
     else:
@@ -192,18 +191,15 @@ def _refuse_unpacked(rows: torch.Tensor, name: str) -> None:
         if rows.is_cpu and rows.numpy()[0].tobytes().strip(b"\0\1"):
             return
         array = rows
-    if any(bool((part > 1).any()) for part in array.split(max(1, _BLOCK_BYTES // rows.shape[1]))):
-        return
-    differ = (array != array[:1]).any() if len(array) > 1 else torch.ones((), dtype=torch.bool, device=array.device)
-    try:
+    if not any(bool((part > 1).any()) for part in array.split(max(1, _BLOCK_BYTES // rows.shape[1]))):
+        differ = (array != array[:1]).any() if len(array) > 1 else array.new_ones((), dtype=torch.bool)
         check.values(
             ~((array.sum(dtype=torch.int64) * 16 >= array.numel()) & differ),
             f"{name}: expected packed rows, got {check.describe(rows)} in which no byte is above 1: bits, one a "
             f"byte; pack them with pack_codes({name})",
         )
-    except ValueError:
-        _looked_at.pop(rows, None)  # what was refused is refused again
-        raise
+    if rows.is_cuda:
+        _looked_at[rows] = _version_of(rows)
 
 
 def check_length(length, available_bytes: int, name: str = "length") -> int:

@@ -10,11 +10,12 @@ import torch
 from ..core import check
 from ..core.arrays import as_tensor
 from ..core.labels import check_labels, to_multi_hot
+from ..core.names import MEANS_OVER
 from . import codes, ranking, tie_groups
 from .hamming import DEFAULT_CHUNK_BYTES, hamming_distances, search, spans
 from .ties import RULES, TieRule
 
-QUERIES = ("all", "relevant")
+NO_RELEVANT = "mean_over: expected a query with a relevant item, got none: no class is on both sides"
 MOST_CLASSES = 4096  # of a confusion: its matrix has 128 MiB
 _TILE_BYTES = 1 << 25  # larger ones leave the cache
 _EXACT = 1 << 24  # so many ones sum exactly in float32
@@ -77,7 +78,7 @@ def evaluate_retrieval(
     rule = RULES[check.one_of(ties, "ties", tuple(RULES))]
     check.one_of(denominator, "denominator", tie_groups.DENOMINATORS)
     ranks = check_ranks(ndcg, n)
-    if check.one_of(mean_over, "mean_over", QUERIES) == "relevant":
+    if check.one_of(mean_over, "mean_over", MEANS_OVER) == "relevant":
         _refuse_irrelevant(q_labels, db_labels)
     chunk_bytes = check.positive_int(chunk_bytes, "chunk_bytes")
 
@@ -197,7 +198,7 @@ def _refuse_irrelevant(q_labels: torch.Tensor, db_labels: torch.Tensor) -> None:
         )
         some = (ours & theirs).any()
     if not some:
-        raise ValueError("mean_over: expected a query with a relevant item, got none: no class is on both sides")
+        raise ValueError(NO_RELEVANT)
 
 
 def check_label_pair(q_labels, db_labels, num_queries: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -15,10 +15,11 @@ import torch
 from ..core import check, ranks
 from ..core.arrays import as_tensor, read_ahead
 from ..core.labels import check_form, similarity
+from ..core.names import MEANS_OVER
 from . import codes, ranking, tie_groups
 from .hamming import DEFAULT_CHUNK_BYTES, hamming_distances, merge_nearest, search, spans
 from .metrics import (
-    QUERIES,
+    NO_RELEVANT,
     RetrievalResult,
     check_label_pair,
     check_ranks,
@@ -153,7 +154,7 @@ def evaluate_shards(
         _check_progress(progress)
         rule = RULES[check.one_of(ties, "ties", tuple(RULES))]
         check.one_of(denominator, "denominator", tie_groups.DENOMINATORS)
-        check.one_of(mean_over, "mean_over", QUERIES)
+        check.one_of(mean_over, "mean_over", MEANS_OVER)
         gain_ends = check_ranks(ndcg, check.MAX_INT)
         topk = topk if topk is None else check.positive_int(topk, "topk")
         q_codes = codes.check_packed(q_codes, "q_codes")
@@ -195,7 +196,7 @@ def evaluate_shards(
         raise ValueError("shards: expected at least one item in all shards")
     gain_ends = check_ranks(gain_ends, n)
     if mean_over == "relevant" and not whole[..., 1].any():
-        raise ValueError("mean_over: expected a query with a relevant item, got none: no class is on both sides")
+        raise ValueError(NO_RELEVANT)
     cutoff = n if topk is None else min(n, topk)
     options = {"ranks": gain_ends, "mean_over": mean_over}
     widths = [b + 1 for b in lengths]
@@ -210,7 +211,7 @@ def evaluate_shards(
         shard = rows, *_labels(q_codes, q_labels, rows, labels)
         sums.add(q_codes, shard, lengths, starts, chunk_bytes, backend)
         before = before + counts
-    sums = ranking.RankSums(*(sum(ranks.gathered(part, group)) for part in sums.parts))
+    sums = ranking.RankSums(*(ranks.added_up(part, group) for part in sums.parts))
     average_precision = ranked_average_precision(histograms[0], sums, cutoff, denominator)
     return RetrievalResult(lengths, topk, ties, denominator, average_precision, histograms, sums, **options)
 

@@ -41,13 +41,15 @@ def evaluate_model(
     mean_over: str = "all",
     prefixes: bool = True,
     workers: int = 0,
+    progress: bool = False,
 ) -> Evaluation:
     """Encode queries and database; metrics at `lengths` (default: the trained ones), mAP of every prefix 1..L.
 
     The prefixes are scored with the expected value over tied orders: short codes are nearly all ties.
     """
     lengths = model.code_lengths if lengths is None else lengths
-    codes = encode_split(model, data.query, workers=workers), encode_split(model, data.database, workers=workers)
+    options = {"workers": workers, "progress": progress}
+    codes = encode_split(model, data.query, **options), encode_split(model, data.database, **options)
     labels = data.query.labels, data.database.labels
     result = evaluate_retrieval(
         *codes, *labels, lengths=lengths, topk=topk, ties=ties, ndcg=ndcg, mean_over=mean_over
@@ -118,7 +120,7 @@ def write_evaluation(folder: RunFolder, evaluation: Evaluation, data: RetrievalD
     return metrics
 
 
-def database_codes(run: Run, workers: int = 0) -> torch.Tensor:
+def database_codes(run: Run, workers: int = 0, progress: bool = False) -> torch.Tensor:
     """Packed codes (N, ceil(L/8)) of a run's database: those of its evaluation where its weights are the same."""
     folder, rows = run.folder, len(run.data.database)
     if folder.metrics.is_file() and folder.codes("database").is_file():
@@ -127,7 +129,7 @@ def database_codes(run: Run, workers: int = 0) -> torch.Tensor:
             codes = load_array(folder.codes("database"), "run")
             if codes.dtype == np.uint8 and codes.shape == (rows, num_bytes(run.code_lengths[-1])):
                 return torch.from_numpy(codes)
-    return encode_split(run.model, run.data.database, workers=workers)
+    return encode_split(run.model, run.data.database, workers=workers, progress=progress)
 
 
 def weights_sha256(folder: RunFolder) -> str | None:

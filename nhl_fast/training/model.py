@@ -9,6 +9,7 @@ from torch import nn
 
 from ..core import check
 from ..head.layer import NestedHashLayer
+from .progress import watch
 
 
 class HashModel(nn.Module):
@@ -81,13 +82,19 @@ def _start(loader):
 
 
 @torch.no_grad()
-def encode_split(model: HashModel, split, batch_size: int = 256, workers: int = 0) -> torch.Tensor:
-    """Packed codes (N, ceil(L/8)) uint8 on the CPU of every row of a split, in evaluation mode."""
+def encode_split(
+    model: HashModel, split, batch_size: int = 256, workers: int = 0, progress: bool = False
+) -> torch.Tensor:
+    """Packed codes (N, ceil(L/8)) uint8 on the CPU of every row of a split, in evaluation mode.
+
+    `progress` shows a bar on a terminal where it takes longer than a moment.
+    """
     was_training = model.training
     device = next(model.parameters()).device
     model.eval()
     try:
-        codes = [model.encode_batch(x.to(device)).cpu() for x, _, _ in batches(split, batch_size, workers=workers)]
+        parts = watch(batches(split, batch_size, workers=workers), -(-len(split) // batch_size), progress)
+        codes = [model.encode_batch(x.to(device)).cpu() for x, _, _ in parts]
     finally:
         model.train(was_training)
     if not codes:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 
-from tqdm.auto import tqdm
-
 _STEPS_FROM = 2.0  # seconds: shorter epochs show no bar of steps
 
 
@@ -20,12 +18,12 @@ class Progress:
 
     def epochs(self, epochs: range) -> Iterable[int]:
         self._last = epochs.stop - 1
-        self._bar = tqdm(epochs, desc="training", unit="epoch", disable=not self._bars, leave=False)
+        self._bar = _bar(epochs, desc="training", unit="epoch", disable=not self._bars, leave=False)
         return self._bar
 
     def steps(self, batches: Iterable, number: int) -> Iterator:
         return iter(
-            tqdm(
+            _bar(
                 batches,
                 total=number,
                 desc="epoch",
@@ -49,3 +47,16 @@ class Progress:
                 f"epoch {record['epoch']}/{self._last}: loss {record['total']:.4f}{found}, {record['seconds']:.1f} s"
             )
             print(text, file=sys.stderr, flush=True)
+
+
+def watch(batches: Iterable, number: int, shown: bool) -> Iterable:
+    """The batches, of which there are `number`, with a bar on a terminal where they take longer than a moment."""
+    if not shown or sys.stderr is None or not sys.stderr.isatty():
+        return batches
+    return _bar(batches, total=number, desc="encoding", unit="batch", leave=False, delay=_STEPS_FROM)
+
+
+def _bar(*args, **options):
+    from tqdm.auto import tqdm  # `import nhl_fast` does without it
+
+    return tqdm(*args, **options)

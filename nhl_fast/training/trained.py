@@ -15,6 +15,7 @@ from ..core.names import FIT_DATA
 from ..data.images import Normalize, center_view, find_pictures, open_picture, resize_for
 from ..retrieval.codes import mask_tail, num_bytes
 from .model import HashModel, resolve_device
+from .progress import watch
 from .run import Run, load_model
 from .run_folder import RunFolder
 
@@ -42,7 +43,9 @@ class TrainedModel:
         return self.model.code_lengths
 
     @torch.no_grad()
-    def encode(self, inputs, length: int | None = None, batch_size: int = 256) -> torch.Tensor:
+    def encode(
+        self, inputs, length: int | None = None, batch_size: int = 256, *, progress: bool = False
+    ) -> torch.Tensor:
         """Packed codes (N, ceil(length/8)) uint8 on the CPU.
 
         Args:
@@ -50,6 +53,7 @@ class TrainedModel:
                 file; or paths of pictures: one path, a folder (see `find_pictures`) or a sequence of paths.
             length: keep the first bits only; None keeps all.
             batch_size: inputs at once.
+            progress: show a bar on a terminal where it takes longer than a moment.
 
         Raises:
             TypeError, ValueError: inputs of another shape, not finite, or paths for a model of features.
@@ -63,10 +67,12 @@ class TrainedModel:
         device = next(self.model.parameters()).device
         codes = [torch.empty(0, num_bytes(longest), dtype=torch.uint8)]
         if isinstance(inputs, (torch.Tensor, np.ndarray)):
-            parts = self._numbers(inputs).split(batch_size) if len(inputs) else ()
+            parts, count = self._numbers(inputs).split(batch_size) if len(inputs) else (), len(inputs)
         else:
             paths = self._paths(inputs)
+            count = len(paths)
             parts = (self._pictures(paths[i : i + batch_size]) for i in range(0, len(paths), batch_size))
+        parts = watch(parts, -(-count // batch_size), check.flag(progress, "progress"))
         codes += [self.model.encode_batch(part.to(device)).cpu() for part in parts]
         return mask_tail(torch.cat(codes)[:, : num_bytes(length)], length)
 

@@ -384,8 +384,8 @@ class Trainer:
         data, config = self.data, self.config
         if len(data.validation) == 0 or epoch % config.validate_every:
             return None
-        queries = encode_split(self.model, data.validation, workers=config.workers)
-        database = encode_split(self.model, data.validation_database, workers=config.workers)
+        queries = encode_split(self.model, data.validation, workers=config.workers, progress=self.progress)
+        database = encode_split(self.model, data.validation_database, workers=config.workers, progress=self.progress)
         result = evaluate_retrieval(
             queries,
             database,

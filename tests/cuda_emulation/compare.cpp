@@ -1,4 +1,5 @@
-// The CUDA engine, emulated, against the CPU engine on the same inputs. Returns 0 when all agree.
+// The CUDA engine, emulated, against the CPU engine on the same inputs; scores against sums in double. Returns 0 when all
+// agree.
 #include <cmath>
 #include <list>
 #include <numeric>
@@ -204,7 +205,26 @@ void packing() {
   EXPECT(out == expected);
 }
 
-// Vectors of every format, some of them zero or not finite, and outputs against codes: float32 sums in another order.
+// Number i of rows in a vector's format.
+double number_at(nhl::hamming::Number type, const void* rows, int64_t i) {
+  using nhl::hamming::Number, nhl::hamming::number;
+  switch (type) {
+    case Number::f16: return number(static_cast<const nhl::hamming::Half*>(rows)[i]);
+    case Number::bf16: return number(static_cast<const nhl::hamming::Brain*>(rows)[i]);
+    case Number::i8: return number(static_cast<const int8_t*>(rows)[i]);
+    default: return static_cast<const float*>(rows)[i];
+  }
+}
+
+// What `count` roundings to float32, one after another, change at most where magnitudes add up to `size`.
+double rounding(double count, double size) {
+  constexpr double kUnit = 0x1p-24;
+  return count * kUnit / (1 - count * kUnit) * size;
+}
+
+// Vectors of every format, some of them zero or not finite, and outputs against codes: the truth is a sum in double. A
+// lane adds up every 32nd number in float32, so that each is rounded once a number of the lane, its product included; the
+// lanes' sums are added in double and the score is rounded once.
 void rescoring(const Codes& items, int64_t bits) {
   const int64_t num = random(1, 9), each = random(1, 40), n = items.host.count, width = random(1, 100);
   if (n == 0) return;
@@ -213,13 +233,20 @@ void rescoring(const Codes& items, int64_t bits) {
   std::normal_distribution<float> normal;
   std::vector<float> queries(num * std::max(width, bits));
   for (auto& value : queries) value = normal(generator);
-  const nhl::hamming::Chosen chosen{ids.data(), num, each};
   const nhl::cuda::Chosen own{ids.data(), num, each};
-  std::vector<float> expected(num * each), found(num * each);
+  std::vector<float> found(num * each);
+  const auto of_a_lane = [](int64_t count) { return static_cast<double>(nhl::divide_up(count, 32)); };
 
-  nhl::hamming::score_codes(chosen, queries.data(), bits, items.host, bits, expected.data(), executor);
   nhl::cuda::score_codes(own, queries.data(), bits, items.device, bits, found.data(), context());
-  for (int64_t i = 0; i < num * each; ++i) EXPECT(std::abs(found[i] - expected[i]) <= 1e-5 * (1 + bits));
+  for (int64_t i = 0; i < num * each; ++i) {
+    double score = 0, size = 0;
+    for (int64_t c = 0; c < bits; ++c) {
+      const double u = queries[i / each * bits + c];
+      score += items.data[ids[i] * items.stride + c / 8] >> (7 - c % 8) & 1 ? u : -u;
+      size += std::abs(u);
+    }
+    EXPECT(std::abs(found[i] - score) <= rounding(of_a_lane(bits), size));  // a lane's first number is not rounded
+  }
 
   const int64_t stride = width + random(0, 5), size = n * stride;
   std::vector<float> wide(size);
@@ -236,17 +263,27 @@ void rescoring(const Codes& items, int64_t bits) {
   for (int64_t i = 0; i < size; ++i) {
     brain[i] = top(wide[i]);
     half[i] = wide[i] == 0 ? 0 : static_cast<uint16_t>(random(0, 0x7bff) | random(0, 1) << 15);  // the small ones, too
-    whole[i] = static_cast<int8_t>(wide[i]);
+    whole[i] = static_cast<int8_t>(std::clamp(wide[i], -128.0f, 127.0f));
   }
   using nhl::hamming::Number;
   const std::pair<Number, const void*> formats[] = {
       {Number::f32, wide.data()}, {Number::bf16, brain.data()}, {Number::f16, half.data()}, {Number::i8, whole.data()}};
   for (const auto& [type, data] : formats)
     for (bool unit : {false, true}) {
-      EXPECT(nhl::hamming::score_vectors(chosen, queries.data(), {data, type, width, stride}, unit, expected.data(), executor));
       nhl::cuda::score_vectors(own, queries.data(), {data, type, n, width, stride}, unit, found.data(), context());
-      for (int64_t i = 0; i < num * each; ++i)
-        EXPECT(std::abs(found[i] - expected[i]) <= 1e-5 * width * (unit ? 10 : type == Number::f16 ? 3e5 : 900));
+      for (int64_t i = 0; i < num * each; ++i) {
+        double product = 0, products = 0, squares = 0;
+        for (int64_t j = 0; j < width; ++j) {
+          const double x = number_at(type, data, ids[i] * stride + j), term = x * queries[i / each * width + j];
+          product += term;
+          products += std::abs(term);
+          squares += x * x;
+        }
+        // The norm is rounded half as often as the squares under its root.
+        const double norm = unit && squares > 0 ? std::sqrt(squares) : 1;
+        const double count = of_a_lane(width) * (unit ? 1.5 : 1) + 1;
+        EXPECT(std::abs(found[i] - product / norm) <= rounding(count, products / norm));
+      }
     }
   wide[broken * stride + random(0, width - 1)] = random(0, 1) ? INFINITY : NAN;
   ids[0] = n + random(0, 3), ids.back() = -1;

@@ -1,5 +1,5 @@
-// csrc/hamming/cuda/mma.cuh on the CPU: matrices put together from all lanes' fragments by the tables of the PTX ISA. Written
-// from those tables, not from the kernels' use of them.
+// csrc/hamming/cuda/scan/products.cuh on the CPU: matrices put together from all lanes' fragments by the tables of the PTX
+// ISA. Written from those tables, not from the kernels' use of them.
 #pragma once
 
 #include "cuda_runtime.h"

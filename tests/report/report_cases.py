@@ -132,9 +132,3 @@ def edit(path, change):
 
 def sections_of(*paths):
     return group([record for path in paths for record in load_records(path)])
-
-
-def output(capsys, *argv):
-    status = main([str(a) for a in argv])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err

@@ -6,7 +6,8 @@ import statistics
 
 import numpy as np
 import pytest
-from report_cases import digests, edit, maps, output
+from command_line import output
+from report_cases import digests, edit, maps
 
 from nhl_fast.report.write import write_report
 

@@ -92,8 +92,33 @@ def test_names_are_distinct_and_exact(runs):
     ]
 
 
+def test_other_places_of_the_data(runs, tmp_path):
+    """Of pictures nothing tells one folder of names and labels from another; a seed that is new joins its method."""
+
+    def moved(run, name, place):
+        folder = shutil.copytree(run, tmp_path / name)
+        edit(folder / "config.json", lambda c: c["data"].update(root=place))
+        return folder
+
+    small = [moved(runs["csq"][i], f"small-{i}", "/data/small") for i in (0, 1)]
+    large = moved(runs["csq"][0], "large", "/other/large")
+    (section,) = sections_of(*small, large)
+    found = [(m.name, [r.seed for r in m.records]) for m in section.methods]
+    assert found == [("CSQ, root small", [0, 1]), ("CSQ, root large", [1])]
+    assert section.differences() == ["data: root"]
+    (section,) = sections_of(large, small[1])
+    assert [[r.seed for r in m.records] for m in section.methods] == [[0, 1]]
+    elsewhere = moved(runs["csq"][0], "elsewhere", "/other/small")
+    (section,) = sections_of(small[0], elsewhere)
+    assert [m.name for m in section.methods] == [
+        f"CSQ, inputs {section.records[0].fingerprint[:8]} ({i})" for i in (1, 2)
+    ]
+    with pytest.raises(ValueError, match="have equal settings and data"):
+        sections_of(small[0], shutil.copytree(small[0], tmp_path / "again"))
+
+
 def test_one_run_twice_is_refused(runs, copy, tmp_path):
-    with pytest.raises(ValueError, match=r"csq-1 and .*copy have equal settings and the same seed \(1\)"):
+    with pytest.raises(ValueError, match=r"csq-1 and .*copy have equal settings and data and the same seed \(1\)"):
         write_report([runs["csq"][0], copy], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 

@@ -18,6 +18,7 @@ QUICK = (
     "dots/transposed",
     "listwise/statistics",
     "listwise/gaps",
+    "triplets/anchors/given",
 )
 
 
@@ -88,7 +89,7 @@ SMALLER = """
 from bench.step import host
 with host.stubbed() as compiled:
     cases = [(name, {}) for name in ("csq", "dhn", "shcir", "dtsh", "dch")]
-    for name, options in cases + [(name, {"ignore_index": -1}) for name in ("csq", "dhn", "shcir")]:
+    for name, options in cases + [(name, {"ignore_index": -1}) for name in ("csq", "dhn", "shcir", "dtsh")]:
         host.problem(name, 64, 2048, **options)()
         before = len(compiled)
         assert before, name

@@ -9,7 +9,7 @@ from test_forms import LENGTHS, Named, Together, center, inputs, make, softmax
 
 from nhl_fast.head.layer import NestedHashLayer
 from nhl_fast.head.objective import NestedObjective
-from nhl_fast.losses import CSQ, DCH, REGISTRY, SHCIR
+from nhl_fast.losses import CSQ, DCH, DHN, REGISTRY, SHCIR, GreedyHash, HyP2, Neighbors
 from nhl_fast.losses.form import Form
 from nhl_fast.steps.fused.bodies import BODIES
 from nhl_fast.steps.fused.prepare import checked_by_kernels
@@ -126,3 +126,29 @@ def test_the_recipes_loss(multi, device):
     """docs/add-a-loss.md: a combination of function, weights and penalty that no published loss has."""
     loss = defined()(5, LENGTHS).to(device)
     check(loss, torch.randn(12, LENGTHS[-1], device=device), draw_labels(12, 5, multi, device))
+
+
+@pytest.mark.parametrize(
+    ("kind", "what"),
+    [
+        (CSQ, "centers"),
+        (SHCIR, "centers"),
+        (DHN, "bank"),
+        (Neighbors, "scales"),
+        (GreedyHash, "classifier"),
+        (HyP2, "proxies"),
+    ],
+)
+def test_a_loss_on_another_device_is_refused(kind, what, device):
+    u, labels, _ = inputs()
+    options = {"num_train": 20} if kind is DHN else {}
+    loss = kind(*(() if kind is Neighbors else (4,)), LENGTHS, **options).eval().to("meta")
+    labels = u if kind is Neighbors else labels
+    with pytest.raises(RuntimeError, match=f"the loss has its {what} on meta, the outputs on {device}"):
+        loss(u.to(device), labels.to(device), backend="triton")
+
+
+def test_a_layer_on_another_device_is_refused(device):
+    layer = NestedHashLayer(8, LENGTHS, device="meta")
+    with pytest.raises(RuntimeError, match=f"the layer's weight is on meta, the features on {device}"):
+        layer.project(torch.randn(3, 8, device=device), backend="triton")

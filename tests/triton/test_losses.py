@@ -5,14 +5,29 @@ import torch
 from losses_cases import (
     CASES,
     FORMS,
+    Case,
     form_id,
     make_loss,
     naive_by_length,
+    named,
     of_backend,
     reference_by_length,
 )
 from numeric import Expected
-from test_label_options import SOFT, check, not_ignored, problem, repeated, soft_problem, soft_truth, with_ignored
+from test_label_options import (
+    SOFT,
+    WEIGHTS,
+    check,
+    not_ignored,
+    of_classes,
+    problem,
+    repeated,
+    soft_problem,
+    soft_truth,
+    with_ignored,
+)
+
+from nhl_fast.losses import build
 
 
 @pytest.mark.parametrize(("case", "multi"), FORMS, ids=form_id)
@@ -34,23 +49,39 @@ def test_ignored_rows_are_not_there(case, multi, device):
     loss, u, labels = problem(case, multi)
     labels = with_ignored(labels)
     loss.label_options(ignore_index=-1)
-    if case.name == "dtsh":
-        with pytest.raises(RuntimeError, match="label_options: the kernel of triplets counts every row once"):
-            loss(u.to(device), labels.to(device), backend="triton")
-        return
     truth = repeated(loss, u, labels, not_ignored)
     check(loss.to(device), u.to(device), labels.to(device), "triton", {k: x.to(device) for k, x in truth.items()})
 
 
-@pytest.mark.parametrize("case", [case for case in SOFT if case.name != "dtsh"], ids=str)
+@pytest.mark.parametrize("case", named("dtsh", "csq", "mdsh", bank=False), ids=str)
+def test_a_class_of_weight_two_is_there_twice(case, device):
+    loss, u, labels = problem(case, False)
+    labels[0] = -1
+    truth = repeated(loss, u, labels, of_classes)
+    loss.label_options(ignore_index=-1, class_weights=WEIGHTS)
+    check(loss.to(device), u.to(device), labels.to(device), "triton", {k: x.to(device) for k, x in truth.items()})
+
+
+@pytest.mark.parametrize("margin", [2.0, 7.5])
+def test_a_wide_angle_by_soft_labels(margin, device):
+    loss, u, labels = soft_problem(Case("orthoarc", {"margin": margin}))
+    truth = {k: x.to(device) for k, x in soft_truth(Case("orthoarc"), loss, u, labels).items()}
+    check(loss.to(device), u.to(device), labels.to(device), "triton", truth)
+
+
+@pytest.mark.parametrize("name", ["dtsh", "orthoarc", "dhn"])
+def test_where_no_row_counts_there_is_no_loss(name, device):
+    loss = build(name, num_classes=4, code_lengths=(4, 9), num_train=5).label_options(ignore_index=-1, soft=True)
+    u = torch.randn(3, 9, device=device, requires_grad=True)
+    values = loss.to(device)(u, torch.full((3,), -1, device=device), torch.arange(3), backend="triton")
+    values.sum().backward()
+    assert not values.any()
+    assert not u.grad.any()
+
+
+@pytest.mark.parametrize("case", SOFT, ids=str)
 def test_soft_labels_are_mixtures(case, device):
     loss, u, labels = soft_problem(case)
     truth = {k: x.to(device) for k, x in soft_truth(case, loss, u, labels).items()}
     problem = loss.to(device), u.to(device), labels.to(device)
-    if case.name == "orthoarc":
-        with pytest.raises(
-            RuntimeError, match="label_options: the kernel takes no margin of an angle by soft labels"
-        ):
-            loss(*problem[1:], backend="triton")
-        return
     check(*problem, "triton", truth)

@@ -5,6 +5,7 @@ import torch
 from against import check, check_golden, fused
 from launches import launches
 from losses_cases import reference
+from nhl_fast.kernels import triplets as kernels
 
 from nhl_fast.losses import build
 from nhl_fast.steps.fused.triplets import triplets
@@ -60,6 +61,19 @@ def test_no_negative_or_no_positive_but_itself(labels, device):
     check(make((8, 16), 6).to(device), torch.randn(6, 16, device=device), torch.tensor(labels, device=device))
 
 
+def test_weights_that_are_one_change_nothing(device, monkeypatch):
+    """More rows than a tile has."""
+    monkeypatch.setattr(kernels, "ANCHORS", kernels.ANCHORS._replace(rows=8, columns=8))
+    u, labels = torch.randn(11, 6, device=device), torch.arange(11, device=device) % 3
+    given = (u, labels, [6], "logistic", [0.5, -100.0, 50.0], 1.0, 0.0)
+    similar = (labels[:, None] == labels).float()
+    (plain, deltas), (values, slopes) = triplets(*given), triplets(*given, similar, torch.ones(11, device=device))
+    torch.testing.assert_close(values.sum(0), plain.sum(0), rtol=1e-5, atol=0)
+    torch.testing.assert_close(slopes, deltas, rtol=1e-5, atol=1e-7)
+    with pytest.raises(ValueError, match="grades: expected S of pairs and weights of rows together"):
+        triplets(*given, similar)
+
+
 def test_labels_with_no_class(device):
     labels = torch.tensor([[1, 0, 0], [0, 0, 0], [1, 1, 0], [0, 0, 0]], device=device)
     check(make((8, 16), 3).to(device), torch.randn(4, 16, device=device), labels)
@@ -70,6 +84,9 @@ def test_opcheck_launches_and_repetition(device):
     given = (u, labels, [8, 24], "logistic", [5.0, -100.0, 50.0], 1.0)
     torch.library.opcheck(triplets, given)
     torch.library.opcheck(triplets, (*given, 32.0))
+    weighed = (*given, 0.0, torch.rand(6, 6, device=device), torch.rand(6, device=device))
+    torch.library.opcheck(triplets, weighed)
+    assert launches(lambda: triplets(*weighed)) == ["anchor_kernel", "gradient_kernel"]
     assert launches(lambda: triplets(*given)) == ["anchor_kernel", "gradient_kernel"]
     hot = torch.nn.functional.one_hot(labels, 3)
     assert launches(lambda: triplets(u, hot, *given[2:])) == ["pack_kernel", "anchor_kernel", "gradient_kernel"]

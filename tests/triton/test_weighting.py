@@ -75,6 +75,14 @@ def test_weights_and_gradients(shape, lengths, device):
     Expected(gradients).check(dict(zip(("dF", "dW", "dc"), torch.autograd.grad(-2 * total, inputs))))
 
 
+def concluded(gram, deltas, lengths):
+    """(total, weights, dots) that the kernel makes of any Gram matrix, where every length's loss is 1."""
+    m, device = len(lengths), gram.device
+    outputs = tuple(torch.empty(s, device=device) for s in ((), (m,), (m, m), (m,), (m,)))
+    dots_kernels.gram_dots(gram, deltas, lengths, Report(torch.ones(1, m, device=device), None, 0.0, outputs))
+    return outputs[:3]
+
+
 @pytest.mark.parametrize("m", [1, 2, 5, 16])
 def test_closed_form_on_random_dots(m, device):
     """Deltas and a Gram matrix that make any dots: the weights are those of the reference, the guarantee holds."""
@@ -85,14 +93,27 @@ def test_closed_form_on_random_dots(m, device):
         deltas = torch.cat([padded[k, :, :b] for k, b in enumerate(lengths)], 1)
         padded = pad(deltas, lengths)
         x = torch.randn(2 * m, 40, device=device)
-        outputs = tuple(torch.empty(s, device=device) for s in ((), (m,), (m, m), (m,), (m,)))
-        report = Report(torch.ones(1, m, device=device), None, 0.0, outputs)
-        dots_kernels.gram_dots(x @ x.T, deltas, lengths, report)
+        total, weights, found = concluded(x @ x.T, deltas, lengths)
         dots = dominance_dots(padded.double(), x.double(), tuple(lengths)).float()
-        torch.testing.assert_close(outputs[2], dots, rtol=1e-4, atol=1e-4 * dots.abs().max().item())
-        torch.testing.assert_close(outputs[1], dominance_weights(outputs[2]), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(outputs[0], outputs[1].sum())
-        assert ((outputs[2] * outputs[1]).sum(1) > -1e-4 * outputs[2].diagonal()).all()
+        torch.testing.assert_close(found, dots, rtol=1e-4, atol=1e-4 * dots.abs().max().item())
+        torch.testing.assert_close(weights, dominance_weights(found), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(total, weights.sum())
+        assert ((found * weights).sum(1) > -1e-4 * found.diagonal()).all()
+
+
+def test_a_norm_that_rounding_took_below_zero_is_zero(device):
+    deltas = torch.cat([torch.ones(3, 2), torch.ones(3, 5), -torch.ones(3, 9)], 1).to(device)
+    _, weights, dots = concluded(-torch.eye(3, device=device), deltas, [2, 5, 9])
+    assert (dots.diagonal() < 0).all()
+    assert weights.tolist() == dominance_weights(dots).tolist() == [1.5, 0.0, 1.5]
+
+
+def test_dots_that_are_not_numbers_end_in_every_weight(device):
+    gram = torch.eye(3, device=device)
+    gram[1, 2] = torch.nan
+    _, weights, dots = concluded(gram, torch.ones(3, 16, device=device), [2, 5, 9])
+    assert dominance_weights(dots).isnan().all()
+    assert weights.isnan().all()
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")

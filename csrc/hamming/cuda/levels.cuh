@@ -2,7 +2,7 @@
 // the first chunks of items, and the first few by row in the chunk where they end.
 #pragma once
 
-#include "scan.cuh"
+#include "scan/find.cuh"
 
 namespace nhl::cuda {
 

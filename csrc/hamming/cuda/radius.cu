@@ -1,5 +1,5 @@
-// Radius search by the scan of scan.cuh, and what makes a result of sorted keys.
-#include "scan.cuh"
+// Radius search by the scan of scan/find.cuh, and what makes a result of sorted keys.
+#include "scan/find.cuh"
 
 namespace nhl::cuda {
 namespace {

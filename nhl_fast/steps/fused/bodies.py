@@ -26,7 +26,16 @@ from nhl_fast.kernels import softmax as softmax_kernels
 from ...core.known_gradient import known_gradient
 from ...core.prefixes import expand
 from ...losses.form import NO_PENALTY, Form, squashed
-from ...losses.weighted import LabelRows, as_graded, pair_terms, plain_rows, proxy_terms, row_targets, unlike_terms
+from ...losses.weighted import (
+    LabelRows,
+    as_graded,
+    graded,
+    pair_terms,
+    plain_rows,
+    proxy_terms,
+    row_targets,
+    unlike_terms,
+)
 from . import center as centers_alone
 from . import classifier as learned_classes
 from . import listwise as whole_lists
@@ -74,9 +83,11 @@ def pair_problem(form: Form, u, labels, lengths) -> tuple:
 
 
 def triplets(form: Form, u, labels, lengths):
-    weight = (form.penalty or NO_PENALTY).weight
+    weight, given = (form.penalty or NO_PENALTY).weight, ()
+    if isinstance(labels, LabelRows):
+        given, labels = (graded(labels, labels.labels), labels.weights), labels.labels
     return direct(all_triplets.triplets)(
-        u, labels, lengths, form.function, list(form.constants), weight, form.reference_bits
+        u, labels, lengths, form.function, list(form.constants), weight, form.reference_bits, *given
     )
 
 
@@ -163,12 +174,13 @@ def refuses(form: Form) -> str | None:
     return None
 
 
-def refuses_weights(form: Form, soft: bool) -> str | None:
-    """Why labels that count by weights cannot be served, or None."""
-    if form.body == "triplets":
-        return "label_options: the kernel of triplets counts every row once"
-    if soft and form.function == "angle":
-        return "label_options: the kernel takes no margin of an angle by soft labels"
+def elsewhere(form: Form, device: torch.device) -> str | None:
+    """Which tensor of a form is on another device than the outputs, or None."""
+    held = {"centers": form.centers, "tie centers": form.ties, "scales": form.scales, "classifier": form.classifier}
+    held |= {"proxies": form.proxies, "bank": None if form.bank is None else form.bank.u}
+    for name, tensor in held.items():
+        if tensor is not None and tensor.device != device:
+            return f"the loss has its {name} on {tensor.device}, the outputs on {device}"
     return None
 
 

@@ -36,6 +36,13 @@ def refuses_tensor(x: torch.Tensor, name: str) -> str | None:
     return None
 
 
+def refuses_weight(weight: torch.Tensor, features: torch.Tensor) -> str | None:
+    """Why the layer's weight cannot be served beside these features, or None."""
+    if weight.device != features.device:
+        return f"the layer's weight is on {weight.device}, the features on {features.device}"
+    return refuses_tensor(weight, "the layer's weight")
+
+
 def refuses_lengths(code_lengths) -> str | None:
     """Why these code lengths cannot be served, or None."""
     if code_lengths[-1] > MAX_BITS or len(code_lengths) > MAX_LENGTHS:
@@ -49,7 +56,7 @@ def refuses_projection(layer, features: torch.Tensor) -> str | None:
         refuses_layer(layer)
         or refuses_lengths(layer.code_lengths)
         or refuses_tensor(features, "the features' tensor")
-        or refuses_tensor(layer.hash_layer.weight, "the layer's weight")
+        or refuses_weight(layer.hash_layer.weight, features)
     )
 
 
@@ -60,8 +67,7 @@ def refuses_loss(loss: NestedLoss, u: torch.Tensor, labels) -> str | None:
         return f"{type(loss).__name__} has no fused form"
     why = refuses_lengths(loss.code_lengths) or refuses_tensor(u, "the outputs' tensor")
     for form in forms:
-        why = why or bodies.refuses(form)
-        why = why or (bodies.refuses_weights(form, loss.soft_labels) if loss.counts_labels else None)
+        why = why or bodies.refuses(form) or bodies.elsewhere(form, u.device)
     return why
 
 
@@ -71,7 +77,7 @@ def refuses_step(request: StepRequest) -> str | None:
         refuses_options(request)
         or refuses_lengths(request.code_lengths)
         or refuses_tensor(request.features, "the features' tensor")
-        or refuses_tensor(request.weight, "the layer's weight")
+        or refuses_weight(request.weight, request.features)
         or refuses_loss(request.loss, outputs_form(request), request.labels)
     )
 

@@ -6,7 +6,7 @@
 // items; blocks(), how many blocks a multiprocessor should hold at least.
 #pragma once
 
-#include "scan.cuh"
+#include "find.cuh"
 
 namespace nhl::cuda {
 

@@ -1,7 +1,7 @@
 // The scan on the tensor cores' 8-bit integers, up to 512 bits: an item's bits become bytes of 0 and 1 in registers, a
 // query's are 1 where its bit is 0 and -1 where it is 1. The ones of q and the product then add up to the distance.
-#include "mma.cuh"
-#include "scan_tiles.cuh"
+#include "products.cuh"
+#include "tiles.cuh"
 
 namespace nhl::cuda {
 namespace {

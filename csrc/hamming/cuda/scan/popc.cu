@@ -1,5 +1,5 @@
 // The scan by population counts, for devices without binary tensor cores and rows that lie on no word; and the choice.
-#include "scan.cuh"
+#include "find.cuh"
 
 namespace nhl::cuda {
 namespace {

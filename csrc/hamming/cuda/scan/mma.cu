@@ -1,7 +1,7 @@
 // The scan on the binary tensor cores. With A = [q, not q] and B = [not x, x], the ones of A and B are the Hamming
 // distance; B comes straight from packed rows.
-#include "mma.cuh"
-#include "scan_tiles.cuh"
+#include "products.cuh"
+#include "tiles.cuh"
 
 namespace nhl::cuda {
 namespace {

@@ -2,7 +2,7 @@
 // goes, is the same for all of them.
 #pragma once
 
-#include "device.cuh"
+#include "../device.cuh"
 
 namespace nhl::cuda {
 
