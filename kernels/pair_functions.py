@@ -6,7 +6,7 @@
               reference length, times reference / b), squared "distance" |u_i - U_j|^2, or "cosine".
     coded     <sign u_i, sign U_j>, where the function asks for it (`signs`), scaled like a product.
     similar   S_ij, or where a function is `graded` how much, from 0 to 1; b the code length as a float; c0, c1 the
-              loss's constants.
+              loss's constants, or those of the length.
 
 All else belongs to the body (`pairs`): the geometry and its gradient, clamping, weights of pairs, the mean,
 penalties. A new pairwise loss is one such function and a line in `PAIR_FUNCTIONS`.
@@ -81,6 +81,13 @@ def graded(x, coded, similar, b, c0, c1):
     return tl.where(whole, entropy, c1 * b * gap * gap), tl.where(whole, slope, c1 * gap)
 
 
+@triton.jit
+def margin(x, coded, similar, b, c0, c1):
+    """HyP2: S (1 - x) + (1 - S) max(x - c0, 0) of the cosine x."""
+    above = largest(x - c0, 0.0)
+    return tl.where(similar, 1 - x, above), tl.where(similar, -1.0, tl.where(above > 0, 1.0, 0.0))
+
+
 class PairFunction(NamedTuple):
     """A function of pairs, and what the body must know of it.
 
@@ -89,6 +96,7 @@ class PairFunction(NamedTuple):
         geometry: "product", "distance" or "cosine".
         signs: it looks at the product of the signs, too.
         graded: it is a function of how similar two rows are, from 0 to 1.
+        by_length: it has a constant for every length.
         of_zero: what stands for 1 / norm of a row without a direction, in a cosine.
         large: when its large tiles fit into the registers: "always", "unweighed" or "never".
         ships: with what it is compiled ahead of time: penalty, clamp, whether against a bank, ways to weigh, mean.
@@ -98,6 +106,7 @@ class PairFunction(NamedTuple):
     geometry: str
     signs: bool = False
     graded: bool = False
+    by_length: bool = False
     of_zero: float = 0.0
     large: str = "never"
     ships: tuple = ()
@@ -124,4 +133,5 @@ PAIR_FUNCTIONS = {
     "attraction": PairFunction(
         attraction, "cosine", of_zero=1e12, ships=_bank(("none", math.inf), weigh=("no",), over="similar")
     ),
+    "margin": PairFunction(margin, "cosine", by_length=True, ships=_bank(("none", math.inf), weigh=("no",))),
 }  # fmt: skip

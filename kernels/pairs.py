@@ -52,6 +52,7 @@ class Shape(NamedTuple):
     precision: str
     weighed: bool = False  # rows and columns have weights, S is given
     graded: bool = False  # the function is one of S itself
+    by_length: bool = False  # c has a constant for every length
 
 
 @cache
@@ -61,7 +62,7 @@ def shape(
     f = PAIR_FUNCTIONS[function]
     return Shape(
         lengths, sum(lengths), tiles.jobs(lengths, tile.width), tile, f.geometry, f.signs, f.of_zero, penalty, clamp,
-        SHARES[weigh], over, both, multi, masked, precision, weighed, f.graded,
+        SHARES[weigh], over, both, multi, masked, precision, weighed, f.graded, f.by_length,
     )  # fmt: skip
 
 
@@ -194,6 +195,9 @@ def _job(
     value = zeros(ROWS, COLUMNS)
     kept = zeros(ROWS, COLUMNS)
     count = tl.zeros((ROWS, COLUMNS), tl.int32)
+    c0, c1 = c[0], c[1]
+    if SHAPE.by_length:
+        c0 = c[JOB.k]
     first_column = part * tiles_per_part * COLUMNS
     for start in range(first_column, min(first_column + tiles_per_part * COLUMNS, num_columns), COLUMNS):
         columns = (start + tl.arange(0, COLUMNS)).to(tl.int64)
@@ -214,18 +218,18 @@ def _job(
             # A pair of similarity S is S of a similar and 1 - S of another one.
             grade, near, far = _amounts(given, rows, columns, num_rows, num_columns)
             if SHAPE.graded:
-                loss, slope = FUNCTION(x, coded, grade, B * 1.0, c[0], c[1])
+                loss, slope = FUNCTION(x, coded, grade, B * 1.0, c0, c1)
                 loss *= near + far
                 slope *= near + far
             else:
-                loss, slope = FUNCTION(x, coded, (rows >= 0)[:, None] | inside, B * 1.0, c[0], c[1])
-                other, falls = FUNCTION(x, coded, (rows < 0)[:, None] & inside, B * 1.0, c[0], c[1])
+                loss, slope = FUNCTION(x, coded, (rows >= 0)[:, None] | inside, B * 1.0, c0, c1)
+                other, falls = FUNCTION(x, coded, (rows < 0)[:, None] & inside, B * 1.0, c0, c1)
                 loss = near * loss + far * other
                 slope = near * slope + far * falls
         elif SHAPE.graded:
-            loss, slope = FUNCTION(x, coded, similar.to(tl.float32), B * 1.0, c[0], c[1])
+            loss, slope = FUNCTION(x, coded, similar.to(tl.float32), B * 1.0, c0, c1)
         else:
-            loss, slope = FUNCTION(x, coded, similar, B * 1.0, c[0], c[1])
+            loss, slope = FUNCTION(x, coded, similar, B * 1.0, c0, c1)
         if SHAPE.share > 0:
             weight = tl.where(similar, weights[0], weights[1])
             loss *= weight
@@ -303,16 +307,17 @@ def launch(
 
     u (N, L) float32 contiguous, labels as ids or multi-hot rows. bank: rows (M, L) float32 contiguous, their labels,
     and (M,) bool of those that count (None: all); without a bank the rows are compared with one another, each pair in
-    both orders. constants: at most two numbers. penalty: its kind and weight. reference: products of b bits count
-    reference / b times (0: as they are). clamp: outputs and bank to +-clamp first. weigh: how pairs weigh ("no",
-    "rarity", "halves"; 1 where all are of one kind); over: the mean is over all "pairs" or the "similar" ones.
+    both orders. constants: at most two numbers, or one for every length. penalty: its kind and weight. reference:
+    products of b bits count reference / b times (0: as they are). clamp: outputs and bank to +-clamp first. weigh:
+    how pairs weigh ("no", "rarity", "halves"; 1 where all are of one kind); over: the mean is over all "pairs" or the
+    "similar" ones.
     given: (S (N, M), weights of the rows (N,) and of the columns (M,), what similar and other pairs count (2,)), all
     float32 and contiguous, in place of what labels, `weigh` and `over` say.
     """
     if given is not None:
         weigh, over = "no", "pairs"
     known, lengths, reference = check(function, lengths, constants, penalty, reference, clamp, weigh, over)
-    c = (*map(float, constants), 0.0, 0.0)[:2]
+    c = (*map(float, constants), 0.0, 0.0)[: max(2, len(constants))]
     others, other_labels, written = bank or (u, labels, None)
     n, m = u.shape[0], others.shape[0]
     product, weighed = tiles.dot_precision(), weigh != "no"
@@ -338,7 +343,7 @@ def launch(
     )  # fmt: skip
     weights = None if given is None else given[1]
     pair_sums.launch(
-        u, gradients, sums, counts, statistics, lengths, c, penalty, clamp, values, deltas, add, weights
+        u, gradients, sums, counts, statistics, lengths, c[:2], penalty, clamp, values, deltas, add, weights
     )  # fmt: skip
 
 
@@ -357,9 +362,11 @@ def check(function: str, lengths, constants, penalty, reference: float, clamp: f
             raise ValueError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
     if not clamp > 0:
         raise ValueError(f"clamp: expected a number above 0, got {clamp}")
-    if len(constants) > 2:
-        raise ValueError(f"constants: a function of pairs takes at most 2, got {len(constants)}")
     found = PAIR_FUNCTIONS[function]
+    if found.by_length and len(constants) != len(lengths):
+        raise ValueError(f"constants: {function} takes one for every length, got {len(constants)}")
+    if not found.by_length and len(constants) > 2:
+        raise ValueError(f"constants: a function of pairs takes at most 2, got {len(constants)}")
     reference = tiles.check_reference(reference)
     if reference and not scales(function):
         raise ValueError(f"reference: {function} takes none, got {reference} (it is for products)")
@@ -390,5 +397,7 @@ def variants(lengths=(8, 16, 32, 64, 128), generation: int = 9):
             name = f"{form}/{precision}/m{columns}" + f"/{weigh}" * (weigh in ("halves", "given"))
             constants = {"FUNCTION": known.code, "SHAPE": shape(function, lengths, tile, *kind)}
             types = {**signature, **({"given": ("*fp32",) * 4} if given else {})}
+            if known.by_length:
+                types["c"] = ("fp32",) * len(lengths)
             made.append((name, pair_kernel, types, constants, tile.options()))
     return made

@@ -359,6 +359,7 @@ def calls(folder) -> dict[str, tuple]:
         "OrthoArc": {"centers": None, "margin": 0.2, "scale": 8.0, "seed": 0},
         "IDHN": {"sharpness": 5.0, "gamma": 0.1, "alpha": 0.1},
         "GreedyHash": {"alpha": 0.1, "seed": 0},
+        "HyP2": {"beta": 0.5, "threshold": None, "seed": 0},
         "SHCIR": {"centers": None, "quantization": 1e-4, "reference_bits": None, "seed": 0},
     }  # fmt: skip
     for name, targets, own in (

@@ -45,7 +45,11 @@ class Case(NamedTuple):
         """What the loss compares with: ids or multi-hot rows, or vectors."""
         if self.name == "neighbors":
             return torch.randn(n, 6, device=device)
-        return draw_labels(n, classes, multi, device)
+        labels = draw_labels(n, classes, multi, device)
+        if self.name == "hyp2" and multi and n > 1 and classes > 3:  # rows of several classes that share none
+            labels[:2] = False
+            labels[0, :2] = labels[1, 2:4] = True
+        return labels
 
 
 def with_bank(name, **options) -> Case:
@@ -100,6 +104,8 @@ CASES = [
     Case("idhn", {"sharpness": 2.0, "gamma": 0.7, "alpha": 0.0}),
     Case("greedyhash"),
     Case("greedyhash", {"alpha": 2.0, "seed": 3}),
+    Case("hyp2"),
+    Case("hyp2", {"beta": 2.0, "threshold": -0.5, "seed": 3}),
     Case("shcir", ids_only=True),
     Case("shcir", {"reference_bits": 40, "quantization": 0.3}, ids_only=True),
 ]

@@ -101,7 +101,8 @@ void losses(const Batch& batch, int64_t classes, bool multi) {
              multi ? nullptr : own.ids.data(), batch.weights != nullptr, 0.3f, out, e);
     });
   const float cap = random(0, 1) ? 0.99f : none;
-  const std::vector<float> constants[] = {{2.0f}, {}, {3.0f, 50.0f}, {20.0f, cap}, {}, {5.0f, 0.1f}};
+  const std::vector<float> constants[] = {{2.0f}, {}, {3.0f, 50.0f}, {20.0f, cap}, {}, {5.0f, 0.1f},
+                                          std::vector<float>(batch.lengths.size(), 0.1f)};
   static_assert(std::size(constants) == static_cast<size_t>(PairFunction::kinds));
   for (int kind = 0; kind < static_cast<int>(PairFunction::kinds); ++kind) {
     PairTerm term{static_cast<PairFunction>(kind), constants[kind]};

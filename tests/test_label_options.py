@@ -289,8 +289,36 @@ def classified(loss, u, y, w, k):
     return mean_of(torch.stack(rows), w) + loss.alpha * mean_of(((u.abs() - 1).abs() ** 3).mean(1), w)
 
 
+def with_proxies(loss, u, y, w, k):
+    """HyP2 of rows of weights: every row with every proxy, and every two rows of several classes."""
+    b, t = LENGTHS[k], loss.thresholds[k]
+    sums, totals = [0.0] * 3, [0.0] * 3
+
+    def add(which, amount, value):
+        sums[which], totals[which] = sums[which] + amount * value, totals[which] + amount
+
+    def cosine(a, b):
+        return (naive.unit(a[None]) @ naive.unit(b[None]).T).sum()
+
+    s = torch.nn.functional.cosine_similarity(y[:, None], y[None], dim=2, eps=1e-30)
+    for i in range(len(u)):
+        for c in range(CLASSES):
+            x = cosine(u[i], loss.proxies[c, :b].to(u))
+            add(0, w[i] * y[i, c], 1 - x)
+            add(1, w[i] * (1 - y[i, c]), (x - t).relu())
+        for j in range(len(u)):
+            if (y[i] > 0).sum() > 1 and (y[j] > 0).sum() > 1:
+                add(
+                    2,
+                    w[i] * w[j] * (1 - torch.where(s[i, j] > 1 - 1e-9, 1.0, s[i, j])),
+                    (cosine(u[i], u[j]) - t).relu(),
+                )
+    return sums[0] / totals[0] + sums[1] / totals[1] + loss.beta * sums[2] / totals[2]
+
+
 PLAINLY = {
     "greedyhash": classified,
+    "hyp2": with_proxies,
     "idhn": graded_pairs,
     **dict.fromkeys(("csq", "dpn"), one_by_one),
     **dict.fromkeys(("mdsh", "shcir", "orthocos", "orthoarc"), softmax_of_rows),

@@ -10,7 +10,7 @@ from nhl_fast import NestedHashLayer, NestedObjective
 from nhl_fast.losses import HashNet, build, naive
 
 LENGTHS = (3, 8)
-NEW = named("dpsh", "hashnet", "orthocos", "orthoarc", "idhn", "greedyhash")
+NEW = named("dpsh", "hashnet", "orthocos", "orthoarc", "idhn", "greedyhash", "hyp2")
 SMOOTH = [case for case in NEW if case.name != "greedyhash"]  # its signs' gradient is not that of its value
 
 
@@ -120,6 +120,24 @@ def greedyhash(loss, u, labels, k):
         total -= sum(math.log(math.exp(row[c]) / everything) for c in own) / max(len(own), 1)
     cubes = sum(abs(abs(x) - 1) ** 3 for row in u for x in row) / (len(u) * len(u[0]))
     return total / len(u) + loss.alpha * cubes
+
+
+def cosine(a, b) -> float:
+    return inner(a, b) / math.sqrt(inner(a, a) * inner(b, b))
+
+
+def hyp2(loss, u, labels, k):
+    """By the released code's steps, row by row."""
+    t, sets, b = loss.thresholds[k], classes_of(labels), len(u[0])
+    proxies = [p[:b] for p in loss.proxies.tolist()]
+    own = [1 - cosine(row, proxies[c]) for row, mine in zip(u, sets) for c in mine]
+    others = [
+        max(cosine(row, p) - t, 0) for row, mine in zip(u, sets) for c, p in enumerate(proxies) if c not in mine
+    ]
+    several = [(row, mine) for row, mine in zip(u, sets) if len(mine) > 1]
+    unlike = [max(cosine(x, y) - t, 0) for x, a in several for y, c in several if not a & c]
+    total = sum(own) / len(own) + sum(others) / len(others)
+    return total + loss.beta * sum(unlike) / max(len(unlike), 1)
 
 
 def problem(case, multi):

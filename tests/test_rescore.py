@@ -9,7 +9,9 @@ import nhl_fast as nhl
 from nhl_fast.retrieval.rescore import RESCORE
 
 RNG = np.random.default_rng(0)
-UQ, UD = RNG.standard_normal((9, 20)), RNG.standard_normal((70, 20))
+# Multiples of 1/64, whose sums are exact in any order: items whose codes are equal at a length tie on every machine.
+UQ, UD = (np.round(RNG.standard_normal((n, 20)) * 64) / 64 for n in (9, 70))
+UD[UD == 0] = 1 / 64
 CODES = nhl.pack_codes(UD)
 CANDIDATES = np.stack([RNG.permutation(70)[:30] for _ in range(9)])
 

@@ -9,7 +9,7 @@ from nhl_fast.core.known_gradient import known_gradient
 from nhl_fast.native import cpu_status
 
 LENGTHS, CLASSES = (4, 8, 12), 5
-TWICE = {"csq", "dpn", "dch", "hashnet", "orthocos", "orthoarc", "idhn"}  # plain PyTorch in the reference
+TWICE = {"csq", "dpn", "dch", "hashnet", "orthocos", "orthoarc", "idhn", "hyp2"}  # plain PyTorch in the reference
 MESSAGE = "create_graph=True: this gradient of nhl_fast was computed together with its value"
 BACKENDS = ["reference", pytest.param("cpp", marks=pytest.mark.skipif(not cpu_status()[0], reason="no library"))]
 

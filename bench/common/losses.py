@@ -43,6 +43,6 @@ def bank_of(loss):
 def terms(loss) -> list[tuple[str, int]]:
     """(body, rows of the bank) of every term of a loss: what is computed of a batch, whatever function of it.
 
-    Bodies are "center", "softmax", "classifier", "triplets" and "pairs" (0 rows: of the batch with itself).
+    Bodies are "center", "softmax", "classifier", "proxies", "triplets", "pairs" (0 rows: of the batch with itself).
     """
     return [(form.body, 0 if form.bank is None else form.bank.num_train) for form in loss.forms()]

@@ -23,6 +23,7 @@ GAPS = {
     "softmax": "three passes over the classes, with the logits formed again; small batches fill few multiprocessors",
     "classifier": "logits formed three times, where once would do; its own gradient in parts of the rows, which are "
     "added up",
+    "proxies": "products again for every length, and for the proxies' own gradient; norms by shuffles",
     "distillation": "each Gram tile three times, and for both of its lengths; small batches fill few multiprocessors",
     "weights": "six bf16 products (bf16 features: three); slices written and read; two or three launches",
     "backward": "six bf16 products; dU and W come from L2 and are cut into parts for every tile",
@@ -67,6 +68,11 @@ def _classifier(n: int, lengths, rows: int, classes: int):
     return 8 * classes * sum(lengths), 6 * n * classes * sum(lengths)
 
 
+def _proxies(n: int, lengths, rows: int, classes: int):
+    """Of rows of one class: products, and gradients of codes and of the proxies, which are read and written."""
+    return 8 * classes * lengths[-1], 2 * n * classes * (lengths[-1] + 2 * sum(lengths))
+
+
 def _pairs(n: int, lengths, rows: int, classes: int):
     """With `rows` of a bank, or (0) within the batch. Nesting makes the products cumulative: all lengths together
     cost one product over the longest."""
@@ -79,7 +85,10 @@ def _triplets(n: int, lengths, rows: int, classes: int):
 
 
 # (bytes beside the outputs and their gradients, operations) of a term of a loss.
-BODIES = {"center": _center, "softmax": _softmax, "classifier": _classifier, "pairs": _pairs, "triplets": _triplets}
+BODIES = {
+    "center": _center, "softmax": _softmax, "classifier": _classifier, "proxies": _proxies, "pairs": _pairs,
+    "triplets": _triplets,
+}  # fmt: skip
 
 
 def loss(terms, n: int, lengths, classes: int = 100):

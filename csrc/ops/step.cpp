@@ -196,7 +196,7 @@ Pair pairs_cpu(const Tensor& u, const Tensor& labels, const std::optional<Tensor
   const std::string name = text(function), penalty_name = text(penalty), weigh_name = text(weigh),
                     over_name = text(over);
   PairTerm term{named<PairFunction>(name, kPairFunctions, "function"), {}};
-  term.constants = constants_of(constants, static_cast<size_t>(step::constants_of(term.function)), name);
+  term.constants = constants_of(constants, step::constants_of(term.function, lengths.size()), name);
   term.weigh = named<Weigh>(weigh_name, kWeighs, "weigh");
   term.over = named<Over>(over_name, kOvers, "over");
   term.clamp = number(clamp);

@@ -102,7 +102,7 @@ struct PairArgs {
   const uint8_t* written;  // or null for all
   Similar similar;
   float limit;             // bank values are clamped to +-limit
-  float constants[kMostConstants];  // of the function
+  const float* constants;  // of the function, or one after the other those of every length
   const float* factors;    // m: what inner products are multiplied by (product)
   float near, far;         // weights of similar and of other pairs (Counting::kinds, weighed)
   const float* row_weights;     // np: how much each row counts (weighed)
@@ -185,6 +185,7 @@ struct PairKernel {
   bool signs;     // reads sign_columns
   float without;  // the inverse norm where the square is at most 1e-24
   int constants;
+  bool by_length;  // constants of every length
   void (*run[static_cast<int>(Counting::ways)])(const Layout&, const PairArgs&);
 };
 

@@ -9,7 +9,8 @@
   X(locality, Locality)         \
   X(cauchy, Cauchy)             \
   X(attraction, Attraction)     \
-  X(graded, Graded)
+  X(graded, Graded)             \
+  X(margin, Margin)
 
 namespace nhl::step {
 

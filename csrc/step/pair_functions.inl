@@ -26,7 +26,7 @@ NHL_INLINE V turned(V x, I similar) { return from_bits(bits_of(x) ^ (similar & s
 
 struct Contrastive {  // constants: margin a bit
   static constexpr Geometry geometry = Geometry::distance;
-  static constexpr bool signs = false, logs = false, graded = false;
+  static constexpr bool signs = false, logs = false, graded = false, by_length = false;
   static constexpr int constants = 1;
   NHL_INLINE Found at(const Pair& p, const Constants& c) {
     const V gap = c[0] * c.half - p.x, shortfall = gap < 0 ? V{} : gap, one = splat(1.0f);
@@ -36,7 +36,7 @@ struct Contrastive {  // constants: margin a bit
 
 struct Likelihood {
   static constexpr Geometry geometry = Geometry::product;
-  static constexpr bool signs = false, logs = true, graded = false;
+  static constexpr bool signs = false, logs = true, graded = false, by_length = false;
   static constexpr int constants = 0;
   NHL_INLINE Found at(const Pair& p, const Constants&) {
     // softplus(-x) for a similar pair, softplus(x) for another: nothing cancels.
@@ -48,7 +48,7 @@ struct Likelihood {
 
 struct Locality {  // constants: eta, bound on x
   static constexpr Geometry geometry = Geometry::product;
-  static constexpr bool signs = true, logs = true, graded = false;
+  static constexpr bool signs = true, logs = true, graded = false, by_length = false;
   static constexpr int constants = 2;
   NHL_INLINE Found at(const Pair& p, const Constants& c) {
     const V theta = min(max(p.x, splat(-c[1])), splat(c[1])), x = turned(theta, p.similar);
@@ -61,7 +61,7 @@ struct Locality {  // constants: eta, bound on x
 
 struct Cauchy {  // constants: gamma, cap on the cosine
   static constexpr Geometry geometry = Geometry::cosine;
-  static constexpr bool signs = false, logs = false, graded = false;
+  static constexpr bool signs = false, logs = false, graded = false, by_length = false;
   static constexpr float without = 0.0f;  // the inverse norm of a row that has no direction
   static constexpr int constants = 2;
   NHL_INLINE Found at(const Pair& p, const Constants& c) {
@@ -74,7 +74,7 @@ struct Cauchy {  // constants: gamma, cap on the cosine
 
 struct Attraction {  // of similar pairs
   static constexpr Geometry geometry = Geometry::cosine;
-  static constexpr bool signs = false, logs = true, graded = false;
+  static constexpr bool signs = false, logs = true, graded = false, by_length = false;
   static constexpr float without = 1e12f;  // as torch.nn.functional.normalize has it
   static constexpr int constants = 0;
   NHL_INLINE Found at(const Pair& p, const Constants&) {
@@ -86,7 +86,7 @@ struct Attraction {  // of similar pairs
 
 struct Graded {  // constants: sharpness, weight of the squared error of pairs that are similar in part
   static constexpr Geometry geometry = Geometry::product;
-  static constexpr bool signs = false, logs = true, graded = true;
+  static constexpr bool signs = false, logs = true, graded = true, by_length = false;
   static constexpr int constants = 2;
   NHL_INLINE Found at(const Pair& p, const Constants& c) {
     const V s = p.grade, mean = p.x / c.half, x = c[0] * mean, gap = 0.5f * mean + 0.5f - s;
@@ -97,6 +97,17 @@ struct Graded {  // constants: sharpness, weight of the squared error of pairs t
     const I whole = (s < 0.01f) | (s > 0.99f);
     const float weight = 2.0f * c.half * c[1];
     return {whole ? loss : weight * gap * gap, only(whole, l.e), whole ? slope : (weight / c.half) * gap};
+  }
+};
+
+struct Margin {  // constants: a threshold for every length
+  static constexpr Geometry geometry = Geometry::cosine;
+  static constexpr bool signs = false, logs = false, graded = false, by_length = true;
+  static constexpr float without = 0.0f;
+  static constexpr int constants = 1;
+  NHL_INLINE Found at(const Pair& p, const Constants& c) {
+    const V over = p.x - c[0], above = over < 0 ? V{} : over, one = splat(1.0f);
+    return {p.similar ? one - p.x : above, V{}, p.similar ? -one : only(above > 0, one)};
   }
 };
 

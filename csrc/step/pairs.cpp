@@ -121,9 +121,9 @@ void PairSums::walk(const Unit& unit, float* part, double* sums) const {
     similar.classes = bank.labels.classes;
   }
   PairArgs arguments{columns, signs, n, np, own, bank.u, block.chosen, unit.begin, unit.end,
-                     block.chosen ? nullptr : bank.written, similar, task_.limit, {}, task_.factors.data(), task_.near,
+                     block.chosen ? nullptr : bank.written, similar, task_.limit, task_.constants.data(),
+                     task_.factors.data(), task_.near,
                      task_.far, weights, bank.weights, sums, part, part + n * layout_.padded_width(), scratch};
-  std::copy(task_.constants.begin(), task_.constants.end(), arguments.constants);
   task_.kernel.run[static_cast<int>(task_.counting)](layout_, arguments);
 }
 
@@ -191,7 +191,10 @@ void come_back(const Layout& layout, const PairTask& task, const PairSums& sums,
 
 }  // namespace
 
-int constants_of(PairFunction function) { return scalar_kernels().pairs[static_cast<int>(function)].constants; }
+size_t constants_of(PairFunction function, size_t lengths) {
+  const PairKernel& kernel = scalar_kernels().pairs[static_cast<int>(function)];
+  return static_cast<size_t>(kernel.constants) * (kernel.by_length ? lengths : 1);
+}
 
 Geometry geometry_of(PairFunction function) { return scalar_kernels().pairs[static_cast<int>(function)].geometry; }
 

@@ -164,7 +164,8 @@ void tile_values(const Layout& layout, const PairArgs& p, int64_t k, int64_t beg
                  const PairScratch& s) {
   constexpr bool apart = F::geometry == Geometry::distance, unit = F::geometry == Geometry::cosine;
   Constants constants{static_cast<float>(layout.lengths[k]) / 2, {}};
-  for (int i = 0; i < kMostConstants; ++i) constants.given[i] = p.constants[i];
+  const float* const given = p.constants + (F::by_length ? k * F::constants : 0);
+  for (int i = 0; i < F::constants; ++i) constants.given[i] = given[i];
   const float factor = p.factors[k];
   const V near = splat(p.near), far = splat(p.far);
   double total = 0;
@@ -272,7 +273,7 @@ void pairs(const Layout& layout, const PairArgs& p) {
 template <class F>
 constexpr PairKernel pair_kernel() {
   static_assert(F::constants <= kMostConstants, "kMostConstants");
-  return {F::geometry, F::signs, without<F>(), F::constants,
+  return {F::geometry, F::signs, without<F>(), F::constants, F::by_length,
           {pairs<F, Counting::all>, pairs<F, Counting::kinds>, pairs<F, Counting::similar>,
            pairs<F, Counting::weighed>}};
 }

@@ -98,13 +98,13 @@ constexpr const char* kOvers[] = {"pairs", "similar"};
 // A function of pairs, see pair_functions.h.
 struct PairTerm {
   PairFunction function;
-  std::vector<float> constants;
+  std::vector<float> constants;  // constants_of(function, the number of lengths)
   Weigh weigh = Weigh::no;
   Over over = Over::pairs;
   float clamp = std::numeric_limits<float>::infinity();  // outputs and bank are clamped to +-clamp first
   float near = 1, far = 1;  // where rows have weights, in place of `weigh` and `over`: what pairs of each kind count
 };
-int constants_of(PairFunction function);
+size_t constants_of(PairFunction function, size_t lengths);
 Geometry geometry_of(PairFunction function);
 
 // The mean over the pairs of the batch and the bank, or of the batch with itself (null), each pair then in both orders;

@@ -73,11 +73,13 @@ def check_rescore(
 
 def _in_main_memory(value, devices: Sequence[torch.device]):
     """`rescore=` with the queries' part, which may be on a device of the index, on the CPU."""
-    if isinstance(value, (tuple, list)):
-        return [_in_main_memory(one, devices) for one in value]
-    if not isinstance(value, torch.Tensor) or value.is_cpu:
-        return value
-    return on_device(value, "rescore", devices).cpu()
+
+    def moved(one):
+        if not isinstance(one, torch.Tensor) or one.is_cpu:
+            return one
+        return on_device(one, "rescore", devices).cpu()
+
+    return [moved(one) for one in value] if isinstance(value, (tuple, list)) else moved(value)
 
 
 def nearest(

@@ -32,6 +32,7 @@ _PUBLISHED = {
     "OrthoArc": "cross_entropy",
     "IDHN": "bounded",
     "GreedyHash": "cross_entropy",
+    "HyP2": "proxies",
 }
 # Two need no classes: their targets are vectors, or which rows show one thing.
 _UNLABELLED = {"Contrastive": "unlabelled", "Neighbors": "unlabelled"}

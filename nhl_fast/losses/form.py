@@ -25,12 +25,24 @@ PENALTIES = {
     "softmax": ("square",),
     "listwise": (),
     "classifier": ("cube",),
+    "proxies": (),
 }
 WEIGHINGS = ("no", "rarity", "halves")
 MEANS = ("pairs", "similar")
 BOUNDS = ("tanh", "softsign")
 # Functions of pairs that are functions of S itself, from 0 to 1.
 GRADED = ("graded",)
+# Functions of pairs with a constant for every length.
+BY_LENGTH = ("margin",)
+# What bodies must be given: (which, what of it).
+_NEEDS = {
+    "centers": (("center", "softmax"), "those of every class"),
+    "ties": (("center",), "them"),
+    "scales": (("listwise",), "one a length"),
+    "classifier": (("classifier",), "the weights of every class"),
+    "proxies": (("proxies",), "one a class"),
+    "segments": (("classifier", "proxies"), "those of the loss"),
+}
 
 
 class Penalty(NamedTuple):
@@ -48,9 +60,9 @@ class Form:
     """One term of a loss, for a compiled body. See docs/add-a-loss.md.
 
     Attributes:
-        body: "center", "pairs", "triplets", "softmax", "listwise" or "classifier".
+        body: "center", "pairs", "triplets", "softmax", "listwise", "classifier" or "proxies".
         function: the body's function of one output, pair, triplet or row.
-        constants: what the function takes.
+        constants: what the function takes, or one for every length (`BY_LENGTH`).
         penalty: one of `PENALTIES[body]` on the outputs, or none.
         reference_bits: inner products of b bits count reference_bits / b times; 0: as they are.
         clamp: pairs: outputs and bank are clamped to +-clamp first.
@@ -65,7 +77,9 @@ class Form:
         ties: center: (sum of the code lengths,) of +-1, where the sum of several centres is 0.
         scales: listwise: (m,) what cosines of codes are multiplied by; gradients go there, too.
         classifier: classifier: (C, sum of the code lengths) weights of the classes; gradients go there, too.
-        segments: classifier: `NestedLoss.segments`, which of its columns are each length's.
+        proxies: proxies: (C, longest length) a row a class; gradients go there, too.
+        among: proxies: weight of the mean over the rows' pairs among themselves.
+        segments: classifier, proxies: `NestedLoss.segments`, which columns are each length's.
         one_hot: softmax: the body refuses a row of labels that has not exactly one class.
     """
 
@@ -86,6 +100,8 @@ class Form:
     bound: str = "tanh"
     classifier: torch.Tensor | None = None
     segments: torch.Tensor | None = None
+    proxies: torch.Tensor | None = None
+    among: float = 0.0
 
     def __post_init__(self):
         if self.body not in PENALTIES or self.weigh not in WEIGHINGS or self.over not in MEANS:
@@ -106,23 +122,14 @@ class Form:
             raise ValueError(
                 f"constants: the penalty 'cauchy' needs (gamma > 0, largest cosine), got {self.constants}"
             )
-        if (self.centers is None) == (self.body in ("center", "softmax")):
-            wanted = "takes none" if self.centers is not None else "needs those of every class"
-            raise ValueError(f"centers: the body {self.body!r} {wanted}")
-        if (self.scales is None) == (self.body == "listwise"):
-            raise ValueError(
-                f"scales: the body {self.body!r} {'takes none' if self.body != 'listwise' else 'needs one a length'}"
-            )
-        if (self.classifier is None) == (self.body == "classifier"):
-            wanted = "takes none" if self.classifier is not None else "needs the weights of every class"
-            raise ValueError(f"classifier: the body {self.body!r} {wanted}")
-        if (self.segments is None) == (self.body == "classifier"):
-            wanted = "takes none" if self.segments is not None else "needs those of the loss"
-            raise ValueError(f"segments: the body {self.body!r} {wanted}")
-        if (self.ties is None) == (self.body == "center"):
-            raise ValueError(
-                f"ties: the body {self.body!r} {'takes none' if self.body != 'center' else 'needs them'}"
-            )
+        for name, (bodies, wanted) in _NEEDS.items():
+            if (getattr(self, name) is None) == (self.body in bodies):
+                wanted = f"needs {wanted}" if self.body in bodies else "takes none"
+                raise ValueError(f"{name}: the body {self.body!r} {wanted}")
+
+    def constants_at(self, k: int) -> tuple[float, ...]:
+        """The constants of the k-th length."""
+        return self.constants[k : k + 1] if self.function in BY_LENGTH else self.constants
 
 
 def row_centers(labels: torch.Tensor, centers: torch.Tensor, ties: torch.Tensor) -> torch.Tensor:

@@ -173,7 +173,20 @@ def greedyhash(u, y, weights, *, alpha=0.1):
     return cross_entropy(z @ weights.T, y) + alpha * ((u.abs() - 1).abs() ** 3).mean()
 
 
+def hyp2(u, y, proxies, *, threshold, beta=0.5):
+    """Xu et al., "HyP^2 Loss", ACM MM 2022: proxies (C, b) of the classes; pairs of several classes, none shared."""
+    cosine, several = unit(u) @ unit(proxies).T, y.sum(1) > 1
+    own, others = mean_where(1 - cosine, y == 1), mean_where((cosine - threshold).relu(), y == 0)
+    irrelevant = several[:, None] & several & (y @ y.T == 0)
+    return own + others + beta * mean_where((unit(u) @ unit(u).T - threshold).relu(), irrelevant)
+
+
 # ------------------------------------------------------------------------------------------------ what they share
+
+
+def mean_where(x, where):
+    """The mean of x over what `where` says; 0 where that is nothing."""
+    return (x * where).sum() / where.sum().clamp(min=1)
 
 
 def softplus(x):

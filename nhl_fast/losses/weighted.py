@@ -133,6 +133,11 @@ def row_weights(labels, class_weights, counted, dtype) -> torch.Tensor:
     return weights * (len(labels) / total.where(total > 0, torch.inf))
 
 
+def plain_rows(labels: torch.Tensor, dtype) -> LabelRows:
+    """Labels of which every row counts once."""
+    return LabelRows(labels, torch.ones(len(labels), dtype=dtype, device=labels.device), None, False, None)
+
+
 def bank_weights(rows: LabelRows, bank: Bank) -> torch.Tensor:
     """(M,) weights of the bank's rows, 1 in the mean over those written, 0 for the others."""
     written = bank.written.to(rows.weights)
@@ -148,17 +153,17 @@ def graded(rows: LabelRows, others: torch.Tensor) -> torch.Tensor:
     return torch.where(cosine > NEARLY_ONE, 1.0, cosine)
 
 
-def kinds(form: Form, s: torch.Tensor, w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+def kinds(weigh: str, over: str, s: torch.Tensor, w: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     """(2,) what similar and dissimilar pairs count, by `Form.weigh` and `Form.over`, of pairs that count w_i v_j."""
     near, far = w @ (s @ v), w @ ((1 - s) @ v)
     total = near + far
-    share = {"no": None, "rarity": 1.0, "halves": 0.5}[form.weigh]
+    share = {"no": None, "rarity": 1.0, "halves": 0.5}[weigh]
     if share is None:
         both = torch.ones(2, dtype=w.dtype, device=w.device)
     else:
         parts = torch.stack([near, far])
         both = torch.where((parts > 0).all(), share * total / parts.where(parts > 0, 1.0), 1.0)
-    if form.over == "pairs":
+    if over == "pairs":
         return both
     return torch.stack([both[0] * total / near.where(near > 0, torch.inf), torch.zeros_like(near)])
 
@@ -168,7 +173,24 @@ def pair_terms(form: Form, rows: LabelRows) -> tuple[torch.Tensor, ...]:
     bank = form.bank
     s = graded(rows, rows.labels if bank is None else bank.labels)
     v = rows.weights if bank is None else bank_weights(rows, bank)
-    return s, rows.weights, v, kinds(form, s, rows.weights, v)
+    return s, rows.weights, v, kinds(form.weigh, form.over, s, rows.weights, v)
+
+
+def proxy_terms(form: Form, rows: LabelRows) -> tuple[torch.Tensor, ...]:
+    """(S, w, v, kinds) of the pairs of rows and proxies, either kind at its mean."""
+    w, v = rows.weights, rows.weights.new_ones(len(form.proxies))
+    y = to_multi_hot(rows.labels, len(v), w.dtype)
+    return y, w, v, kinds("rarity", "pairs", y, w, v)
+
+
+def unlike_terms(form: Form, rows: LabelRows) -> tuple[torch.Tensor, ...] | None:
+    """(S, w, w, kinds) of rows of several classes, of whose pairs the dissimilar ones count; None: there are none."""
+    if rows.labels.ndim == 1 or not form.among:
+        return None
+    s, w = graded(rows, rows.labels), rows.weights * ((rows.labels > 0).sum(1) > 1)
+    unlike = w @ ((1 - s) @ w)
+    amount = form.among * s.numel() / unlike.where(unlike > 0, torch.inf)
+    return s, w, w, torch.stack([torch.zeros_like(amount), amount])
 
 
 # ------------------------------------------------------------------------------------------------ the definitions
@@ -219,19 +241,41 @@ _CENTER = {"csq": _csq, "dpn": _dpn, "dpn_ternary": _dpn_ternary}
 
 
 def _pairs(form: Form, rows: LabelRows, lengths):
-    s, w, v, (near, far) = pair_terms(form, rows)
+    terms, bank = pair_terms(form, rows), form.bank
+    count = len(rows.weights) * (len(rows.weights) if bank is None else bank.written.sum().clamp(min=1))
+    mean = _mean_of_pairs(form, *terms, count)
+
+    def value(u, k):
+        u = squash(form, u) if form.squash else u
+        others = u if bank is None else bank.u[:, : u.shape[1]].to(u)
+        x, y = u.clamp(-form.clamp, form.clamp), others.clamp(-form.clamp, form.clamp)
+        return mean(x, y, k) + _penalty(form, x, rows.weights)
+
+    return value
+
+
+def _mean_of_pairs(form: Form, s, w, v, both, count):
+    """A function of rows, others and k: the k-th length's mean over their pairs, of which there are `count`."""
+    near, far = both
     amount, f = w[:, None] * v, _PAIRS[form.function]
     amounts = ((True, amount * s * near), (False, amount * (1 - s) * far))
     if form.function in GRADED:  # knows what lies between
         amounts = ((s, amount * (s * near + (1 - s) * far)),)
-    count = len(w) * (len(w) if form.bank is None else form.bank.written.sum().clamp(min=1))
+
+    def mean(x, y, k):
+        constants = form.reference_bits, *form.constants_at(k)
+        return sum((amount * f(x, y, side, *constants)).sum() for side, amount in amounts) / count
+
+    return mean
+
+
+def _proxies(form: Form, rows: LabelRows, lengths):
+    terms = proxy_terms(form, rows), unlike_terms(form, rows)
+    near, unlike = (_mean_of_pairs(form, *term, term[0].numel()) if term else None for term in terms)
 
     def value(u, k):
-        u = squash(form, u) if form.squash else u
-        others = u if form.bank is None else form.bank.u[:, : u.shape[1]].to(u)
-        x, y = u.clamp(-form.clamp, form.clamp), others.clamp(-form.clamp, form.clamp)
-        sums = [(amount * f(x, y, side, form.reference_bits, *form.constants)).sum() for side, amount in amounts]
-        return sum(sums) / count + _penalty(form, x, w)
+        found = near(u, form.proxies[:, : u.shape[1]].to(u), k)
+        return found + unlike(u, u, k) if unlike else found
 
     return value
 
@@ -276,9 +320,14 @@ def _graded(x, y, s, bits, sharpness, weight):
     return naive.graded_pairs(_products(x, y, bits) / x.shape[1], s, x.shape[1], sharpness, weight)
 
 
+def _margin(x, y, similar, bits, threshold):
+    cosine = naive.unit(x) @ naive.unit(y).T
+    return 1 - cosine if similar else (cosine - threshold).relu()
+
+
 _PAIRS = {
     "contrastive": _contrastive, "likelihood": _likelihood, "locality": _locality, "cauchy": _cauchy,
-    "attraction": _attraction, "graded": _graded,
+    "attraction": _attraction, "graded": _graded, "margin": _margin,
 }  # fmt: skip
 
 
@@ -351,10 +400,12 @@ def _classifier(form: Form, rows: LabelRows, lengths):
 
 _BODIES = {
     "center": _center, "pairs": _pairs, "triplets": _triplets, "softmax": _softmax, "classifier": _classifier,
+    "proxies": _proxies,
 }  # fmt: skip
 _FUNCTIONS = {
     "center": tuple(_CENTER), "pairs": tuple(_PAIRS), "triplets": ("logistic",),
     "softmax": ("likelihood", "cosine", "angle"), "classifier": ("cross_entropy",),
+    "proxies": ("margin",),
 }  # fmt: skip
 
 

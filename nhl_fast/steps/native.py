@@ -7,6 +7,7 @@ threads.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 
 import torch
@@ -22,7 +23,7 @@ from ..head.step import STEP
 from ..losses.bank import Bank
 from ..losses.base import LOSS, NestedLoss
 from ..losses.form import NO_PENALTY, Form, row_centers, squashed
-from ..losses.weighted import LabelRows, as_graded, pair_terms, row_targets
+from ..losses.weighted import LabelRows, as_graded, pair_terms, plain_rows, proxy_terms, row_targets, unlike_terms
 from ..native.calls import ops
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -131,6 +132,33 @@ def classifier(form: Form, u, labels, lengths):
     return known_gradient(weights, values, slopes, form.segments), deltas
 
 
+def proxies(form: Form, u, labels, lengths):
+    learned, by_weights = form.proxies.float(), isinstance(labels, LabelRows)
+    rows = labels if by_weights else plain_rows(labels, torch.float32)
+    table, count, own = learned.detach().contiguous(), len(learned), comparable(rows, None)[0]
+    given = rows.labels.contiguous() if rows.soft else own
+    classes = torch.arange(count) if own.ndim == 1 else torch.eye(count, dtype=given.dtype)
+
+    def mean(x, labels, others, weigh, *weights):
+        return ops.step_pairs(
+            x, labels, *others, None, lengths, form.function, form.constants, *NO_PENALTY, weigh, "pairs", math.inf,
+            0.0, *weights,
+        )  # fmt: skip
+
+    there = back = ()
+    if by_weights:
+        _, w, v, kinds = proxy_terms(form, rows)
+        there, back = (w, v, *kinds.tolist()), (v, w, *kinds.tolist())
+    values, deltas = mean(u, given, (table, classes), "rarity", *there)
+    if (unlike := unlike_terms(form, rows)) is not None:
+        more, slopes = mean(u, own, (None, None), "no", unlike[1], None, *unlike[3].tolist())
+        values.add_(more), deltas.add_(slopes)
+    if torch.is_grad_enabled() and learned.requires_grad:
+        _, slopes = mean(table, classes, (u, given), "rarity", *back)
+        values = known_gradient(expand(learned, lengths), values, slopes, form.segments)
+    return values, deltas
+
+
 def listwise(form: Form, u, labels, lengths):
     targets = (labels.float() if labels.is_floating_point() else labels).contiguous()
     scales = form.scales.float()
@@ -142,14 +170,14 @@ def listwise(form: Form, u, labels, lengths):
 
 BODIES: dict[str, Callable] = {
     "center": center, "pairs": pairs, "triplets": triplets, "softmax": softmax, "listwise": listwise,
-    "classifier": classifier,
+    "classifier": classifier, "proxies": proxies,
 }  # fmt: skip
 
 
 @functools.cache
 def functions(body: str) -> tuple[str, ...]:
     """Names of the functions that a body of the library takes."""
-    return tuple(ops.step_functions(body).split(", "))
+    return tuple(ops.step_functions("pairs" if body == "proxies" else body).split(", "))
 
 
 def _has(body: str, function: str) -> bool:

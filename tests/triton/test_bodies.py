@@ -9,7 +9,7 @@ from test_forms import LENGTHS, Named, Together, center, inputs, make, softmax
 
 from nhl_fast.head.layer import NestedHashLayer
 from nhl_fast.head.objective import NestedObjective
-from nhl_fast.losses import CSQ, DCH, DHN, REGISTRY, SHCIR, Neighbors
+from nhl_fast.losses import CSQ, DCH, DHN, REGISTRY, SHCIR, GreedyHash, HyP2, Neighbors
 from nhl_fast.losses.form import Form
 from nhl_fast.steps.fused.bodies import BODIES
 from nhl_fast.steps.fused.prepare import checked_by_kernels
@@ -129,7 +129,15 @@ def test_the_recipes_loss(multi, device):
 
 
 @pytest.mark.parametrize(
-    ("kind", "what"), [(CSQ, "centers"), (SHCIR, "centers"), (DHN, "bank"), (Neighbors, "scales")]
+    ("kind", "what"),
+    [
+        (CSQ, "centers"),
+        (SHCIR, "centers"),
+        (DHN, "bank"),
+        (Neighbors, "scales"),
+        (GreedyHash, "classifier"),
+        (HyP2, "proxies"),
+    ],
 )
 def test_a_loss_on_another_device_is_refused(kind, what, device):
     u, labels, _ = inputs()

@@ -209,7 +209,7 @@ def test_a_function_that_there_is_not(device):
     lengths = (5, 12, 48)
     table, segments = torch.zeros(4, sum(lengths)), segment_matrix(lengths)
     loss = Named(Form("classifier", "hinge", classifier=table, segments=segments)).to(device)
-    with pytest.raises(ValueError, match="function: expected one of cross_entropy, got 'hinge'"):
+    with pytest.raises(ValueError, match="function: expected one of 'cross_entropy', got 'hinge'"):
         loss(torch.randn(3, 48, device=device), torch.zeros(3, dtype=torch.long, device=device), backend="triton")
 
 

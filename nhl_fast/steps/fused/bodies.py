@@ -8,13 +8,14 @@
             outputs, side by side (see `nhl_fast.core.prefixes`).
 
 Where gradients are recorded, values are functions of what the loss itself learns (a listwise form's scales, a
-classifier).
+classifier, proxies).
 Nothing in it waits for the device.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 
 import torch
@@ -23,8 +24,18 @@ from nhl_fast.kernels import pairs as pair_kernels
 from nhl_fast.kernels import softmax as softmax_kernels
 
 from ...core.known_gradient import known_gradient
+from ...core.prefixes import expand
 from ...losses.form import NO_PENALTY, Form, squashed
-from ...losses.weighted import LabelRows, as_graded, graded, pair_terms, row_targets
+from ...losses.weighted import (
+    LabelRows,
+    as_graded,
+    graded,
+    pair_terms,
+    plain_rows,
+    proxy_terms,
+    row_targets,
+    unlike_terms,
+)
 from . import center as centers_alone
 from . import classifier as learned_classes
 from . import listwise as whole_lists
@@ -105,6 +116,33 @@ def classifier(form: Form, u, labels, lengths):
     return values, deltas
 
 
+def proxies(form: Form, u, labels, lengths):
+    learned, by_weights = form.proxies.float(), isinstance(labels, LabelRows)
+    table, classes = learned.detach(), torch.arange(len(learned), device=u.device)
+    ids, there, back = labels, None, None
+    if by_weights:  # ids of no meaning beside S
+        s, w, v, kinds = proxy_terms(form, labels)
+        ids, there, back = _no_ids(u), [s, w, v, kinds], [s.T.contiguous(), v, w, kinds]
+
+    def problem(x, own, others, theirs, weigh, given):
+        fixed = form.function, list(form.constants), *NO_PENALTY, weigh, "pairs", math.inf, 0.0, given
+        return x, others, own, theirs, None, lengths, *fixed
+
+    values, deltas = direct(all_pairs.pairs)(*problem(u, ids, table, classes, "rarity", there))
+    if by_weights or labels.ndim == 2:
+        unlike = unlike_terms(form, labels if by_weights else plain_rows(labels, torch.float32))
+        if unlike is not None:
+            direct(all_pairs.add_pairs)(values, deltas, *problem(u, _no_ids(u), None, None, "no", list(unlike)))
+    if torch.is_grad_enabled() and learned.requires_grad:
+        _, slopes = direct(all_pairs.pairs)(*problem(table, classes, u, ids, "rarity", back))
+        values = known_gradient(expand(learned, lengths), values, slopes, form.segments)
+    return values, deltas
+
+
+def _no_ids(u):
+    return torch.zeros(len(u), dtype=torch.int64, device=u.device)
+
+
 def listwise(form: Form, u, labels, lengths):
     targets, scales = labels.float() if labels.is_floating_point() else labels, form.scales.float()
     values, deltas, slopes = direct(whole_lists.listwise)(
@@ -117,7 +155,7 @@ def listwise(form: Form, u, labels, lengths):
 
 BODIES: dict[str, Callable] = {
     "center": center, "pairs": pairs, "triplets": triplets, "softmax": softmax, "listwise": listwise,
-    "classifier": classifier,
+    "classifier": classifier, "proxies": proxies,
 }  # fmt: skip
 
 
@@ -139,7 +177,7 @@ def refuses(form: Form) -> str | None:
 def elsewhere(form: Form, device: torch.device) -> str | None:
     """Which tensor of a form is on another device than the outputs, or None."""
     held = {"centers": form.centers, "tie centers": form.ties, "scales": form.scales, "classifier": form.classifier}
-    held["bank"] = None if form.bank is None else form.bank.u
+    held |= {"proxies": form.proxies, "bank": None if form.bank is None else form.bank.u}
     for name, tensor in held.items():
         if tensor is not None and tensor.device != device:
             return f"the loss has its {name} on {tensor.device}, the outputs on {device}"
