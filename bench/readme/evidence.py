@@ -92,6 +92,10 @@ def words100_wide() -> str:
     return lengths("words100_wide")
 
 
+def words100_losses() -> str:
+    return lengths("words100_losses")
+
+
 def sections() -> str:
     return lengths("sections")
 
@@ -192,6 +196,6 @@ def released() -> str:
 
 
 BLOCKS = (
-    *(words100, words100_ideas, words100_wide_ideas, words100_wide, pretrained, dpsh_range),
+    *(words100, words100_ideas, words100_wide_ideas, words100_wide, words100_losses, pretrained, dpsh_range),
     *(sections, tags, tags_graded, price, floats, released),
 )
