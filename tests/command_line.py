@@ -3,6 +3,7 @@
 import json
 
 from nhl_fast.cli.arguments import main
+from nhl_fast.core import extras
 
 TINY = ["--epochs", "2", "--hidden", "32", "--lengths", "5,12,20"]
 
@@ -25,3 +26,9 @@ def trained(folder):
     """A small run on digits in `folder`."""
     assert main(["train", "--out", str(folder), *TINY, "--best-per-length"]) == 0
     return folder
+
+
+def hide_matplotlib(monkeypatch):
+    """As where it isn't installed; pictures take most of a command's time."""
+    find = extras.importlib.util.find_spec
+    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda n, *a: None if n == "matplotlib" else find(n, *a))

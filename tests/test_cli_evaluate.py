@@ -4,12 +4,18 @@ import json
 
 import numpy as np
 import pytest
-from command_line import TINY, as_json, output, trained
+from command_line import TINY, as_json, hide_matplotlib, output, trained
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("cli") / "run")
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(monkeypatch):
+    """But those of `run`."""
+    hide_matplotlib(monkeypatch)
 
 
 def test_evaluate_a_run_and_its_codes_agree(run, capsys):

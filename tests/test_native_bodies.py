@@ -21,11 +21,13 @@ CONSTANTS = {
     "cauchy": [6.0, 0.9],
     "attraction": [],
     "graded": [3.0, 0.4],
+    "margin": [0.3, -0.2, 0.1],
 }
 GEOMETRY = dict.fromkeys(CONSTANTS, "product") | {
     "contrastive": "distance",
     "cauchy": "cosine",
     "attraction": "cosine",
+    "margin": "cosine",
 }
 
 
@@ -50,6 +52,8 @@ def pair_losses(function, u, v, similar, constants, reference):
     cosine = F.normalize(u, dim=1) @ F.normalize(v, dim=1).T
     if function == "attraction":
         return similar * F.softplus((1 - cosine) / 2)
+    if function == "margin":
+        return torch.where(similar, 1 - cosine, F.relu(cosine - constants[LENGTHS.index(b)]))
     gamma, cap = constants
     d = (b / 2 * (1 - cosine.clamp(max=cap))).clamp(min=1e-6)
     return similar * (d / gamma).log() + torch.log1p(gamma / d)
@@ -224,7 +228,7 @@ WRONG = [
     (
         "pairs",
         {"function": ""},
-        "function: expected one of contrastive, likelihood, locality, cauchy, attraction, graded, got $",
+        "function: expected one of contrastive, likelihood, locality, cauchy, attraction, graded, margin, got $",
     ),
     ("pairs", {"constants": [1.0]}, "constants: cauchy takes 2, got 1"),
     ("pairs", {"penalty": "Balance"}, "penalty: expected one of absolute, .*, balance, cauchy, none, got Balance"),

@@ -118,8 +118,9 @@ CASES += [
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_a_step_is_that_of_the_joined_batch(count):
-    ranks = in_ranks(count, of_rank, CASES)
-    for number, (name, dtype, options) in enumerate(CASES):
+    cases = CASES if count == 2 else CASES[::2]  # four processes share the cores
+    ranks = in_ranks(count, of_rank, cases)
+    for number, (name, dtype, options) in enumerate(cases):
         bound = expected(truth, *problem(name, **options), str(count), dtype=dtype)
         for rank in ranks:
             found = {key: torch.from_numpy(value) for key, value in rank[number].items()}

@@ -31,12 +31,13 @@ def literal_weights(dots):
     return [w * m / sum(weights) for w in weights]
 
 
-def test_guarantee_on_20000_random_gradient_sets():
+@pytest.mark.parametrize("sets", [4000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_guarantee_on_random_gradient_sets(sets):
     """sum_{i >= k} a_i <g_i^k, g_k^k> >= 0 for every prefix, beyond rounding."""
     generator = torch.Generator().manual_seed(0)
     lengths, width = (1, 2, 4, 8, 16), 3
     worst, conflicts = 0.0, 0
-    for _ in range(20_000):
+    for _ in range(sets):
         scales = 10 ** (4 * torch.rand(5, generator=generator) - 2)
         shared = torch.randn(16, width, generator=generator, dtype=torch.float64)
         grads = [
@@ -50,7 +51,7 @@ def test_guarantee_on_20000_random_gradient_sets():
         conflicts += bool((dots.triu(1) < 0).any())
         assert weights.sum().item() == pytest.approx(5)
         assert (weights >= 0).all()
-    assert conflicts > 15_000  # the sets do conflict
+    assert conflicts > 0.75 * sets  # the sets do conflict
     assert worst >= -1e-12
 
 

@@ -13,8 +13,8 @@ BLOCKS = {
     **{
         make.__name__: make
         for make in (
-            *(speed.head_step, speed.loops, speed.search, speed.evaluation, speed.index, speed.stream),
-            *(speed.gpu_step, speed.gpu_search),
+            *(speed.head_step, speed.loops, speed.search, speed.evaluation, speed.index),
+            *(speed.stream, speed.measures, speed.funnel, speed.gpu_step, speed.gpu_search),
         )
     },
     **{

@@ -37,15 +37,16 @@ def loops() -> str:
     """The step, an epoch and an evaluation beside the loops of the public code bases; a note until it was run."""
     if not (RESULTS / "loops.json").exists():
         return "Not measured yet."
-    lines = []
-    for row in stored("loops")["rows"]:
+    document, lines = stored("loops"), []
+    for row in document["rows"]:
         theirs = (row["published_ms"], row["single_ms"])
         times = [f"{ms:,.1f} ({ms / row['nhl_fast_ms']:.1f})" if ms else "" for ms in theirs]
         lines.append([row["part"], row["case"], f"{row['nhl_fast_ms']:,.2f}", *times])
-    return markdown(
+    table = markdown(
         ["part", "of", "nhl_fast, ms", "published procedure, ms (times ours)", "a model a length, ms (times ours)"],
         lines,
     )
+    return f"{table}\n\n{machine(document)}"
 
 
 def search() -> str:
@@ -73,6 +74,36 @@ def evaluation() -> str:
         )  # fmt: skip
     table = markdown(["protocol", "queries x items", "ranked", "nhl_fast, s", "times faster"], lines)
     return f"{table}\n\n{machine(stored('hamming_cpu'))}"
+
+
+def measures() -> str:
+    """What NDCG and the rules of ties cost; a note until it was run."""
+    if not (RESULTS / "measures.json").exists():
+        return "Not measured yet."
+    document = stored("measures")
+    table = markdown(
+        ["protocol", "ties, measures", "ms", "times the first"],
+        [
+            [PROTOCOLS[r["protocol"]], r["case"], f"{r['ms']:,.0f}", f"{r['of_the_first']:.2f}"]
+            for r in document["rows"]
+        ],
+    )
+    return f"{table}\n\n{machine(document)}"
+
+
+def funnel() -> str:
+    """Searches in stages beside the exact scan of an index; a note until they were run."""
+    if not (RESULTS / "funnel.json").exists():
+        return "Not measured yet."
+    document = stored("funnel")
+    shown = [(f"{of}_{kind}", n) for of in ("one", "all") for kind, n in (("ms_a_query", 2), ("times_the_scan", 1))]
+    lines = [
+        [f"{r['bits']:,}", r["funnel"], f"{r['of_exact_recall']:.1%}", *(f"{r[key]:.{n}f}" for key, n in shown)]
+        for r in document["rows"]
+    ]
+    columns = ["one query, ms", "times the scan", "of 1,000 queries, ms each", "times the scan"]
+    table = markdown(["bits", "funnel", "of the scan's recall@10", *columns], lines)
+    return f"{table}\n\n{document['rows'][0]['items']:,} items. {machine(document)}"
 
 
 def stream() -> str:

@@ -11,3 +11,8 @@ TUNED: dict[str, dict] = {
     "mdsh": {"loss_options": {"reference_bits": 16}},
     "shcir": {"loss_options": {"reference_bits": 8}},
 }
+
+# The same for about a hundred classes, where it differs.
+WIDE: dict[str, dict] = {
+    "dch": {"loss_options": {"reference_bits": 16}},
+}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..core import check
-from ..losses.tuned import TUNED
+from ..losses.tuned import TUNED, WIDE
 
 # The best found on CIFAR-10 features (docs/experiments.md); the loss's own part is in nhl_fast/losses/tuned.py.
 _TUNED = {"epochs": 60, "schedule": "cosine", "dropout": 0.5, "centers": "aligned"}
@@ -30,14 +30,15 @@ PRESETS: dict[str, dict] = {
 def settings(name: str, changes: Mapping, default_loss: str, default_lengths) -> dict:
     """The settings `name` with changes, for `TrainConfig`; given loss options are added to those of the preset.
 
-    "tuned" and "wide" weigh several code lengths by 1, 2, 3, ... from the shortest to the longest, unless
-    the loss has a better rule.
+    "tuned" weighs several code lengths by 1, 2, 3, ... from the shortest to the longest, "wide" by 1, 2, 4, ...,
+    unless the loss has a better rule.
     """
     found = dict(PRESETS[check.one_of(name, "preset", tuple(PRESETS))])
     if name in ("tuned", "wide"):
         lengths = check.code_lengths(changes.get("code_lengths", default_lengths))
         if len(lengths) > 1:
-            found["weighting"] = tuple(float(i + 1) for i in range(len(lengths)))
-        found |= TUNED.get(changes.get("loss", default_loss), {})
+            found["weighting"] = tuple(2.0**i if name == "wide" else i + 1.0 for i in range(len(lengths)))
+        loss = changes.get("loss", default_loss)
+        found |= (WIDE if name == "wide" and loss in WIDE else TUNED).get(loss, {})
     options = {**found.get("loss_options", {}), **changes.get("loss_options", {})}
     return {**found, **changes, **({"loss_options": options} if options else {})}

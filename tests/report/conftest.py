@@ -3,7 +3,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from report_cases import TINY, hide_matplotlib, seeds_of
+from command_line import hide_matplotlib
+from report_cases import TINY, seeds_of
 
 from nhl_fast.cli.arguments import main
 

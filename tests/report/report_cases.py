@@ -8,7 +8,6 @@ import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 
 from nhl_fast.cli.arguments import main
-from nhl_fast.core import extras
 from nhl_fast.report.groups import group
 from nhl_fast.report.records import load_records
 
@@ -104,11 +103,6 @@ def seeds_of(folder, *argv, seeds=(0,)):
         paths.append(folder.with_name(f"{folder.name}-{seed}"))
         assert main(["train", "--out", str(paths[-1]), "--seed", str(seed), *TINY, *map(str, argv)]) == 0
     return paths
-
-
-def hide_matplotlib(monkeypatch):
-    find = extras.importlib.util.find_spec
-    monkeypatch.setattr(extras.importlib.util, "find_spec", lambda n, *a: None if n == "matplotlib" else find(n, *a))
 
 
 def metrics(path):
