@@ -5,8 +5,8 @@ import re
 import numpy as np
 import pytest
 import torch
-from command_line import output
-from report_cases import Page, hide_matplotlib, maps, sections_of, seeds_of
+from command_line import hide_matplotlib, output
+from report_cases import Page, maps, sections_of, seeds_of
 
 import nhl_fast as nhl
 from nhl_fast.core import extras
