@@ -24,6 +24,7 @@ MACHINES = {
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", **ONE},
     "one thread": ONE,
 }
+USUAL = ("baseline", "avx2")  # each with one thread; this machine's own instructions are those of `make test`
 MARKED = [path for path in sorted(HERE.glob("test_*.py")) if "mark.numeric" in path.read_text()]
 VARIABLES = sorted({name for machine in MACHINES.values() for name in machine})
 
@@ -36,7 +37,7 @@ def environment(machine: str | None) -> dict[str, str]:
 
 def main(arguments: list[str]) -> int:
     split = arguments.index("--") if "--" in arguments else len(arguments)
-    names, options = arguments[:split] or list(MACHINES), arguments[split + 1 :]
+    names, options = arguments[:split] or list(USUAL), arguments[split + 1 :]
     if unknown := sorted(set(names) - set(MACHINES)):
         print(f"unknown machine {unknown[0]!r}: expected some of {list(MACHINES)}", file=sys.stderr)
         return 2
