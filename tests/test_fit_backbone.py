@@ -30,6 +30,28 @@ def test_a_hidden_layer_starts_from_the_closed_form_of_the_rows():
     assert torch.equal(*codes)
 
 
+def test_a_hidden_layer_follows_the_size_of_its_rows():
+    x, backbone = vectors(), hidden()  # training: of the batch's own statistics
+    torch.nn.init.normal_(backbone.out.weight)
+    with torch.no_grad():
+        near, far = backbone(x), backbone(1000 * x)
+    assert (near - x).norm(dim=1).min() > 0
+    torch.testing.assert_close(far, 1000 * near, rtol=1e-3, atol=1.0)
+
+
+def test_behind_a_hidden_layer_a_fit_is_no_worse():
+    x = torch.nn.functional.normalize(vectors(2000, 32), dim=1)
+    queries, database = x[:300], x[300:]
+
+    def found(backbone):
+        layer = fit(database, (8, 16), steps=50, backbone=backbone)
+        codes = (layer.encode(rows if backbone is None else backbone(rows)) for rows in (queries, database))
+        return nhl.neighbor_recall(*codes, queries, database, (16,), 10, (10,), ties="expected").recall[16][10]
+
+    torch.manual_seed(0)
+    assert found(HiddenLayer(32, 2048)) > 0.9 * found(None)
+
+
 def test_it_trains_along():
     x = vectors(2000, 32)
     queries, database = x[:300], x[300:]

@@ -9,12 +9,14 @@ from ..core import check
 from ..head.layer import NestedHashLayer
 
 _CHUNK_ROWS = 4096
+_SHARE = 0.2
 
 
 class HiddenLayer(nn.Module):
-    """Rows x (n, d) to x + out(relu(norm(inner(x)))): a hidden layer with BatchNorm beside the rows themselves.
+    """Rows x (n, d) to x + 0.2 |x| / sqrt(d) out(relu(norm(inner(x)))): a hidden layer beside the rows; BatchNorm.
 
-    `out` starts at zero, so that a fit starts from the closed form of the rows, which decides how good it gets.
+    `out` starts at zero, so that a fit starts from the closed form of the rows, which decides how good it gets; its
+    outputs count in units of a row's own numbers, without which the optimizer's first steps would drown the rows.
 
     Args:
         width: numbers d of a row.
@@ -29,7 +31,8 @@ class HiddenLayer(nn.Module):
         nn.init.zeros_(self.out.weight), nn.init.zeros_(self.out.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.out(self.norm(self.inner(x)).relu())
+        size = x.norm(dim=1, keepdim=True) * (_SHARE / x.shape[1] ** 0.5)
+        return x + size * self.out(self.norm(self.inner(x)).relu())
 
 
 class Behind(nn.Module):
