@@ -92,6 +92,10 @@ def words100_wide() -> str:
     return lengths("words100_wide")
 
 
+def words100_lengths() -> str:
+    return lengths("words100_lengths")
+
+
 def words100_losses() -> str:
     return lengths("words100_losses")
 
@@ -196,6 +200,6 @@ def released() -> str:
 
 
 BLOCKS = (
-    *(words100, words100_ideas, words100_wide_ideas, words100_wide, words100_losses, pretrained, dpsh_range),
-    *(sections, tags, tags_graded, price, floats, released),
+    *(words100, words100_ideas, words100_wide_ideas, words100_wide, words100_lengths, words100_losses),
+    *(pretrained, dpsh_range, sections, tags, tags_graded, price, floats, released),
 )
