@@ -41,6 +41,7 @@ test-machines: setup
 test-slow: setup
 	@$(BIN)/python -m pytest -m slow $(PYTEST)
 	@$(BIN)/python -m pytest tests/triton -m slow $(PYTEST)
+	@$(BIN)/python tests/machines.py "one thread" -- -n 2 $(PYTEST)
 
 test-triton: setup
 	@$(BIN)/python -m pytest tests/triton -m "not slow" -n 2 $(PYTEST)

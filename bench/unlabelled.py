@@ -149,15 +149,15 @@ def gains(rows: list[dict]) -> str:
     return f"`learned` over the better of PCA and ITQ a length: {said} bits; {mean:+.1f}% in the mean of these."
 
 
-def beside(rows: list[dict], other: str) -> str:
-    """What `learned` finds more than another method, at every length, over the splits that both were fitted to."""
+def beside(rows: list[dict], other: str, method: str = "learned") -> str:
+    """What a method finds more than another one, at every length, over the splits that both were fitted to."""
     kept = {r["split"]: r["recall"] for r in rows if r["method"] == other}
-    mine = {r["split"]: r["recall"] for r in rows if r["method"] == "learned" and r["split"] in kept}
+    mine = {r["split"]: r["recall"] for r in rows if r["method"] == method and r["split"] in kept}
     said = []
     for b in LENGTHS:
         ours, theirs = (statistics.mean(found[s][str(b)][str(NEIGHBORS)] for s in mine) for found in (mine, kept))
         said.append(f"{100 * (ours / theirs - 1):+.1f}% at {b}")
-    return f"`learned` over `{other}`, {len(mine)} split{'s' * (len(mine) > 1)}: {', '.join(said)} bits."
+    return f"`{method}` over `{other}`, {len(mine)} split{'s' * (len(mine) > 1)}: {', '.join(said)} bits."
 
 
 def seconds(rows: list[dict]) -> str:

@@ -21,6 +21,14 @@ def golden(request):
 
 
 @pytest.fixture
+def no_pictures(monkeypatch):
+    """As without matplotlib: quick, too."""
+    from command_line import hide_matplotlib
+
+    hide_matplotlib(monkeypatch)
+
+
+@pytest.fixture
 def figures(monkeypatch):
     """The figures drawn, kept for a look at their contents."""
     from matplotlib.figure import Figure

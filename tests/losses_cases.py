@@ -15,6 +15,7 @@ import torch
 
 from nhl_fast.core.known_gradient import per_length_gradients
 from nhl_fast.core.prefixes import expand, split
+from nhl_fast.head.objective import NestedObjective
 from nhl_fast.losses import Contrastive, Neighbors, NestedLoss, build, options_of
 
 LENGTHS = (8, 16, 32, 64, 128)
@@ -199,6 +200,20 @@ def of_backend(loss, u, labels, backend, index=None):
     gradients = [torch.autograd.grad(value, x, retain_graph=True)[0] for value in values]
     assert not any(gradient[:, b:].any() for gradient, b in zip(gradients, lengths))
     return by_length(values.detach(), torch.cat([g[:, :b] for g, b in zip(gradients, lengths)], dim=1), lengths)
+
+
+def learned_together(layer, loss, x, labels) -> list[float]:
+    """The sum of the losses in 60 steps of a layer and of what its loss learns."""
+    objective = NestedObjective(layer, loss)
+    optimizer = torch.optim.Adam([*layer.parameters(), *loss.parameters()], lr=0.05)
+    found = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        result = objective(x, labels)
+        result.total.backward()
+        optimizer.step()
+        found.append(result.losses.sum().item())
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ the golden arrays

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from command_line import TINY, as_json, hide_matplotlib, output, trained
+from command_line import TINY, as_json, output, trained
 
 from nhl_fast.cli.arguments import main, size
 from nhl_fast.data import RetrievalData
@@ -18,16 +18,12 @@ from nhl_fast.training.lock import hold
 from nhl_fast.training.state import TrainState
 from nhl_fast.training.trainer import train
 
+pytestmark = pytest.mark.usefixtures("no_pictures")  # but those of `run`
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("cli") / "run")
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """But those of `run`."""
-    hide_matplotlib(monkeypatch)
 
 
 def test_a_run_folder_holds_everything(run):

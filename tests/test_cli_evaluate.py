@@ -4,18 +4,14 @@ import json
 
 import numpy as np
 import pytest
-from command_line import TINY, as_json, hide_matplotlib, output, trained
+from command_line import TINY, as_json, output, trained
+
+pytestmark = pytest.mark.usefixtures("no_pictures")  # but those of `run`
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     return trained(tmp_path_factory.mktemp("cli") / "run")
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch):
-    """But those of `run`."""
-    hide_matplotlib(monkeypatch)
 
 
 def test_evaluate_a_run_and_its_codes_agree(run, capsys):

@@ -4,11 +4,11 @@ import copy
 
 import pytest
 import torch
-from losses_cases import draw_labels
+from losses_cases import draw_labels, learned_together
 from native_cases import AVAILABLE
 from numeric import Expected
 
-from nhl_fast import NestedHashLayer, NestedObjective
+from nhl_fast import NestedHashLayer
 from nhl_fast.losses import HyP2, NestedLoss
 
 LENGTHS = (3, 8, 20)
@@ -121,15 +121,7 @@ def test_proxies_and_codes_learn_together():
     for shift in (0, 1):
         labels[torch.arange(40), (torch.arange(40) + shift * (torch.arange(40) % 3)) % 4] = True
     x[:, :4] += 3 * labels
-    objective = NestedObjective(layer, loss)
-    optimizer = torch.optim.Adam([*layer.parameters(), *loss.parameters()], lr=0.05)
-    found = []
-    for _ in range(60):
-        optimizer.zero_grad()
-        result = objective(x, labels)
-        result.total.backward()
-        optimizer.step()
-        found.append(result.losses.sum().item())
+    found = learned_together(layer, loss, x, labels)
     assert found[-1] < 0.5 * found[0]
 
 

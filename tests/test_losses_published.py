@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from losses_cases import draw_labels, make_loss, named
+from losses_cases import draw_labels, learned_together, make_loss, named
 
-from nhl_fast import NestedHashLayer, NestedObjective
+from nhl_fast import NestedHashLayer
 from nhl_fast.losses import HashNet, build, naive
 
 LENGTHS = (3, 8)
@@ -197,15 +197,7 @@ def test_greedyhash_learns_classifier_and_codes_together():
     layer, loss = NestedHashLayer(12, LENGTHS), build("greedyhash", num_classes=4, code_lengths=LENGTHS)
     x, labels = torch.randn(40, 12), torch.arange(40) % 4
     x[torch.arange(40), labels] += 3
-    objective = NestedObjective(layer, loss)
-    optimizer = torch.optim.Adam([*layer.parameters(), *loss.parameters()], lr=0.05)
-    found = []
-    for _ in range(60):
-        optimizer.zero_grad()
-        result = objective(x, labels)
-        result.total.backward()
-        optimizer.step()
-        found.append(result.losses.sum().item())
+    found = learned_together(layer, loss, x, labels)
     assert found[-1] < 0.3 * found[0]
 
 

@@ -35,6 +35,9 @@ def test_step_equals_the_reference(isa, name, shape, multi):
         *((1, lengths) for lengths in [(1,), (7, 1024)]),
         *((3, lengths) for lengths in [(5, 12, 48, 100), (3, 17), (7, 1024)]),
         *((130, lengths) for lengths in [(1,), (5, 12, 48, 100)]),
+        *(pytest.param(1, lengths, marks=pytest.mark.slow) for lengths in [(5, 12, 48, 100), (3, 17)]),
+        *(pytest.param(130, lengths, marks=pytest.mark.slow) for lengths in [(3, 17), (7, 1024)]),
+        pytest.param(3, (1,), marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -116,9 +116,12 @@ CASES += [
 ]
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_a_step_is_that_of_the_joined_batch(count):
-    cases = CASES if count == 2 else CASES[::2]  # four processes share the cores
+# Four processes share the cores: every loss in float64, and the rest where there is time.
+JOINED = [(2, CASES), (4, CASES[::2]), pytest.param(4, CASES[1::2], marks=pytest.mark.slow)]
+
+
+@pytest.mark.parametrize(("count", "cases"), JOINED, ids=["2", "4", "4 of the rest"])
+def test_a_step_is_that_of_the_joined_batch(count, cases):
     ranks = in_ranks(count, of_rank, cases)
     for number, (name, dtype, options) in enumerate(cases):
         bound = expected(truth, *problem(name, **options), str(count), dtype=dtype)

@@ -25,7 +25,8 @@ BLOCKS = {
         )
     },
     "floors": floors.table,
-    **{make.__name__: make for make in (*unlabelled.BLOCKS, *evidence.BLOCKS)},
+    **{make.__name__: make for make in unlabelled.BLOCKS},
+    **evidence.BLOCKS,
 }
 BEGIN, END = "<!-- bench: {} -->", "<!-- end -->"
 BLOCK = re.compile(BEGIN.format(r"([^>]*?)") + r"\n(.*?)" + END, re.DOTALL)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from functools import partial
 
 from bench.common.record import markdown
 from bench.experiments.paired import over_seeds
@@ -78,38 +79,6 @@ def against(ours: dict[int, float], theirs: dict[int, float], p_queries: float |
 
 def _p(value: float | None) -> str:
     return "-" if value is None else "< 0.01" if value < 0.01 else f"{value:.2f}"
-
-
-def words100() -> str:
-    return lengths("words100")
-
-
-def words100_wide_ideas() -> str:
-    return lengths("words100_wide_ideas")
-
-
-def words100_wide() -> str:
-    return lengths("words100_wide")
-
-
-def words100_lengths() -> str:
-    return lengths("words100_lengths")
-
-
-def words100_losses() -> str:
-    return lengths("words100_losses")
-
-
-def sections() -> str:
-    return lengths("sections")
-
-
-def dpsh_range() -> str:
-    return lengths("dpsh_range")
-
-
-def tags() -> str:
-    return lengths("tags")
 
 
 def tags_graded() -> str:
@@ -199,7 +168,11 @@ def released() -> str:
     return markdown(["loss", "accidents", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 
 
-BLOCKS = (
-    *(words100, words100_ideas, words100_wide_ideas, words100_wide, words100_lengths, words100_losses),
-    *(pretrained, dpsh_range, sections, tags, tags_graded, price, floats, released),
+# Experiments whose block is their table of lengths.
+PLAIN = (
+    *("words100", "words100_wide_ideas", "words100_wide", "words100_lengths", "words100_losses"),
+    *("dpsh_range", "sections", "tags"),
 )
+BLOCKS = {name: partial(lengths, name) for name in PLAIN} | {
+    make.__name__: make for make in (words100_ideas, pretrained, tags_graded, price, floats, released)
+}

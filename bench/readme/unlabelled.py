@@ -37,9 +37,8 @@ def unlabelled_cifar10() -> str:
 
 def unlabelled_beside() -> str:
     rows = _rows("texts_minilm")
-    found = {row["method"] for row in rows}
-    others = (unlabelled.A_LENGTH, unlabelled.HIDDEN)
-    return "\n\n".join(unlabelled.beside(rows, other) for other in others if other in found)
+    pairs = ("learned", unlabelled.A_LENGTH), (unlabelled.HIDDEN, unlabelled.A_LENGTH), (unlabelled.HIDDEN, "learned")
+    return "\n\n".join(unlabelled.beside(rows, other, method) for method, other in pairs)
 
 
 BLOCKS = (

@@ -38,7 +38,7 @@ def settings(name: str, changes: Mapping, default_loss: str, default_lengths) ->
         lengths = check.code_lengths(changes.get("code_lengths", default_lengths))
         if len(lengths) > 1:
             found["weighting"] = tuple(2.0**i if name == "wide" else i + 1.0 for i in range(len(lengths)))
-        loss = changes.get("loss", default_loss)
-        found |= (WIDE if name == "wide" and loss in WIDE else TUNED).get(loss, {})
+        rules = {**TUNED, **WIDE} if name == "wide" else TUNED
+        found |= rules.get(changes.get("loss", default_loss), {})
     options = {**found.get("loss_options", {}), **changes.get("loss_options", {})}
     return {**found, **changes, **({"loss_options": options} if options else {})}

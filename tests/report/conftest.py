@@ -36,9 +36,3 @@ def runs(tmp_path_factory):
 def copy(runs, tmp_path):
     """A run folder to damage."""
     return shutil.copytree(runs["csq"][0], tmp_path / "copy")
-
-
-@pytest.fixture
-def no_pictures(monkeypatch):
-    """As without matplotlib: quick, too."""
-    hide_matplotlib(monkeypatch)

@@ -1,5 +1,6 @@
 """A loss's values and gradients by its formula, and how far a fused form may be from them."""
 
+import pytest
 import torch
 from losses_cases import by_length, golden_gradient, naive_by_length, reference_by_length
 from numeric import Expected
@@ -37,3 +38,32 @@ def check_golden(golden, name, loss, u, labels, lengths):
     for b, found in zip(lengths, split(deltas, lengths)):
         want = golden_gradient(golden, name, b, loss, u)
         assert (found - want).norm() <= 1e-4 * want.norm(), (name, b)
+
+
+def learns_from_values_alone(loss, u, targets):
+    """Nothing of what a loss learns is recorded where gradients are not, or where it is fixed."""
+    with torch.no_grad():
+        assert not loss(u, targets, backend="triton").requires_grad
+    with torch.inference_mode():
+        torch.testing.assert_close(loss(u, targets, backend="triton"), loss(u, targets, backend="reference"))
+    assert not loss.requires_grad_(False)(u, targets, backend="triton").requires_grad
+
+
+def gradients_are_taken_once(loss, learned, u, targets):
+    u.requires_grad_()
+    for source, other in ((u, u), (learned, u), (learned, learned)):
+        (gradient,) = torch.autograd.grad(loss(u, targets, backend="triton").sum(), source, create_graph=True)
+        with pytest.raises(RuntimeError, match="create_graph=True: this gradient of nhl_fast"):
+            torch.autograd.grad(gradient.sum(), other)
+
+
+def compiles_in_one_graph(loss, u, targets):
+    """Compiled, a loss has the values and gradients, in what it learns, too, that it has eagerly."""
+    torch._dynamo.reset()
+    u.requires_grad_()
+    results = []
+    for call in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
+        values = call(u, targets, backend="triton")
+        results.append((values.detach(), *torch.autograd.grad(values.square().sum(), [u, *loss.parameters()])))
+    for eager, compiled in zip(*results):
+        torch.testing.assert_close(compiled, eager)

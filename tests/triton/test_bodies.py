@@ -4,13 +4,14 @@ import pytest
 import torch
 from against import check
 from losses_cases import draw_labels
+from nhl_fast.kernels.pair_functions import PAIR_FUNCTIONS
 from test_add_a_loss import defined
 from test_forms import LENGTHS, Named, Together, center, inputs, make, softmax
 
 from nhl_fast.head.layer import NestedHashLayer
 from nhl_fast.head.objective import NestedObjective
 from nhl_fast.losses import CSQ, DCH, DHN, REGISTRY, SHCIR, GreedyHash, HyP2, Neighbors
-from nhl_fast.losses.form import Form
+from nhl_fast.losses.form import BY_LENGTH, GRADED, Form
 from nhl_fast.steps.fused.bodies import BODIES
 from nhl_fast.steps.fused.prepare import checked_by_kernels
 
@@ -126,6 +127,11 @@ def test_the_recipes_loss(multi, device):
     """docs/add-a-loss.md: a combination of function, weights and penalty that no published loss has."""
     loss = defined()(5, LENGTHS).to(device)
     check(loss, torch.randn(12, LENGTHS[-1], device=device), draw_labels(12, 5, multi, device))
+
+
+def test_the_kernels_mark_the_functions_that_the_forms_do():
+    marked = {mark: {n for n, f in PAIR_FUNCTIONS.items() if getattr(f, mark)} for mark in ("graded", "by_length")}
+    assert marked == {"graded": set(GRADED), "by_length": set(BY_LENGTH)}
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from against import check, fused
+from against import check, compiles_in_one_graph, fused, gradients_are_taken_once, learns_from_values_alone
 from launches import launches
 from losses_cases import reference
 from numeric import Expected, expected
@@ -88,20 +88,12 @@ def test_extreme_outputs_stay_finite(scale, device):
 
 def test_proxies_learn_from_the_values_alone(device):
     loss, u, labels = given(device, True)
-    with torch.no_grad():
-        assert not loss(u, labels, backend="triton").requires_grad
-    with torch.inference_mode():
-        torch.testing.assert_close(loss(u, labels, backend="triton"), loss(u, labels, backend="reference"))
-    assert not loss.requires_grad_(False)(u, labels, backend="triton").requires_grad
+    learns_from_values_alone(loss, u, labels)
 
 
 def test_gradients_are_taken_once(device):
     loss, u, labels = given(device, True)
-    u.requires_grad_()
-    for source, other in ((u, u), (loss.proxies, u), (loss.proxies, loss.proxies)):
-        (gradient,) = torch.autograd.grad(loss(u, labels, backend="triton").sum(), source, create_graph=True)
-        with pytest.raises(RuntimeError, match="create_graph=True: this gradient of nhl_fast"):
-            torch.autograd.grad(gradient.sum(), other)
+    gradients_are_taken_once(loss, loss.proxies, u, labels)
 
 
 def test_opcheck_and_launches(device):
@@ -123,15 +115,8 @@ def test_opcheck_and_launches(device):
 
 
 def test_compiles_in_one_graph(device):
-    torch._dynamo.reset()
     loss, u, labels = given(device, True)
-    u.requires_grad_()
-    results = []
-    for call in (loss, torch.compile(loss, fullgraph=True, backend="aot_eager")):
-        values = call(u, labels, backend="triton")
-        results.append((values.detach(), *torch.autograd.grad(values.square().sum(), [u, *loss.parameters()])))
-    for eager, compiled in zip(*results):
-        torch.testing.assert_close(compiled, eager)
+    compiles_in_one_graph(loss, u, labels)
 
 
 def test_functions_and_constants_that_do_not_fit(device):
