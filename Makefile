@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 LOG := .setup.log
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: setup demo test wheel test-wheel test-examples docs test-machines test-slow test-triton test-install sanitize lint bench experiments clean
+.PHONY: setup demo test wheel test-wheel test-examples docs test-machines test-slow test-triton test-older-triton test-install sanitize lint bench experiments clean
 
 setup: $(VENV)/.ready
 
@@ -45,6 +45,14 @@ test-slow: setup
 
 test-triton: setup
 	@$(BIN)/python -m pytest tests/triton -m "not slow" -n 2 $(PYTEST)
+
+# The kernels compiled for sm_90, without a card, by the Triton of the oldest PyTorch that is served; MATCH takes some.
+OLDER_TRITON ?= 3.6.0
+MATCH ?= tf32x3
+test-older-triton: setup
+	@$(BIN)/python -m pip install -q --no-deps --target build/triton-$(OLDER_TRITON) triton==$(OLDER_TRITON)
+	@env -u TRITON_INTERPRET PYTHONPATH=build/triton-$(OLDER_TRITON) $(BIN)/python tests/triton/aot.py --arch 90 \
+		--match "$(MATCH)"
 
 # A wheel with the C++ library, for every Python >= 3.10 and torch >= 2.10, in dist/; others: see [tool.cibuildwheel].
 wheel: setup

@@ -78,7 +78,7 @@ def _sums(u, weights, labels, first_row, num_rows, num_classes, JOB: tl.constexp
     highest = tl.full((ROWS,), LOWEST, tl.float32)
     rest = tl.zeros((ROWS,), tl.float32)
     top = tl.zeros((ROWS,), tl.int32)
-    number = tl.zeros((ROWS,), tl.float32)
+    present_sums = zeros(ROWS, COLUMNS)  # added up after the loop: Triton 3.6 fails on a sum of float32 labels in it
     for begin in range(0, num_classes, COLUMNS):
         start = first_row * 0 + begin
         logits = _logits(u, weights, first_row, start, num_rows, num_classes, JOB, SHAPE)
@@ -91,7 +91,8 @@ def _sums(u, weights, labels, first_row, num_rows, num_classes, JOB: tl.constexp
         rest += tl.exp(tl.minimum(highest, here) - now)
         top = tl.where(here > highest, begin + at, top)
         highest = now
-        number += tl.sum(present(labels, first_row, start, num_rows, num_classes, SHAPE), axis=1)
+        present_sums += present(labels, first_row, start, num_rows, num_classes, SHAPE)
+    number = tl.sum(present_sums, axis=1)
     return highest, top, rest, tl.where(number > 0, 1 / tl.where(number > 0, number, 1.0), 0.0)
 
 

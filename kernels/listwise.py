@@ -332,8 +332,10 @@ def _gap(
     place = values + (tl.num_programs(0).to(tl.int64) + tile * SHAPE.slices) * M + JOB.k
     tl.store(place + (JOB.first // SHAPE.tiles.width) * M, scale * tl.sum(tl.where(inside, between, 0.0)))
     if JOB.first == 0:
-        for none in tl.static_range((B + SHAPE.tiles.width - 1) // SHAPE.tiles.width, SHAPE.slices):
-            tl.store(place + none * M, 0.0)
+        SLICES: tl.constexpr = SHAPE.slices
+        for none in tl.static_range(SLICES):
+            if none * SHAPE.tiles.width >= B:
+                tl.store(place + none * M, 0.0)
 
 
 @triton.jit(do_not_specialize=["num_rows"])

@@ -26,6 +26,7 @@ from .device.arithmetic import bit_sign, dot, inverse_norm, load_tile, zeros
 from .pair_functions import PAIR_FUNCTIONS, PairFunction
 from .similarity import comparable, count_pairs, similar_tile
 
+# One stage: pipelined with more, Triton 3.6 gives wrong gradients on a card (docs/kernels.md).
 SMALL = tiles.Tiles(rows=32, columns=16, bits=16, width=64, warps=4, stages=1)
 LARGE = tiles.Tiles(rows=64, columns=32, bits=32, width=64, warps=4, stages=1)
 SHARES = {"no": 0.0, "rarity": 1.0, "halves": 0.5}  # how pairs weigh: this share of N / n, n of N being of their kind

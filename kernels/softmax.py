@@ -185,7 +185,7 @@ def _job(
     value = tl.zeros((ROWS,), tl.float32)
     others = tl.zeros((ROWS,), tl.float32)  # sum of the slopes of all classes but the likeliest
     highest = tl.zeros((ROWS,), tl.float32)
-    number = tl.zeros((ROWS,), tl.float32)
+    present_sums = zeros(ROWS, COLUMNS)  # added up after the loop: Triton 3.6 fails on a sum of float32 labels in it
     for begin in range(0, num_classes, COLUMNS):
         _, _, y, absent, log_p, p, log_rest, is_top = _terms(
             u, centers, labels, first_pass, first_row, tile * 0 + begin, num_rows, num_classes, constant, sharp, JOB,
@@ -195,7 +195,8 @@ def _job(
         slope = _slope(y, absent, log_p, log_rest)
         others += tl.sum(tl.where(is_top, 0.0, slope), axis=1)
         highest += tl.sum(tl.where(is_top, slope, 0.0), axis=1)
-        number += tl.sum(y, axis=1)
+        present_sums += y
+    number = tl.sum(present_sums, axis=1)
     if SHAPE.one_hot:
         tl.device_assert((number == 1) | (rows >= num_rows), "labels: expected exactly one class in every row")
 
@@ -304,7 +305,11 @@ def variants(lengths=(8, 16, 32, 64, 128)):
         (
             f"{'' if function == 'likelihood' else function + '/'}{form}{'/weighed' * weighed}/{precision}",
             softmax_kernel, {**signature, "labels": labels, **({"weights": "*fp32"} if weighed else {})},
-            {"SHAPE": shape(lengths, CONFIG, function, form != "ids", False, precision, weighed, form == "soft")},
+            {
+                "SHAPE": shape(
+                    lengths, CONFIG, function, form != "ids", form == "multi-hot", precision, weighed, form == "soft"
+                )
+            },
             options,
         )
         for function in FUNCTIONS

@@ -1,5 +1,7 @@
 """Forms: what a loss tells the compiled steps. Served is what a class itself says, and the sum of it."""
 
+import dataclasses
+
 import pytest
 import torch
 from native_cases import AVAILABLE, DETAIL
@@ -109,6 +111,12 @@ class Named(NestedLoss):
     def __init__(self, form):
         super().__init__(4, LENGTHS)
         self.form = form
+
+    def _apply(self, function, *args, **options):
+        given = {field.name: getattr(self.form, field.name) for field in dataclasses.fields(self.form)}
+        tensors = {name: x for name, x in given.items() if isinstance(x, torch.Tensor)}
+        self.form = dataclasses.replace(self.form, **{k: function(v) for k, v in tensors.items()})
+        return super()._apply(function, *args, **options)
 
     def forms(self):
         return (self.form,)

@@ -8,8 +8,7 @@ import textwrap
 
 from bench.common.record import RESULTS, markdown
 
-# The calls on a card that are shown; what the first lacks comes from the next, marked *.
-CALLS = ("2026-11-26-h200-last", "2026-11-26-h200-first")
+CALL = "2026-11-27-h200"  # the call on a card whose numbers are shown
 # (items, queries, k) of the searches on a card that are shown.
 SEARCHES = (
     *((10**6, 1, 10), (10**6, 64, 10), (10**6, 1000, 10), (10**6, 1000, 1000)),
@@ -150,28 +149,23 @@ def steps(call: str) -> dict[tuple, float]:
     return {
         (row["case"], row["contender"], row["graph"]): row["ms"]
         for row in stored(f"gpu/{call}/gpu_check")["rows"]
-        if "ms" in row and all(row.get(key) == value for key, value in want.items())
+        if "ms" in row and not row.get("weighed") and all(row.get(key) == value for key, value in want.items())
     }
 
 
 def gpu_step() -> str:
-    newest, older = map(steps, CALLS)
-    lines = []
-    for loss in dict.fromkeys(loss for loss, *_ in newest):
-        ours = newest[loss, "nhl_fast triton", True]
-        literal = newest[loss, "literal", False]
-        key = (loss, "reference, torch.compile", True)
-        compiled = newest.get(key, older.get(key))
-        lines.append(
-            [loss, f"{literal:.1f}", f"{compiled:.3f}{'' if key in newest else '*'}", f"{ours:.3f}",
-             f"{literal / ours:,.0f} and {compiled / ours:.1f}", f"{newest[loss, 'nhl_fast triton', False]:.2f}"]
-        )  # fmt: skip
+    found, lines = steps(CALL), []
+    for loss in dict.fromkeys(loss for loss, *_ in found):
+        ours, literal = found[loss, "nhl_fast triton", True], found[loss, "literal", False]
+        compiled = found[loss, "reference, torch.compile", True]
+        eager, times = found[loss, "nhl_fast triton", False], f"{literal / ours:,.0f} and {compiled / ours:.1f}"
+        lines.append([loss, f"{literal:.1f}", f"{compiled:.3f}", f"{ours:.3f}", times, f"{eager:.2f}"])
     head = ["loss", "literal procedure, ms", "torch.compile, CUDA graph, ms", "nhl_fast, CUDA graph, ms"]
     return markdown([*head, "times faster", "nhl_fast, eager, ms"], lines)
 
 
 def gpu_search() -> str:
-    with open(RESULTS / "gpu" / CALLS[0] / "scan_cuda.csv", newline="") as handle:
+    with open(RESULTS / "gpu" / CALL / "scan_cuda.csv", newline="") as handle:
         rows = [row for row in csv.DictReader(handle) if row["unit"] == "mma" and row["right"] == "True"]
     found = {(int(row["items"]), int(row["queries"]), int(row["k"])): row for row in rows if row["bits"] == "128"}
     return markdown(
@@ -182,3 +176,13 @@ def gpu_search() -> str:
             for case in SEARCHES
         ],
     )  # fmt: skip
+
+
+def gpu_index() -> str:
+    rows, lines = stored(f"gpu/{CALL}/placed_cuda")["rows"], []
+    whole = max(row["device_bytes"] for row in rows)
+    for row in rows:
+        queries = f"{row['queries']:,}{', a filter' if row['filter'] else ''}"
+        rates = f"{row['giga_pairs_s'] / 1000:.4f} T", f"{row['codes_gb_s']:,.1f}"
+        lines.append([f"{100 * row['device_bytes'] / whole:.0f}%", queries, f"{row['ms']:.2f}", *rates])
+    return markdown(["of the codes on the card", "queries", "ms", "pairs a second", "codes read, GB/s"], lines)

@@ -163,12 +163,12 @@ def times(function, problem, rates) -> dict:
 
 
 def plan(names):
-    """(name, n, d, contender, options), the most wanted first; torch.compile, which takes long, after all else."""
+    """(name, n, d, contender, options), the most wanted first, and torch.compile of larger sizes last."""
     names = list(names or losses.NAMES)
     bodies = {name: [body for body, _ in losses.terms(losses.make(name, 5, LENGTHS, 10))] for name in names}
     centers = [name for name in names if bodies[name] == ["center"]]
     first, rest = SHAPES[0], SHAPES[1:]
-    found = [(name, *first, contender, {}) for name in names for contender in (OURS, REFERENCE, LITERAL)]
+    found = [(name, *first, contender, {}) for name in names for contender in (OURS, REFERENCE, COMPILED, LITERAL)]
     found += [(name, *first, c, {"weighed": True}) for name in names for c in (OURS, REFERENCE)]
     for options in ({"distill": 0.0}, {"distill": 0.0, "dtype": torch.bfloat16}):
         for shape in reversed(rest):
@@ -181,7 +181,7 @@ def plan(names):
             contenders = () if large and "triplets" in bodies[name] else (OURS, REFERENCE, LITERAL)
             contenders = [c for c in contenders if not (large and name in LOOPS and c == LITERAL)]
             found += [(name, *shape, c, {}) for c in contenders]
-    for shape in SHAPES:
+    for shape in rest:
         some = [name for name in names if shape[0] <= SMALL or "triplets" not in bodies[name]]
         found += [(name, *shape, COMPILED, {}) for name in some]
     return found

@@ -1,6 +1,6 @@
 """Compiles the shipped Triton kernels ahead of time, without a GPU, and reads what they use off the cubin.
 
-    python tests/triton/aot.py [--arch 80 90 100] [--match TEXT] [--write FILE.csv]
+    python tests/triton/aot.py [--arch 80 90 100] [--match TEXT] [--write FILE.csv [--missing]]
 
 Run it in a process without TRITON_INTERPRET. It prints one line a kernel: registers a thread, shared memory, stack,
 spills, tensor-core instructions, float multiply-adds, and how many loads from global memory are 16 bytes wide.
@@ -115,12 +115,17 @@ def measure(name, *variant, ones: bool = False) -> dict:
     }
 
 
-def table(architectures=ARCHITECTURES, match: str = "", ones: bool = False, report=None) -> list[dict]:
-    """Resources of every shipped variant whose name contains `match`; `report` is called with each row."""
+def table(architectures=ARCHITECTURES, match: str = "", ones: bool = False, report=None, known=()) -> list[dict]:
+    """Resources of every shipped variant whose name contains `match`; `report` is called with each row.
+
+    known: (name, architecture as "sm_90") of rows that are left out.
+    """
     rows = []
     shipped = [{name: variant for name, *variant in kernel_variants(arch)} for arch in architectures]
     for name in filter(lambda name: match in name, shipped[0]):
         for arch, variants in zip(architectures, shipped):
+            if (name, f"sm_{arch}") in known:
+                continue
             rows.append(measure(name, *variants[name], arch, ones=ones))
             if report:
                 report(rows[-1])
@@ -139,12 +144,33 @@ def subprocess_table(architectures=ARCHITECTURES, match: str = "", ones: bool = 
     return json.loads(done.stdout)
 
 
+def read(path: Path) -> dict[tuple[str, str], dict]:
+    """The rows of a written table, by kernel and architecture."""
+    if not path.exists():
+        return {}
+    with open(path, newline="") as file:
+        return {(row["kernel"], row["arch"]): row for row in csv.DictReader(file)}
+
+
+def write(path: Path, rows: dict[tuple[str, str], dict]) -> None:
+    """Replace the table in one step; rows of what is not shipped any more are left out."""
+    shipped = [(name, f"sm_{arch}") for name, *_ in kernel_variants() for arch in ARCHITECTURES]
+    with tempfile.NamedTemporaryFile("w", newline="", dir=path.parent, delete=False) as file:
+        writer = csv.DictWriter(file, FIELDS)
+        writer.writeheader()
+        writer.writerows(rows[key] for key in shipped if key in rows)
+    os.replace(file.name, path)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
     parser.add_argument("--match", default="", help="only kernels whose name contains this")
     parser.add_argument("--ones", action="store_true", help="compile what a launch does where every integer is 1")
-    parser.add_argument("--write", metavar="FILE.csv", help="write the table there")
+    parser.add_argument(
+        "--write", metavar="FILE.csv", type=Path, help="the table whose rows are replaced, one by one"
+    )
+    parser.add_argument("--missing", action="store_true", help="with --write: only rows which that table lacks")
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args()
     if os.environ.get("TRITON_INTERPRET"):
@@ -153,17 +179,20 @@ def main() -> None:
     def show(row):
         print("  ".join(f"{row[field]!s:>{44 if field == 'kernel' else 12}}" for field in FIELDS), flush=True)
 
+    written = read(options.write) if options.write else {}
+
+    def report(row):
+        if not options.json:
+            show(row)
+        if options.write:
+            written[row["kernel"], row["arch"]] = row
+            write(options.write, written)
+
     if not options.json:
         show(dict(zip(FIELDS, FIELDS)))
-    rows = table(options.arch, options.match, options.ones, None if options.json else show)
+    rows = table(options.arch, options.match, options.ones, report, {*written} if options.missing else ())
     if options.json:
         print(json.dumps(rows))
-    if options.write:
-        with tempfile.NamedTemporaryFile("w", newline="", dir=Path(options.write).parent, delete=False) as file:
-            writer = csv.DictWriter(file, FIELDS)
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(file.name, options.write)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from against import check, compiles_in_one_graph, fused, gradients_are_taken_once, learns_from_values_alone
+from against import (
+    check,
+    compiles_in_one_graph,
+    fused,
+    gradients_are_taken_once,
+    learns_from_values_alone,
+    same_by_ids_and_rows,
+)
 from launches import launches
 from losses_cases import Case, draw_labels, make_loss, reference
 from nhl_fast.kernels import classifier as kernels
@@ -162,9 +169,7 @@ def test_gradients_are_taken_once(device):
 @pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.int64])
 def test_multi_hot_of_one_class_is_its_id(dtype, device):
     loss, u, ids = problem((8, 40), 20, device, 12)
-    hot = torch.nn.functional.one_hot(ids, 12).to(dtype)
-    for first, second in zip(fused(loss, u, ids), fused(loss, u, hot)):
-        assert torch.equal(first, second)
+    same_by_ids_and_rows(loss, u, ids, torch.nn.functional.one_hot(ids, 12).to(dtype))
 
 
 def test_rows_without_a_class_count_for_the_penalty_alone(device):

@@ -72,8 +72,17 @@ def test_a_larger_bank(name, device):
 def test_tiles_give_the_same(name, config, device, monkeypatch):
     loss, u = make(name, (8, 70), device, m=40), torch.randn(40, 70, device=device)
     labels = draw_labels(40, 4, False, device)
-    monkeypatch.setattr(kernels, "config", lambda *sizes: tiles.Tiles(*config))
+    monkeypatch.setattr(kernels, "config", lambda *sizes: tiles.Tiles(*config, stages=1))
     check(loss, u, labels)
+
+
+@pytest.mark.parametrize("generation", [8, 9, 10])
+@pytest.mark.parametrize("precision", tiles.PRECISIONS)
+def test_pairs_are_not_pipelined(precision, generation):
+    """Triton 3.6 gives wrong gradients where they are."""
+    for function in kernels.PAIR_FUNCTIONS.values():
+        for columns in (64, 13_000):
+            assert kernels.config(function, False, columns, precision, generation).stages == 1
 
 
 @pytest.mark.parametrize("parts", [1, 2, 5])
