@@ -84,7 +84,7 @@ def _p(value: float | None) -> str:
 def tags_graded() -> str:
     """NDCG and weighted mAP: a line for every loss and arm, means over the seeds."""
     found: dict[tuple, dict[str, list[float]]] = {}
-    for run in stored("experiments/tags")["graded"]:
+    for run in (run for name in ("tags", "tags_losses") for run in stored(f"experiments/{name}")["graded"]):
         cell = found.setdefault((run["loss"], run["arm"]), {})
         for row in run["graded"]:
             for measure in ("ndcg", "weighted"):
@@ -171,7 +171,7 @@ def released() -> str:
 # Experiments whose block is their table of lengths.
 PLAIN = (
     *("words100", "words100_wide_ideas", "words100_wide", "words100_lengths", "words100_losses"),
-    *("dpsh_range", "sections", "tags"),
+    *("dpsh_range", "sections", "tags", "tags_losses"),
 )
 BLOCKS = {name: partial(lengths, name) for name in PLAIN} | {
     make.__name__: make for make in (words100_ideas, pretrained, tags_graded, price, floats, released)
