@@ -170,3 +170,20 @@ def test_the_tables_say_what_there_is():
     for body, kinds in PENALTIES.items():
         for kind in kinds:
             assert re.search(rf"^\| `{kind}` \| {body} \|", tables, re.MULTILINE), kind
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "said"),
+    [
+        (lambda u: u.sum(1), ValueError, r"a mean or a sum, got .*\(6,\)"),
+        (lambda u: float(u.sum()), TypeError, "a mean or a sum, got .*float"),
+    ],
+)
+def test_a_formula_that_gives_no_value_is_told_by_name(value, error, said):
+    class Mine(NestedLoss):
+        def naive(self, u, labels, k):
+            return value(u)
+
+    loss = Mine(4, (8, 16))
+    with pytest.raises(error, match=f"Mine.naive: expected a tensor without dimensions for 8 bits, {said}"):
+        loss(torch.randn(6, 16), torch.zeros(6, dtype=torch.long))

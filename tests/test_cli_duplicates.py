@@ -61,7 +61,7 @@ def test_no_pairs(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["none.npy", "--radius", "3"], "codes: no such file"),
+        (["none.npy", "--radius", "3"], "duplicates: codes: no such file: 'none.npy'\n"),
         (["codes.npy", "--radius", "-1"], "--radius: expected an integer of at least 0"),
         (["codes.npy", "--radius", "3", "--length", "65"], "length: expected at most 64"),
         (["codes.npy", "--radius", "3", "--out", "pairs.csv"], "--out: expected a name that ends in .npz"),

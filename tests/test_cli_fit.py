@@ -1,6 +1,7 @@
 """`nhl-fast fit`: its folder, encoding and searching with it, and sources that need other packages."""
 
 import json
+import re
 import sys
 import types
 
@@ -121,11 +122,26 @@ def test_wrong_use(source, tmp_path, capsys):
     assert not (tmp_path / "r").exists()
 
 
+def test_without_a_terminal_lines_say_how_far_it_is(source, tmp_path, capsys):
+    options = ["--lengths", "4,8", "--queries", "20", "--steps", "202", "-k", "5", "--no-baselines"]
+    for quiet, steps in (([], ["100/202", "200/202", "202/202"]), (["--quiet"], [])):
+        assert main(["fit", str(source), "--out", str(tmp_path / f"run{len(quiet)}"), *options, *quiet]) == 0
+        lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
+        assert [line.split(":")[0].removeprefix("step ") for line in lines] == steps
+        assert all(re.fullmatch(r"step \d+/202: loss [\d.]+, [\d.]+ s", line) for line in lines)
+
+
 def test_vectors_of_an_archive(tmp_path, capsys):
     np.savez(tmp_path / "x.npz", features=vectors(), other=np.zeros(3))
     call(capsys, "fit", tmp_path / "x.npz", "--out", tmp_path / "run", *OPTIONS, "--method", "itq", "--no-baselines")
     np.savez(tmp_path / "y.npz", other=np.zeros(3))
-    assert "features" in call(capsys, "fit", tmp_path / "y.npz", "--out", tmp_path / "r", status=1)
+    said = call(capsys, "fit", tmp_path / "y.npz", "--out", tmp_path / "r", status=1)
+    assert "embeddings: expected an array 'features' (or X, " in said
+    assert said.endswith("found ['other']\n")
+    np.savez(tmp_path / "X.npz", X=vectors())
+    call(capsys, "fit", tmp_path / "X.npz", "--out", tmp_path / "X", *OPTIONS, "--method", "itq", "--no-baselines")
+    gone = call(capsys, "fit", tmp_path / "gone.npy", "--out", tmp_path / "r", status=1)
+    assert gone.startswith("nhl-fast fit: embeddings: no such file: ")
     (tmp_path / "z.npy").write_text("no array")
     assert "z.npy" in call(capsys, "fit", tmp_path / "z.npy", "--out", tmp_path / "r", status=1)
 

@@ -102,6 +102,12 @@ def test_strict_refusals_are_wrong_values():
             made(X, 0.5, backend=backend)
         with pytest.raises(ValueError, match=f"backend: total runs here on 'reference', not on '{backend}'"):
             made(X, 2, backend=backend, device=CUDA)
+    for given, device, why in (
+        (0.5, None, "it cannot scale down"),
+        (2, CUDA, "serves cpu tensors, these are on cuda"),
+    ):
+        with pytest.raises(ValueError, match=f"not on 'near': {why}"):
+            made(X, given, backend="near", device=device)
     with pytest.raises(RuntimeError, match="not plugged in"):
         made(X, 2, backend="far")
 

@@ -17,6 +17,10 @@ def test_tuned():
 def test_wide():
     wide = TrainConfig.preset("wide", loss="dtsh", code_lengths=(8, 24, 25))
     assert (wide.hidden, wide.weighting, wide.loss_options) == ((1024,), (1.0, 2.0, 4.0), {"reference_bits": 32})
+    for loss in ("dsh", "lcdsh", "mdsh"):  # better as published there
+        published = TrainConfig.preset("wide", loss=loss, code_lengths=(8, 24))
+        assert (published.loss_options, published.dropout, published.hidden) == ({}, 0.5, (1024,))
+        assert TrainConfig.preset("tuned", loss=loss).loss_options
     dch = TrainConfig.preset("wide", loss="dch", code_lengths=(8, 24))
     assert (dch.weighting, dch.loss_options) == ((1.0, 2.0), {"reference_bits": 16})
     assert TrainConfig.preset("wide", code_lengths=8).weighting == TrainConfig().weighting

@@ -171,6 +171,7 @@ def released() -> str:
 # Experiments whose block is their table of lengths.
 PLAIN = (
     *("words100", "words100_wide_ideas", "words100_wide", "words100_lengths", "words100_losses"),
+    "words100_tuned",
     *("dpsh_range", "sections", "tags", "tags_losses"),
 )
 BLOCKS = {name: partial(lengths, name) for name in PLAIN} | {

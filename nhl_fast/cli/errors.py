@@ -17,6 +17,8 @@ _LONGEST = 2000
 def one_line(error: BaseException) -> str:
     """What went wrong, in one line; of an error in a DataLoader's worker, what was raised there."""
     text = str(error)
+    if isinstance(error, OSError) and error.filename is not None and re.match(r"[a-z_]+: ", error.strerror or ""):
+        text = f"{error.strerror}: {error.filename!r}"  # our own, which names the argument, not the system's number
     if _WORKER in text:
         text = _raised_in_worker(text)
     elif isinstance(error, MemoryError) or (found := re.search(_MEMORY, text)):

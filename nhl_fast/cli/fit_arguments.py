@@ -49,4 +49,5 @@ def add(command, lengths) -> None:
         "--hidden", type=int, metavar="N", help="a hidden layer of N numbers trains along in front (default: none)"
     )
     sub.add_argument("--seed", type=int)
+    sub.add_argument("--quiet", action="store_true", help="no progress")
     sub.add_argument("--device")

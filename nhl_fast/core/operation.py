@@ -104,7 +104,8 @@ class Operation:
         name = self.name if self.called is None else self.called(*args)
         if backend not in self._fitting(device, args):
             fitting = ", ".join(map(repr, (*self._fitting(device, args), "reference")))
-            raise ValueError(f"backend: {name} runs here on {fitting}, not on {backend!r}")
+            why = self._reason(backend, device, args)
+            raise ValueError(f"backend: {name} runs here on {fitting}, not on {backend!r}: {why}")
         if not backends.available(backend):
             detail = backends.probe(backend).detail
             raise RuntimeError(f"backend: {backend!r} is not available for {name}: {detail}")

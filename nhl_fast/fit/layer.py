@@ -61,7 +61,7 @@ def fit_layer(
         device: where to compute, "cpu" or "cuda"; None: where the features are. The layer is there, too.
         checkpoint: folder where "learned" keeps its state every `checkpoint_every` steps, made where it is absent.
         resume: go on from the checkpoint; the result is that of an unbroken fit.
-        progress: show a progress bar (only on a terminal).
+        progress: show a bar on a terminal, elsewhere some ten lines (on stderr).
 
     Returns:
         NestedHashLayer, float32, in evaluation mode; `encode(features)` gives packed codes.

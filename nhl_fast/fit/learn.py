@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
+import sys
+import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -147,6 +149,8 @@ def _take_steps(learner: Learner, file: Path | None, resume: bool, every: int, p
         if file is not None:
             save_state(file, learner.state(described))
     shown = None if progress else True
+    lines = progress and sys.stderr is not None and not sys.stderr.isatty()
+    began = time.monotonic()
     with tqdm(total=settings.steps, initial=learner.step, desc="fitting", disable=shown, leave=False) as bar:
         while learner.step < settings.steps:
             values = learner.take_step()
@@ -157,6 +161,10 @@ def _take_steps(learner: Learner, file: Path | None, resume: bool, every: int, p
                 if not math.isfinite(mean):
                     raise ValueError(f"lr: expected a rate at which the fit does not diverge, got {settings.lr:g}")
                 bar.set_postfix(loss=f"{mean:.3f}")
+                if lines and (last or learner.step % max(100, settings.steps // 1000 * 100) == 0):
+                    seconds = f"{time.monotonic() - began:.1f} s"
+                    text = f"step {learner.step}/{settings.steps}: loss {mean:.4f}, {seconds}"
+                    print(text, file=sys.stderr, flush=True)
             if file is not None and (last or learner.step % every == 0):
                 save_state(file, learner.state(described))
 

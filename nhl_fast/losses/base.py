@@ -209,7 +209,18 @@ class NestedLoss(nn.Module):
 
     def expanded(self, v: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The m values for expanded outputs `v` (N, sum of the lengths), see `nhl_fast.core.prefixes`."""
-        return torch.stack([self.naive(u, labels, k) for k, u in enumerate(split(v, self.code_lengths))])
+        return torch.stack([self._value(u, labels, k) for k, u in enumerate(split(v, self.code_lengths))])
+
+    def _value(self, u: torch.Tensor, labels, k: int) -> torch.Tensor:
+        """What `naive` gives of a length; TypeError or ValueError where that is no value."""
+        value = self.naive(u, labels, k)
+        if not isinstance(value, torch.Tensor) or value.ndim:
+            kind = ValueError if isinstance(value, torch.Tensor) else TypeError
+            raise kind(
+                f"{type(self).__name__}.naive: expected a tensor without dimensions for {self.code_lengths[k]} bits, "
+                f"a mean or a sum, got {check.describe(value)}"
+            )
+        return value
 
     def naive(self, u: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
         """The 0-d value of the k-th length (from 0) for its outputs `u` (N, b_k), as published; by autograd alone."""

@@ -85,7 +85,8 @@ class TrainedModel:
             raise TypeError(f"inputs: expected numbers, got {check.describe(inputs)}")
         if tuple(inputs.shape[1:]) != self.input_shape:
             raise ValueError(
-                f"inputs: expected rows of shape {self.input_shape}, got an array of shape {tuple(inputs.shape)}"
+                f"inputs: expected rows of shape {self.input_shape} in an array of {len(self.input_shape) + 1} "
+                f"dimensions, got one of shape {tuple(inputs.shape)}"
             )
         inputs = inputs.detach().float().cpu()
         if self._scale is not None:

@@ -74,6 +74,18 @@ def _check_loss(loss, config: TrainConfig, data: RetrievalData) -> None:
             raise ValueError(f"loss: made for {bank.num_train} training rows, but the data set has {len(data.train)}")
 
 
+def _check_single(data: RetrievalData, name: str) -> None:
+    """Raise where a loss of one class a row would meet other rows in its first batch."""
+    if not data.multi_label:
+        return
+    others = int((data.train.labels.long().sum(1) != 1).sum())
+    if others:
+        raise ValueError(
+            f"loss: {name!r} is defined for single-label data, {others} of the {len(data.train)} training rows have "
+            "no class or several"
+        )
+
+
 class _Step(nn.Module):
     """What DistributedDataParallel wraps: the backbone and the objective, called as one."""
 
@@ -161,6 +173,8 @@ class Trainer:
             self.model = HashModel(backbone, config.code_lengths).to(self.device)
         if loss is None:
             loss = config.build_loss(data.num_classes, len(data.train), data.train)
+        if loss.single_label and not loss.counts_labels:
+            _check_single(data, config.loss)
         loss = loss.to(self.device)
         # With fp16 an overflow is the scaler's to handle: it skips the step and lowers the scale.
         self.objective = NestedObjective(
