@@ -12,10 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from children import at_work, ended, outcome
 from test_train import assert_same, blobs, config, weights
 
 from nhl_fast.core import files
+from nhl_fast.data import RetrievalData
 from nhl_fast.training import lock
 from nhl_fast.training.lock import RunInUseError, hold
 from nhl_fast.training.run_folder import RunFolder, check_output
@@ -317,3 +319,14 @@ def test_the_names_of_a_run_folders_files():
     assert not folder.owns(folder.path / "deeper" / CONFIG)
     with pytest.raises(TypeError, match=r"^run: expected a path .*int"):
         RunFolder(3)
+
+
+def test_a_loss_of_one_class_a_row_refuses_others_before_its_folder_is_written(tmp_path):
+    labels = torch.eye(4, dtype=torch.uint8).repeat(10, 1)
+    labels[[3, 7], 0] = 1
+    data = RetrievalData.from_tensors(
+        torch.randn(40, 8), labels, train=range(30), query=range(30, 40), num_classes=4, validation=0.0
+    )
+    with pytest.raises(ValueError, match="loss: 'shcir' is defined for single-label data, 2 of the 30 training rows"):
+        train(data, config(loss="shcir", epochs=1), tmp_path / "run", progress=False)
+    assert not (tmp_path / "run").exists()

@@ -373,6 +373,8 @@ def main(argv: list[str] | None = None) -> int:
         print(f"nhl-fast: interrupted{hint}", file=sys.stderr)
         return 130
     except Exception as error:
-        print(f"nhl-fast {args.command}: {data_options.in_flags(one_line(error), vars(args))}", file=sys.stderr)
+        places = {action.dest for action in args.parser.actions if not action.option_strings}
+        text = data_options.in_flags(one_line(error), vars(args).keys() - places)
+        print(f"nhl-fast {args.command}: {text}", file=sys.stderr)
         silence(sys.stdout)
         return 1

@@ -137,15 +137,7 @@ def refuse_impossible(spec: dict) -> None:
         raise ValueError(f"{flag(needed)}: --data {name} needs it, {what}")
 
 
-# Arguments of a command that are given by their place, without an option.
-_PLACES = {
-    **dict.fromkeys(("evaluate", "encode", "search", "advise"), ("run",)),
-    **{"fit": ("embeddings",), "duplicates": ("codes",), "report": ("runs",), "compare": ("runs",)},
-}
-
-
 def in_flags(text: str, options) -> str:
-    """A message that begins with an argument's name, with the option in its place."""
+    """A message that begins with an argument's name, with the option in its place; `options`: those there are."""
     found = re.match(r"([a-z_]+)(?=[:=])", text)
-    known = found and found[1] in options and found[1] not in ("seed", *_PLACES.get(options.get("command"), ()))
-    return flag(found[1]) + text[found.end() :] if known else text
+    return flag(found[1]) + text[found.end() :] if found and found[1] in options and found[1] != "seed" else text

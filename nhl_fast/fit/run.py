@@ -15,7 +15,7 @@ from ..core.arrays import as_tensor
 from ..core.environment import continued, environment
 from ..core.files import existing_file, read_json, write_json
 from ..core.names import FIT_DATA, FIT_METHODS
-from ..data.feature_files import NAMES
+from ..data.feature_files import read_features
 from ..head.layer import NestedHashLayer
 from ..retrieval.recall import neighbor_recall
 from ..retrieval.vectors import SomeRows, check_vectors, tile_rows, tiles
@@ -27,7 +27,6 @@ from .backbone import Behind, HiddenLayer
 from .layer import DEFAULT_CODE_LENGTHS, fit_layer
 from .settings import SAMPLE_ROWS, Settings
 
-FEATURE_NAMES = NAMES["features"]
 EMBEDDED = "embeddings.npy"  # in the run folder: the vectors of texts or pictures
 _CHUNK_BYTES = 64 * 2**20
 
@@ -85,19 +84,13 @@ class FitConfig:
 
 
 def open_vectors(path, name: str = "embeddings") -> torch.Tensor:
-    """Vectors (n, d) of an .npy file, mapped, or of an .npz file (`FEATURE_NAMES`), in memory."""
+    """Vectors (n, d) of an .npy file, mapped, or of an .npz file (by the names that training takes), in memory."""
     path = existing_file(path, name)
     if path.suffix.lower() == ".npz":
         try:
-            with np.load(path, allow_pickle=False) as archive:
-                found = sorted(archive.files)
-                key = next((k for k in FEATURE_NAMES if k in found), None)
-                array = None if key is None else archive[key]
-        except Exception as error:  # zipfile, zlib and the header parser each raise their own
-            raise ValueError(f"{name}: {path} cannot be read ({type(error).__name__}: {error})") from None
-        if array is None:
-            others = f"(or {', '.join(FEATURE_NAMES[1:])})"
-            raise ValueError(f"{name}: expected an array 'features' {others} in {path}, found {found or 'none'}")
+            array = read_features(path)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from None
     else:
         load_array(path, name) if path.stat().st_size < 4096 else None  # a clear error for what is no array
         try:
