@@ -23,4 +23,7 @@ def test_wide():
         assert TrainConfig.preset("tuned", loss=loss).loss_options
     dch = TrainConfig.preset("wide", loss="dch", code_lengths=(8, 24))
     assert (dch.weighting, dch.loss_options) == ((1.0, 2.0), {"reference_bits": 16})
+    epochs = {loss: TrainConfig.preset("wide", loss=loss).epochs for loss in ("csq", "dtsh", "dch", "mdsh")}
+    assert epochs == {"csq": 40, "dtsh": 80, "dch": 80, "mdsh": 60}
+    assert TrainConfig.preset("wide", loss="dch", epochs=7).epochs == 7
     assert TrainConfig.preset("wide", code_lengths=8).weighting == TrainConfig().weighting

@@ -46,6 +46,18 @@ def lengths(name: str) -> str:
     return markdown(["loss", "model", *(f"{b} bits" for b in LENGTHS), "mean", "seeds"], lines)
 
 
+def words100_seconds() -> str:
+    """What training took: one nested model, for as many epochs and for twice as many, and five single-length ones."""
+    document = stored("experiments/words100_lengths")
+    taken = {(row["loss"], row["arm"]): row["seconds"] for row in document["seconds"]}
+    arms, lines = ("nested", "nested, twice the epochs", "single"), []
+    for loss in dict.fromkeys(loss for loss, _ in taken):
+        seconds = [taken[loss, arm] for arm in arms]
+        lines.append([loss, *(f"{s:,.0f}" for s in seconds), *(f"{s / seconds[-1]:.2f}" for s in seconds[:2])])
+    head = ["loss", "nested, s", "twice the epochs, s", "five single, s", "nested / five", "twice the epochs / five"]
+    return markdown(head, lines)
+
+
 def of_reference(cells: dict[int, dict[int, float]], column: str) -> dict[int, float]:
     """{seed: mAP} of a length, or of the mean; empty where it was not run."""
     if column != "mean":
@@ -175,5 +187,6 @@ PLAIN = (
     *("dpsh_range", "sections", "tags", "tags_losses"),
 )
 BLOCKS = {name: partial(lengths, name) for name in PLAIN} | {
-    make.__name__: make for make in (words100_ideas, pretrained, tags_graded, price, floats, released)
+    make.__name__: make
+    for make in (words100_ideas, words100_seconds, pretrained, tags_graded, price, floats, released)
 }

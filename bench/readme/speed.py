@@ -88,6 +88,19 @@ def measures() -> str:
     return f"{table}\n\n{machine(document)}"
 
 
+def one_query() -> str:
+    """One query of few codes: the index, the function and faiss."""
+    document, found = stored("one_query"), {}
+    for row in document["rows"]:
+        found.setdefault(row["items"], {})[row["name"]] = f"{row['us']:.1f}"
+    names = list(dict.fromkeys(row["name"] for row in document["rows"]))
+    table = markdown(
+        ["codes", *(f"{name}, us" for name in names)],
+        [[f"{items:,}", *(times.get(name, "") for name in names)] for items, times in found.items()],
+    )
+    return f"{table}\n\n{machine(document)}"
+
+
 def funnel() -> str:
     """Searches in stages beside the exact scan of an index."""
     document = stored("funnel")

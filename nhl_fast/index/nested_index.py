@@ -16,9 +16,10 @@ from ..retrieval.funnel.search import shaped as shaped_scores
 from ..retrieval.funnel.stages import check_stages
 from ..retrieval.hamming import check_k, shaped
 from ..retrieval.vectors import METRICS
-from . import exchange, export, file, placed_search, staged
+from . import direct, file, placed_search, staged
 from . import segments as index_segments
 from .arguments import check_queries
+from .exchange import files, libraries
 from .file import IndexFileError
 from .filter import Filter, check_allow, choose, choose_placed
 from .items import Items, place_of
@@ -130,7 +131,12 @@ class NestedIndex(Items):
             TypeError, ValueError: an argument does not fit (k beyond the number of items among them).
         """
         if funnel is None and rescore is None and isinstance(metric, str) and metric == "cosine":
-            return self._search(self._held, queries, k, length, allow, beyond, output, backend)
+            held = self._held
+            if allow is None and held[1] is None and beyond == "raise":
+                found = direct.search(held[0], queries, k, length, self._length, output, backend)
+                if found is not None:
+                    return found
+            return self._search(held, queries, k, length, allow, beyond, output, backend)
         with torch.no_grad():
             return self._staged(queries, k, length, allow, funnel, rescore, metric, beyond, output, backend)
 
@@ -310,7 +316,7 @@ class NestedIndex(Items):
         length = self._length if length is None else check_length(length, num_bytes(self._length))
         if length > self._length:
             raise ValueError(f"length: expected at most {self._length}, the index's, got {length}")
-        export.write(path, format, length, self._state)
+        files.write(path, format, length, self._state)
 
     def to_faiss(self) -> Any:
         """The same codes and ids as a `faiss.IndexBinaryIDMap` over an `IndexBinaryFlat`.
@@ -321,7 +327,7 @@ class NestedIndex(Items):
             ImportError: faiss is not installed.
             ValueError: the length is not a multiple of 8, which faiss asks for.
         """
-        return exchange.to_faiss(self._length, self._state)
+        return libraries.to_faiss(self._length, self._state)
 
     def to_lancedb(self, connection, name: str) -> Any:
         """The same codes and ids as a new LanceDB table: `id`, and `vector` (uint8 lists) for `hamming` searches.
@@ -337,7 +343,7 @@ class NestedIndex(Items):
             ImportError: pyarrow is not installed.
             TypeError: an argument does not fit.
         """
-        return exchange.to_lancedb(self._length, self._state, connection, name)
+        return libraries.to_lancedb(self._length, self._state, connection, name)
 
     def to_milvus(self, client, name: str) -> None:
         """The same codes and ids as a new Milvus collection: `id`, and `vector` (binary), indexed by BIN_FLAT.
@@ -351,7 +357,7 @@ class NestedIndex(Items):
             TypeError: an argument does not fit.
             ValueError: the length is not a multiple of 8, which Milvus asks for.
         """
-        exchange.to_milvus(self._length, self._state, client, name)
+        libraries.to_milvus(self._length, self._state, client, name)
 
     @classmethod
     def from_faiss(cls, index) -> NestedIndex:
@@ -365,7 +371,7 @@ class NestedIndex(Items):
             TypeError: `index` is something else.
             ValueError: its ids are not distinct numbers of at least 0.
         """
-        length, rows, ids = exchange.read_faiss(index)
+        length, rows, ids = libraries.read_faiss(index)
         out = cls(length)
         if len(rows):
             out.add(rows, ids)

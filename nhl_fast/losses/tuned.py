@@ -14,7 +14,9 @@ TUNED: dict[str, dict] = {
 
 # The same for about a hundred classes, where it differs; {}: the published options are better there.
 WIDE: dict[str, dict] = {
-    "dch": {"loss_options": {"reference_bits": 16}},
+    "csq": {"epochs": 40},
+    "dtsh": {"epochs": 80, **TUNED["dtsh"]},
+    "dch": {"epochs": 80, "loss_options": {"reference_bits": 16}},
     "dsh": {},
     "lcdsh": {},
     "mdsh": {},

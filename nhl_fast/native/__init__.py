@@ -5,6 +5,7 @@ says what is there. The operators are `torch.ops.nhl_fast.*`.
 """
 
 from .builder import BuildError
+from .calls import topk_one
 from .hamming import (
     distances,
     evaluate,
@@ -40,4 +41,5 @@ __all__ = [
     "topk",
     "topk_among",
     "topk_buckets",
+    "topk_one",
 ]

@@ -24,6 +24,17 @@ def _raise_kept() -> Callable[[], None]:
     return function
 
 
+@cache
+def topk_one() -> Callable[..., bool]:
+    """`nhl_fast_topk_one` of csrc/ops/direct.cpp, for work of a few microseconds; the library must be loaded."""
+    # With the GIL held: to give it up takes as long as the work.
+    function = ctypes.PyDLL(str(loaded_path("cpp"))).nhl_fast_topk_one
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    function.argtypes = (pointer, pointer, number, number, number, number, number, pointer, pointer)
+    function.restype = ctypes.c_bool
+    return function
+
+
 class Operators:
     """`torch.ops.nhl_fast`, each operator wrapped; looked up when it is first used, once the library is loaded."""
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core import check
-from ..core.arrays import as_tensor, write_npz
-from ..core.extras import require
-from ..core.files import as_path, atomic_write
-from ..retrieval import codes
-from ..retrieval.codes import num_bytes
-from .segments import ordered_blocks
-from .state import State
+from ...core import check
+from ...core.arrays import as_tensor, write_npz
+from ...core.extras import require
+from ...core.files import as_path, atomic_write
+from ...retrieval import codes
+from ...retrieval.codes import num_bytes
+from ..segments import ordered_blocks
+from ..state import State
 
 FORMATS = {
     "parquet": (".parquet",),

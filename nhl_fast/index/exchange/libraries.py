@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ..core import check
-from ..core.extras import require
-from ..retrieval.codes import num_bytes
-from .segments import ordered_blocks
-from .state import State
+from ...core import check
+from ...core.extras import require
+from ...retrieval.codes import num_bytes
+from ..segments import ordered_blocks
+from ..state import State
 
 _INSERTED = 10_000  # rows that Milvus is sent at once
 
