@@ -47,7 +47,7 @@ def test_results_are_those_of_the_long_way(data):
     query = codes[0] if data.draw(st.booleans()) else rows(1, length, 1)[0]
     query = query if data.draw(st.booleans()) else query[None]
     right = long_way(index, query, k, prefix)
-    assert direct.search(index._state, query, k, prefix, length, "tensor", "auto") is not None
+    assert direct.search(index._state, query, k, prefix, length, "raise", "tensor", "auto") is not None
     assert equal(index.search(query, k, prefix), right)
     assert equal(index.search(torch.from_numpy(query), k, prefix), right)
     arrays = index.search(query, k, prefix, output="numpy")

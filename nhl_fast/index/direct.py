@@ -19,9 +19,12 @@ MOST_NEIGHBORS = 1024
 _UINT8 = np.dtype(np.uint8)
 
 
-def search(state: State, queries, k, length, index_length: int, output, backend):
+def search(state: State, queries, k, length, index_length: int, beyond, output, backend):
     """`NestedIndex.search` of a state in main memory, without a filter; None where this is no case for it."""
-    if not (type(k) is int and type(output) is str and type(backend) is str and backend == "auto"):
+    # Types first: a caller's own class may do anything where it is compared.
+    if not (type(k) is int and type(beyond) is type(output) is type(backend) is str):
+        return None
+    if beyond != "raise" or backend != "auto" or output not in ("tensor", "numpy"):
         return None
     if len(state.segments) != 1:
         return None
@@ -39,7 +42,7 @@ def search(state: State, queries, k, length, index_length: int, output, backend)
         length = index_length
     elif type(length) is not int or not 0 < length <= index_length:
         return None
-    if output not in ("tensor", "numpy") or torch.compiler.is_compiling() or not available("cpp"):
+    if torch.compiler.is_compiling() or not available("cpp"):
         return None
     shape = (k,) if queries.ndim == 1 else (1, k)
     arrays = np.empty(shape, np.int32), np.empty(shape, np.int64)

@@ -132,8 +132,8 @@ class NestedIndex(Items):
         """
         if funnel is None and rescore is None and isinstance(metric, str) and metric == "cosine":
             held = self._held
-            if allow is None and held[1] is None and beyond == "raise":
-                found = direct.search(held[0], queries, k, length, self._length, output, backend)
+            if allow is None and held[1] is None:
+                found = direct.search(held[0], queries, k, length, self._length, beyond, output, backend)
                 if found is not None:
                     return found
             return self._search(held, queries, k, length, allow, beyond, output, backend)
