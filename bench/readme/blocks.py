@@ -13,16 +13,16 @@ BLOCKS = {
     **{
         make.__name__: make
         for make in (
-            *(speed.head_step, speed.loops, speed.search, speed.evaluation, speed.index),
             *(
+                speed.head_step,
+                speed.loops,
+                speed.search,
+                speed.evaluation,
+                speed.index,
                 speed.stream,
                 speed.measures,
-                speed.funnel,
-                speed.one_query,
-                speed.gpu_step,
-                speed.gpu_search,
-                speed.gpu_index,
             ),
+            *(speed.funnel, speed.one_query, speed.gpu_step, speed.gpu_search, speed.gpu_index),
         )
     },
     **{

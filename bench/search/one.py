@@ -18,33 +18,32 @@ from bench.common.timing import alternate, median_ms
 K, ROUNDS, CALLS = 10, 9, 1000
 
 
-def searchers(database: np.ndarray) -> dict:
-    """{name: function of a query (1, bytes) that gives its distances}."""
-    index = nhl.NestedIndex(8 * database.shape[1])
+def searchers(database: np.ndarray, query: np.ndarray) -> dict:
+    """{name: function that gives the distances of the query (1, bytes)}."""
+    index, tensor = nhl.NestedIndex(8 * database.shape[1]), torch.from_numpy(query)
     index.add(database)
     found = {
-        "index": lambda q: index.search(q, K, output="numpy")[0],
-        "index, tensors": lambda q, held={}: index.search(held.setdefault(id(q), torch.from_numpy(q)), K)[0],
-        "nhl.search": lambda q: nhl.search(q, database, K, output="numpy")[0],
+        "index": lambda: index.search(query, K, output="numpy")[0],
+        "index, tensors": lambda: index.search(tensor, K)[0],
+        "nhl.search": lambda: nhl.search(query, database, K, output="numpy")[0],
     }
     try:
         faiss = peers.faiss_searcher(database, 1)
     except ImportError:
         return found
-    return {**found, "faiss": lambda q: faiss(q, K)}
+    return {**found, "faiss": lambda: faiss(query, K)}
 
 
 def measure(items: int, bits: int) -> list[dict]:
     database, query = random_rows(items, bits, 0).numpy(), random_rows(1, bits, 1).numpy()
     wanted = nhl.search(query, database, K, backend="reference")[0].numpy()
-    functions = searchers(database)
+    functions = searchers(database, query)
     for name, function in functions.items():
-        if not np.array_equal(np.asarray(function(query)), wanted):
+        if not np.array_equal(np.asarray(function()), wanted):
             raise SystemExit(f"{name}, {items} codes: the distances are wrong")
-    times = alternate({name: lambda f=f: f(query) for name, f in functions.items()}, ROUNDS, CALLS)
     return [
         {"items": items, "bits": bits, "k": K, "name": name, "us": round(1000 * median_ms(taken), 2)}
-        for name, taken in times.items()
+        for name, taken in alternate(functions, ROUNDS, CALLS).items()
     ]
 
 

@@ -99,12 +99,16 @@ void limits(int64_t bits) {
   const bool ties = random(0, 2) > 0 || bits < 24;
   const Codes queries(num, width, num, 0, 0), items(n, width, ties ? 3 : n, 0, 0);
   std::vector<uint8_t> allow(n);
-  for (int64_t i = 0; i < n; ++i) allow[i] = ties ? random(0, 3) > 0 : i >= n / 2;
-  const uint8_t* mask = random(0, 1) ? allow.data() : nullptr;
+  const int64_t kind = random(0, 2);
   for (int64_t least : {int64_t{100}, int64_t{400}, int64_t{16384}}) {
     nhl::cuda::Context own = context(Scan::mma);
     own.sample = least;
     const nhl::cuda::Plan plan = nhl::cuda::plan_for(n, k, own);
+    // With a period that the sample's stride has, too: never the first of a stride.
+    const int64_t period = plan.stride % 2 ? std::max<int64_t>(plan.stride, 2) : 2;
+    for (int64_t i = 0; i < n; ++i)
+      allow[i] = kind == 1 ? i % period != 0 : ties ? random(0, 3) > 0 : i >= n / 2;
+    const uint8_t* mask = kind ? allow.data() : nullptr;
     std::vector<int64_t> found_below(num);
     std::vector<unsigned long long> counts(num);
     nhl::cuda::sample_limits(queries.device, items.device, bits, mask, {plan.stride, plan.wanted, plan.most, found_below.data()}, own);
@@ -119,10 +123,11 @@ void limits(int64_t bits) {
 void misled(int64_t bits) {
   const int64_t num = 3, n = random(3000, 4000), sample = 300, stride = n / sample, width = (bits + 7) / 8;
   const Codes queries(num, width, 1, 0, 0);  // all the same
+  const auto looked_at = [&](int64_t i) { return nhl::cuda::sampled(i / stride, stride, n) == i; };
   for (int kind = 0; kind < 4; ++kind) {
     const Codes items(n, width, n, 0, random(0, 1) ? 0 : 4 - width % 4);
     for (int64_t i = 0; i < n; ++i) {
-      const bool near = kind == 0 ? i % stride == 0 : kind == 1 ? i % stride != 0 : kind == 2 ? true : i > n - 1500;
+      const bool near = kind == 0 ? looked_at(i) : kind == 1 ? !looked_at(i) : kind == 2 ? true : i > n - 1500;
       for (int64_t b = 0; b < width; ++b)
         items.data[i * items.stride + b] = queries.data[b] ^ (near ? 0 : random(0, 3) ? 0xff : 0xfe);
     }

@@ -61,9 +61,9 @@ __global__ void __launch_bounds__(kThreads, W >= 32 ? 3 : 4)
     int nowhere[I];  // 0, or what leads from a query's counters to the unread ones
 #pragma unroll
     for (int j = 0; j < I; ++j) {
-      const int64_t i = min(at + j * kThreads, end - 1);
+      const int64_t i = sampled(min(at + j * kThreads, end - 1), sample.stride, whole);
       x[j] = load_row<W>(items.data + i * items.stride, layout);
-      const bool counts = at + j * kThreads < end && (allow == nullptr || allow[i * sample.stride]);
+      const bool counts = at + j * kThreads < end && (allow == nullptr || allow[i]);
       nowhere[j] = counts ? 0 : kTile;
     }
     for (int q = 0; q < num; ++q) {
@@ -172,7 +172,7 @@ void count(const Rows& queries, const Rows& items, int64_t bits, int64_t k, cons
 
 void sample_limits(const Rows& queries, const Rows& items, int64_t bits, const uint8_t* allow, const Sample& sample,
                    const Context& context) {
-  const Rows some{items.data, divide_up(items.count, sample.stride), items.stride * sample.stride};
+  const Rows some{items.data, divide_up(items.count, sample.stride), items.stride};  // as many as it has
   count(queries, some, bits, 0, allow, {}, nullptr, sample, items.count, context);
 }
 

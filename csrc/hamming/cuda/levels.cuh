@@ -38,7 +38,15 @@ struct Levels {
   int64_t chunk;    // items
 };
 
-// A sample's outcome: every stride-th item; a limit below which about wanted * stride of all items lie.
+// The item that a sample takes of the i-th `stride` items. Not the same of each: `allow` may have a period.
+__host__ __device__ __forceinline__ int64_t sampled(int64_t i, int64_t stride, int64_t items) {
+  if (stride == 1) return i;
+  const uint64_t part = static_cast<uint32_t>(i) * 2654435769u;  // of 2^32: the golden ratio's multiples lie evenly
+  const int64_t row = i * stride + static_cast<int64_t>(part * static_cast<uint64_t>(stride) >> 32);
+  return row < items ? row : items - 1;
+}
+
+// A sample's outcome: an item of each `stride`; a limit below which about wanted * stride of all items lie.
 struct Sample {
   int64_t stride, wanted, most;
   int64_t* limits;
