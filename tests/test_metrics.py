@@ -68,6 +68,14 @@ def test_curve_points():
     assert result.curve_ranks([3, 1, 90]).tolist() == [3, 1, 90]
 
 
+@pytest.mark.parametrize(("num_bytes", "lengths"), [(1, (8,)), (7, (8, 16, 32)), (20, (8, 16, 32, 64, 128))])
+def test_without_lengths_those_that_the_rows_hold(num_bytes, lengths):
+    data = problem(3, 20, num_bytes, 5)
+    found, wanted = evaluate_retrieval(*data), evaluate_retrieval(*data, lengths)
+    assert found.lengths == lengths
+    assert torch.equal(found.average_precision, wanted.average_precision)
+
+
 def test_cut_does_not_touch_precision_and_recall():
     data = problem(5, 60, 1, 3, pool=6)
     for ties in TIES:

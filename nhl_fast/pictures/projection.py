@@ -17,7 +17,7 @@ FEWEST = 5
 
 
 def project_codes(
-    codes, lengths: Sequence[int] = check.DEFAULT_CODE_LENGTHS, method: str = "tsne", *, seed: int = 0
+    codes, lengths: Sequence[int] | None = None, method: str = "tsne", *, seed: int = 0
 ) -> dict[int, np.ndarray]:
     """Places of codes in the plane in which codes of small Hamming distance lie together, at every length.
 
@@ -28,7 +28,8 @@ def project_codes(
     Args:
         codes: (n, bytes) packed uint8 rows, tensor or NumPy array; at least 5 distinct ones at every length. Time
             grows a little faster than n: a thousand take some seconds.
-        lengths: strictly increasing code lengths in bits; a length is a prefix.
+        lengths: strictly increasing code lengths in bits, each a prefix; None for those of 8, 16, 32, 64 and 128
+            that the rows hold.
         method: "tsne" (scikit-learn) or "umap" (umap-learn).
         seed: of the method.
 

@@ -211,7 +211,12 @@ def check_length(length, available_bytes: int, name: str = "length") -> int:
 
 
 def check_lengths(lengths, available_bytes: int, name: str = "lengths") -> tuple[int, ...]:
-    """`lengths` as a strictly increasing tuple, each of which fits rows of `available_bytes`."""
+    """`lengths` as a strictly increasing tuple, each of which fits rows of `available_bytes`.
+
+    None: those of the usual lengths that do.
+    """
+    if lengths is None:
+        return tuple(b for b in check.DEFAULT_CODE_LENGTHS if b <= 8 * available_bytes)
     lengths = check.code_lengths(lengths, name)
     check_length(lengths[-1], available_bytes, name)
     return lengths

@@ -28,7 +28,7 @@ def evaluate_retrieval(
     db_codes,
     q_labels,
     db_labels,
-    lengths=check.DEFAULT_CODE_LENGTHS,
+    lengths=None,
     topk: int | None = None,
     ties: str = "id",
     *,
@@ -49,7 +49,7 @@ def evaluate_retrieval(
         db_codes: (n, bytes) packed uint8 rows on the same device.
         q_labels, db_labels: class ids (N,) or multi-hot rows (N, C), tensor or NumPy array, in any mixture.
             An item is relevant to a query if they share a class.
-        lengths: strictly increasing code lengths in bits.
+        lengths: strictly increasing code lengths in bits; None for those of 8, 16, 32, 64 and 128 that the rows hold.
         topk: K; None, or anything beyond n, is the whole ranking.
         ties: order of items at the same distance. "id": ascending database row. "expected": the exact mean over
             all orders of the tied items. "best" / "worst": relevant items first / last.
@@ -109,7 +109,7 @@ def class_confusion(
     db_codes,
     q_labels,
     db_labels,
-    lengths=check.DEFAULT_CODE_LENGTHS,
+    lengths=None,
     k: int = 10,
     *,
     chunk_bytes: int = DEFAULT_CHUNK_BYTES,

@@ -37,7 +37,8 @@ def code_quality(codes, lengths: Sequence[int] = check.DEFAULT_CODE_LENGTHS) -> 
 
     Args:
         codes: (n, bytes) packed uint8 rows (see `pack_codes`), tensor or NumPy array, n >= 1.
-        lengths: strictly increasing code lengths in bits; a length is a prefix.
+        lengths: strictly increasing code lengths in bits, each a prefix; None for those of 8, 16, 32, 64 and 128 that
+            the rows hold.
 
     Returns:
         One dict of plain numbers a length: {"bits", and the names above}.

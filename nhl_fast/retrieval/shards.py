@@ -123,7 +123,7 @@ def evaluate_shards(
     q_codes,
     q_labels,
     shards: Sequence,
-    lengths=check.DEFAULT_CODE_LENGTHS,
+    lengths=None,
     topk: int | None = None,
     ties: str = "id",
     *,

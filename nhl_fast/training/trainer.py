@@ -234,7 +234,8 @@ class Trainer:
         if config.optimizer == "sgd":
             return torch.optim.SGD(parameters, lr=config.lr, weight_decay=config.weight_decay, momentum=0.9)
         cls = torch.optim.AdamW if config.optimizer == "adamw" else torch.optim.Adam
-        return cls(parameters, lr=config.lr, weight_decay=config.weight_decay)
+        fused = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+        return cls(parameters, lr=config.lr, weight_decay=config.weight_decay, fused=fused or None)
 
     def fit(self, resume: bool = False) -> TrainResult:
         """Train to the end of `config.epochs` or of patience.
