@@ -130,9 +130,12 @@ def test_on_the_device(length):
             same(search(*on_gpu, k, length, allow=mask, backend="cuda"), expected)
     expected = radius_search(queries, database, length // 2, length, backend="reference")
     same(radius_search(*on_gpu, length // 2, length, backend="cuda"), expected)
-    found = evaluate_retrieval(*on_gpu, *(t.cuda() for t in labels), lengths, topk=700, backend="cuda")
-    expected = evaluate_retrieval(queries, database, *labels, lengths, topk=700, backend="reference")
+    options = {"lengths": lengths, "topk": 700, "ndcg": (1, 33, 640, 5000)}
+    found = evaluate_retrieval(*on_gpu, *(t.cuda() for t in labels), backend="cuda", **options)
+    expected = evaluate_retrieval(queries, database, *labels, backend="reference", **options)
     torch.testing.assert_close(found.average_precision, expected.average_precision, rtol=1e-12, atol=1e-12)
+    for rank in options["ndcg"]:
+        assert found.ndcg_at(rank) == pytest.approx(expected.ndcg_at(rank), rel=1e-12)
     x = torch.randn(50, length)
     assert torch.equal(native.pack(x.cuda()).cpu(), native.pack(x))
 

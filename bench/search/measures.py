@@ -1,6 +1,6 @@
 """What a measure costs beside mAP alone: NDCG in the pass over the database, and the rules of tied items.
 
-    python -m bench.search.measures [--threads 2] [--rounds 7] [--write]
+    python -m bench.search.measures [--threads 2] [--rounds 7] [--device cuda] [--write]
 
 Before anything is timed, NDCG is compared with its definition, and the average precisions with those of an evaluation
 without it. Contenders take turns; medians are reported.
@@ -46,16 +46,19 @@ def by_definition(codes, labels, length: int) -> np.ndarray:
     return found
 
 
-def measured(name: str, rounds: int) -> list[dict]:
-    """A row for every case of a protocol."""
-    codes, labels, topk = codes_of(name, False)
+def measured(name: str, rounds: int, device: str) -> list[dict]:
+    """A row for every case of a protocol, its codes on `device`."""
+    host_codes, host_labels, topk = codes_of(name, False)
+    codes, labels = ([t.to(device) for t in some] for some in (host_codes, host_labels))
+    backend = "cuda" if device == "cuda" else "cpp"
 
     def asked(rule, gains, count=None):
         of = (codes[0][:count], codes[1], labels[0][:count], labels[1], LENGTHS, topk)
-        result = evaluate_retrieval(*of, ties=rule, backend="cpp", ndcg=RANKS if gains else ())
+        result = evaluate_retrieval(*of, ties=rule, backend=backend, ndcg=RANKS if gains else ())
         return result, [result.ndcg_at(n)[32] for n in RANKS] if gains else None
 
-    if not np.allclose(asked("id", True, COUNT)[1], by_definition(codes, labels, 32), rtol=1e-9, atol=1e-12):
+    defined = by_definition(host_codes, host_labels, 32)
+    if not np.allclose(asked("id", True, COUNT)[1], defined, rtol=1e-9, atol=1e-12):
         raise SystemExit(f"{name}: NDCG differs from its definition; nothing is timed")
     for rule in ("id", "expected"):
         alone, along = (asked(rule, gains)[0].average_precision for gains in (False, True))
@@ -75,15 +78,18 @@ def main() -> None:
     parser = arguments.parser("bench.search.measures", __doc__)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--write", action="store_true", help="write bench/results/measures.json and .csv")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where the codes are")
+    parser.add_argument("--write", action="store_true", help="write bench/results/measures(_cuda).json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    ready, detail = native.cpu_status()
+    ready, detail = native.cuda_status() if args.device == "cuda" else native.cpu_status()
     if not ready:
         raise SystemExit(f"the native library is needed: {detail}")
-    rows = [row for name in ("cifar10", "coco") for row in measured(name, args.rounds)]
+    rows = [row for name in ("cifar10", "coco") for row in measured(name, args.rounds, args.device)]
     if args.write:
-        write("measures", rows, threads=args.threads, instructions=torch.ops.nhl_fast.cpu_isa())
+        own = {} if args.device == "cpu" else {"device": torch.cuda.get_device_name()}
+        name = "measures" if args.device == "cpu" else "measures_cuda"
+        write(name, rows, threads=args.threads, instructions=torch.ops.nhl_fast.cpu_isa(), **own)
 
 
 if __name__ == "__main__":

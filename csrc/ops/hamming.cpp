@@ -67,9 +67,7 @@ Six evaluate_gains_cpu(const Tensor& queries, const Tensor& items, const Tensor&
   Tensor counts = empty({count_bins(lengths, q.count)}, ScalarType::Long);
   Tensor precision = empty({m, q.count}, ScalarType::Double), retrieved = empty({m, q.count}, ScalarType::Long);
   Tensor hits = empty({m, x.count}, ScalarType::Double), recall = empty({m, x.count}, ScalarType::Double);
-  for (size_t i = 0; i < ranks.size(); ++i)
-    STD_TORCH_CHECK(ranks[i] > (i ? ranks[i - 1] : 0) && ranks[i] <= x.count,
-                    "ranks: expected them to increase from 1 to at most ", x.count);
+  check_ranks(ranks, x.count);
   Tensor gains = empty({m, q.count, static_cast<int64_t>(ranks.size())}, ScalarType::Double);
   evaluate(q, x, lengths, relevance, cutoff,
            {data<int64_t>(counts), data<double>(precision), data<int64_t>(retrieved), data<double>(hits),

@@ -158,10 +158,10 @@ Tensor histograms_cuda(const Tensor& queries, const Tensor& items, const Tensor&
   return counts;
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> evaluate_cuda(const Tensor& queries, const Tensor& items,
-                                                                 const Tensor& query_labels,
-                                                                 const Tensor& item_labels, Ints lengths,
-                                                                 int64_t cutoff) {
+using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+Six evaluate_gains_cuda(const Tensor& queries, const Tensor& items, const Tensor& query_labels,
+                        const Tensor& item_labels, Ints lengths, int64_t cutoff, Ints ranks) {
   check_lengths(lengths);
   check_device(queries, items);
   const Rows q = rows_of(queries, lengths.back(), "queries"), x = rows_of(items, lengths.back(), "database");
@@ -169,16 +169,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> evaluate_cuda(const Tensor& q
   check_device(query_labels, items);
   check_device(item_labels, items);
   const auto relevance = relevance_of<Relevance>(query_labels, item_labels, q.count, x.count);
-  const auto m = static_cast<int64_t>(lengths.size());
+  check_ranks(ranks, x.count);
+  const auto m = static_cast<int64_t>(lengths.size()), ends = static_cast<int64_t>(ranks.size());
   const DeviceCall call(items);
   Tensor counts = zero_counts(items, lengths, q.count, call.context);
   Tensor precision = empty_like_device(items, {m, q.count}, ScalarType::Double);
   Tensor retrieved = empty_like_device(items, {m, q.count}, ScalarType::Long);
   Tensor hits = empty_like_device(items, {m, x.count}, ScalarType::Double);
   Tensor recall = empty_like_device(items, {m, x.count}, ScalarType::Double);
+  Tensor sums = empty_like_device(items, {m, q.count, ends}, ScalarType::Double);
+  Gains gains;
+  if (ends) {
+    auto* const on_device = static_cast<int64_t*>(call.context.scratch(8 * ends));
+    check(cudaMemcpyAsync(on_device, ranks.data(), 8 * ends, cudaMemcpyHostToDevice, call.context.stream));
+    gains = {on_device, static_cast<int>(ends), ranks.back(), data<double>(sums)};
+  }
   histograms(q, x, lengths, relevance, data<int64_t>(counts), call.context);
   rank_sums(q, x, lengths, relevance, cutoff, data<int64_t>(counts), data<double>(precision),
-            data<int64_t>(retrieved), data<double>(hits), data<double>(recall), call.context);
+            data<int64_t>(retrieved), data<double>(hits), data<double>(recall), gains, call.context);
+  return {counts, precision, retrieved, hits, recall, sums};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> evaluate_cuda(const Tensor& queries, const Tensor& items,
+                                                                 const Tensor& query_labels,
+                                                                 const Tensor& item_labels, Ints lengths,
+                                                                 int64_t cutoff) {
+  auto [counts, precision, retrieved, hits, recall, gains] =
+      evaluate_gains_cuda(queries, items, query_labels, item_labels, lengths, cutoff, {});
   return {counts, precision, retrieved, hits, recall};
 }
 
@@ -284,6 +301,7 @@ STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CUDA, m) {
   m.impl("distances", TORCH_BOX(&nhl::cuda::distances_cuda));
   m.impl("histograms", TORCH_BOX(&nhl::cuda::histograms_cuda));
   m.impl("evaluate", TORCH_BOX(&nhl::cuda::evaluate_cuda));
+  m.impl("evaluate_gains", TORCH_BOX(&nhl::cuda::evaluate_gains_cuda));
   m.impl("topk", TORCH_BOX(&nhl::cuda::topk_cuda));
   m.impl("radius", TORCH_BOX(&nhl::cuda::radius_cuda));
   m.impl("score_vectors", TORCH_BOX(&nhl::cuda::score_vectors_cuda));

@@ -55,6 +55,13 @@ inline void check_lengths(const Ints& lengths) {
     STD_TORCH_CHECK(lengths[m - 1] < lengths[m], "lengths: expected increasing lengths");
 }
 
+// Where an evaluation's gains end.
+inline void check_ranks(const Ints& ranks, int64_t items) {
+  for (size_t i = 0; i < ranks.size(); ++i)
+    STD_TORCH_CHECK(ranks[i] > (i ? ranks[i - 1] : 0) && ranks[i] <= items,
+                    "ranks: expected them to increase from 1 to at most ", items);
+}
+
 // Packed codes of `bits` bits, of which the engine takes `most` (`unit` says so).
 template <class Rows>
 Rows code_rows(const Tensor& codes, int64_t bits, int64_t most, const char* unit, const char* name) {

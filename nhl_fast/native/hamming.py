@@ -107,7 +107,7 @@ def evaluate(queries, database, query_labels, database_labels, lengths, cutoff: 
         query_labels, database_labels: class ids (N,) or multi-hot rows (N, C), in any mixture.
         lengths: strictly increasing code lengths.
         cutoff: K of the precision sums.
-        ranks: strictly increasing, at most n, where the gains end; on the CPU alone.
+        ranks: strictly increasing, at most n, where the gains end.
     """
     labels = _relevance_labels(query_labels, database_labels)
     arguments = (_rows(queries), _rows(database), *labels, list(lengths), cutoff)

@@ -175,14 +175,7 @@ def stable_order(keys: torch.Tensor) -> torch.Tensor:
 COLLECT = Operation("evaluate_retrieval", collect, strict=True)
 
 
-def _no_gains(*args) -> str | None:
-    """`refuses` of CUDA."""
-    if len(args) > 7 and args[7]:
-        return "NDCG of items ranked by (distance, id), which the engine does not sum"
-    return too_long("cuda", 4)(*args)
-
-
-@COLLECT.serves("cuda", on="cuda", refuses=_no_gains)
+@COLLECT.serves("cuda", on="cuda", refuses=too_long("cuda", 4))
 @COLLECT.serves("cpp", on="cpu", refuses=too_long("cpp", 4))
 def _collect_native(queries, database, query_labels, database_labels, lengths, cutoff, chunk_bytes, ranks=()):
     labels = (query_labels, database_labels)

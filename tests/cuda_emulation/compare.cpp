@@ -118,6 +118,19 @@ void limits(int64_t bits) {
   }
 }
 
+// A plan keeps its distance from what has k, and from what has no room: 4 deviations of what a sample shows of them.
+void plans() {
+  for (int64_t n : {int64_t{20000}, int64_t{1} << 20, int64_t{2000000}, int64_t{10000000}, int64_t{1} << 40})
+    for (int64_t k : {1, 10, 100, 500, 1000, 1500, 2048}) {
+      const nhl::cuda::Plan plan = nhl::cuda::plan_for(n, k, context());
+      EXPECT(plan.stride >= 1 && plan.wanted <= plan.most && plan.room <= context().candidates);
+      if (plan.stride == 1) continue;
+      const auto root = [](int64_t number) { return std::sqrt(static_cast<double>(number)); };
+      EXPECT(root(plan.wanted) - root(k) / root(plan.stride) > 2);
+      EXPECT(root(plan.room) / root(plan.stride) - root(plan.most) > 2);
+    }
+}
+
 // Databases that mislead a sample: near items where it looks and nowhere else, or everywhere but there; and more items
 // at one distance than there is room for, evenly or all at the end.
 void misled(int64_t bits) {
@@ -178,21 +191,29 @@ void evaluation(const Codes& queries, const Codes& items, const std::vector<int6
   int64_t bins = 0;
   for (int64_t length : lengths) bins += length + 1;
   const int64_t cutoff = random(1, n);
+  std::vector<int64_t> ends;
+  for (int64_t end = random(1, 40); end <= n && random(0, 5); end += random(1, 70)) ends.push_back(end);
+  const auto each = static_cast<int64_t>(ends.size());
+  std::vector<double> expected_gains(m * num * each), gains(m * num * each, 7);
   std::vector<int64_t> expected_counts(2 * bins * num), counts(2 * bins * num), expected_retrieved(m * num), retrieved(m * num);
   std::vector<double> expected_precision(m * num), precision(m * num), expected_hits(m * n), hits(m * n), expected_recall(m * n),
       recall(m * n);
   nhl::hamming::evaluate(queries.host, items.host, lengths, {a.data(), b.data(), sizeof(T), words}, cutoff,
                 {expected_counts.data(), expected_precision.data(), expected_retrieved.data(), expected_hits.data(),
-                 expected_recall.data()},
+                 expected_recall.data(), expected_gains.data(), ends},
                 executor);
   const nhl::cuda::Relevance relevance{a.data(), b.data(), sizeof(T), words};
   nhl::cuda::histograms(queries.device, items.device, lengths, relevance, counts.data(), context());
   EXPECT(counts == expected_counts);
+  nhl::cuda::Context own = context();
+  if (random(0, 1)) own.noted = 64;  // queries in several turns
   nhl::cuda::rank_sums(queries.device, items.device, lengths, relevance, cutoff, counts.data(), precision.data(),
-                       retrieved.data(), hits.data(), recall.data(), context());
+                       retrieved.data(), hits.data(), recall.data(),
+                       {ends.data(), static_cast<int>(each), each ? ends.back() : 0, gains.data()}, own);
   EXPECT(retrieved == expected_retrieved);
   EXPECT(hits == expected_hits);
   for (int64_t i = 0; i < m * num; ++i) EXPECT(std::abs(precision[i] - expected_precision[i]) <= 1e-12 * (1 + precision[i]));
+  for (int64_t i = 0; i < m * num * each; ++i) EXPECT(std::abs(gains[i] - expected_gains[i]) <= 1e-13 * (1 + gains[i]));
   for (int64_t i = 0; i < m * n; ++i) EXPECT(std::abs(recall[i] - expected_recall[i]) <= 1e-14 * (1 + recall[i]));
   std::vector<int32_t> expected_distances(m * num * n), distances(m * num * n);
   nhl::hamming::distances(queries.host, items.host, lengths, expected_distances.data(), executor);
@@ -301,6 +322,7 @@ void rescoring(const Codes& items, int64_t bits) {
 
 int main(int count, char** arguments) {
   const int64_t rounds = count > 1 ? std::atoll(arguments[1]) : 40;
+  plans();
   const int64_t favourites[] = {8, 16, 32, 48, 64, 100, 128, 256, 500, 512, 1000, 1024};
   for (int64_t round = 0; round < rounds; ++round) {
     const int64_t bits = round % 2 ? random(1, 160) : favourites[round / 2 % 12], width = (bits + 7) / 8;

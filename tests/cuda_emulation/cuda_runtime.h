@@ -277,6 +277,13 @@ T atomicAdd(T* p, T value) {
   return before;
 }
 
+template <class T>
+T atomicOr(T* p, T value) {
+  const T before = *p;
+  *p |= value;
+  return before;
+}
+
 template <class A, class B>
 std::common_type_t<A, B> min(A a, B b) {
   return a < b ? a : b;

@@ -41,6 +41,7 @@ struct Context {
   std::function<void*(int64_t bytes)> scratch, zeros;
   int64_t sample = 16384;     // items, at least, from which a top-k search learns where to look
   int64_t candidates = 8192;  // a query, at most, a power of two
+  int64_t noted = int64_t{128} << 20;  // bytes, about, for what gains are summed from
 };
 
 // bytes = 2, 4 or 8 a number; `infinity` is the number's bit pattern for it.
@@ -55,10 +56,18 @@ void distances(const Rows& queries, const Rows& items, const std::vector<int64_t
 void histograms(const Rows& queries, const Rows& items, const std::vector<int64_t>& lengths,
                 const Relevance& relevance, int64_t* counts, const Context& context);
 
+// Where gains end, in increasing ranks, and where they go, [m][q][count]; a count of 0 leaves them out.
+struct Gains {
+  const int64_t* ends = nullptr;
+  int count = 0;
+  int64_t last = 0;  // ends[count - 1]
+  double* out = nullptr;
+};
+
 // From `counts` as histograms makes them: precision, retrieved [m][q]; hits, recall [m][n]; all overwritten.
 void rank_sums(const Rows& queries, const Rows& items, const std::vector<int64_t>& lengths,
                const Relevance& relevance, int64_t cutoff, const int64_t* counts, double* precision,
-               int64_t* retrieved, double* hits, double* recall, const Context& context);
+               int64_t* retrieved, double* hits, double* recall, const Gains& gains, const Context& context);
 
 // The k nearest by (distance, id), padded with -1; ids begin at `base`. k is at most a quarter of context.candidates.
 void nearest(const Rows& queries, const Rows& items, int64_t bits, int64_t k, const uint8_t* allow, int64_t base,

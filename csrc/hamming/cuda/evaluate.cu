@@ -2,6 +2,8 @@
 //
 // One warp ranks one query at one length: 32 items a turn in row order, their turns within a distance by matching
 // lanes, the counters of all distances in shared memory.
+#include <cmath>
+
 #include "device.cuh"
 
 namespace nhl::cuda {
@@ -24,12 +26,20 @@ struct Lengths {
   Length of[kMostLengths];
 };
 
+// The ranks that hold a relevant item, as far as gains are summed: a bit a rank, for the queries of a launch.
+struct Noted {
+  uint32_t* bits;  // [m][queries of the launch][words]
+  int64_t words, last, first, queries;
+  __device__ __forceinline__ uint32_t* of(int64_t q) const { return bits + (blockIdx.y * queries + q - first) * words; }
+};
+
 struct Ranks {
   const int64_t* counts;
   double* precision;            // [m][q]
   int64_t* retrieved;           // [m][q]
   uint32_t* hits;               // [m][n]
   unsigned long long* weights;  // [m][n][2]
+  Noted noted;
 };
 
 // One query at one length. `shared`: the queries' words, then two counters a distance and warp.
@@ -37,7 +47,7 @@ template <int W, class Relevant>
 __device__ __forceinline__ void rank(const Rows& queries, const Rows& items, const Length& length, int64_t cutoff,
                                      const Relevant& relevant, const Ranks& out, uint32_t* shared) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, bins = length.bins;
-  const int64_t first = static_cast<int64_t>(blockIdx.x) * kWarps, q = first + warp;
+  const int64_t first = out.noted.first + static_cast<int64_t>(blockIdx.x) * kWarps, q = first + warp;
   uint32_t* const query_words = shared;
   uint32_t* const next_item = shared + kWarps * W + warp * bins * 2;
   uint32_t* const next_relevant = next_item + bins;
@@ -103,6 +113,7 @@ __device__ __forceinline__ void rank(const Rows& queries, const Rows& items, con
         sum += static_cast<double>(number) / (static_cast<double>(rank) + 1.0);
         ++found;
       }
+      if (rank < out.noted.last) atomicOr(out.noted.of(q) + rank / 32, 1u << rank % 32);
       atomicAdd(hits + rank, 1u);
       atomicAdd(weights + 2 * static_cast<int64_t>(rank), static_cast<unsigned long long>(high));
       atomicAdd(weights + 2 * static_cast<int64_t>(rank) + 1, static_cast<unsigned long long>(low));
@@ -138,6 +149,34 @@ __global__ void __launch_bounds__(kWarps * 32, W <= 8 ? 6 : 4)
   rank_in<W>(queries, items, lengths.of[blockIdx.y], cutoff, relevant, out, shared);
 }
 
+// gains[m][q][i] of ../hamming.h, by a warp a query and length, which leaves the bits cleared. Floor: latency.
+__global__ void __launch_bounds__(kWarps * 32)
+    gains_kernel(Noted noted, int64_t stop, int64_t all, const int64_t* __restrict__ ends, int count,
+                 double* __restrict__ out) {
+  const int lane = threadIdx.x % 32;
+  const int64_t q = noted.first + static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (q >= stop) return;
+  uint32_t* const words = noted.of(q);
+  double* const own = out + (blockIdx.y * all + q) * count;
+  double before = 0;
+  int64_t begin = 0;
+  for (int i = 0; i < count; ++i) {
+    const int64_t end = ends[i];
+    double sum = 0;
+    for (int64_t w = begin / 32 + lane; 32 * w < end; w += 32) {
+      uint32_t bits = words[w];
+      if (32 * w < begin) bits &= ~0u << begin % 32;
+      if (32 * w + 32 > end) bits &= ~(~0u << end % 32);
+      for (; bits; bits &= bits - 1) sum += 1.0 / log2(static_cast<double>(32 * w + __ffs(static_cast<int>(bits)) + 1));
+    }
+    for (int step = 16; step; step /= 2) sum += __shfl_down_sync(~0u, sum, step);
+    before += sum;
+    if (lane == 0) own[i] = before;
+    begin = end;
+  }
+  for (int64_t w = lane; w < noted.words; w += 32) words[w] = 0;
+}
+
 // Floor: HBM (20 bytes in, 16 out, a rank).
 __global__ void finish_kernel(int64_t n, const uint32_t* __restrict__ counts,
                               const unsigned long long* __restrict__ weights, double* __restrict__ hits,
@@ -154,13 +193,17 @@ __global__ void finish_kernel(int64_t n, const uint32_t* __restrict__ counts,
 
 void rank_sums(const Rows& queries, const Rows& items, const std::vector<int64_t>& lengths,
                const Relevance& relevance, int64_t cutoff, const int64_t* counts, double* precision,
-               int64_t* retrieved, double* hits, double* recall, const Context& context) {
+               int64_t* retrieved, double* hits, double* recall, const Gains& gains, const Context& context) {
   if (queries.count == 0 || items.count == 0) return;
   if (items.count >= (int64_t{1} << 32) || queries.count >= (int64_t{1} << 17))
     throw std::runtime_error("nhl_fast CUDA: evaluation takes less than 2^32 items and 2^17 queries at a time");
   const auto m = static_cast<int64_t>(lengths.size()), n = items.count;
   auto* const hit_counts = static_cast<uint32_t*>(context.zeros(4 * m * n));
   auto* const weights = static_cast<unsigned long long*>(context.zeros(16 * m * n));
+  const int64_t words = divide_up(gains.last, 32), each = 4 * words * std::min<int64_t>(m, kMostLengths);
+  const int64_t whole = divide_up(queries.count, kWarps) * kWarps;
+  const int64_t batch = words ? std::clamp<int64_t>(context.noted / each / kWarps * kWarps, kWarps, whole) : whole;
+  auto* const bits = words ? static_cast<uint32_t*>(context.zeros(each * batch)) : nullptr;
   int64_t offset = 0;
   for (int64_t from = 0; from < m; from += kMostLengths) {
     const int64_t some = std::min<int64_t>(m - from, kMostLengths), longest = lengths[from + some - 1];
@@ -170,17 +213,24 @@ void rank_sums(const Rows& queries, const Rows& items, const std::vector<int64_t
       table.of[j] = {layout_of(queries, bits), layout_of(items, bits), static_cast<int>(bits) + 1, offset};
       offset += 2 * (bits + 1) * queries.count;
     }
-    const Ranks out{counts, precision + from * queries.count, retrieved + from * queries.count, hit_counts + from * n,
-                    weights + 2 * from * n};
-    with_words(static_cast<int>(divide_up(longest, 32)), [&](auto words) {
-      constexpr int W = decltype(words)::value;
-      const dim3 grid(static_cast<unsigned>(divide_up(queries.count, kWarps)), static_cast<unsigned>(some));
-      const int64_t bytes = 4 * kWarps * (W + 2 * (longest + 1));
-      with_relevance(relevance, [&](auto relevant) {
-        rank_kernel<W><<<grid, kWarps * 32, bytes, context.stream>>>(queries, items, table, cutoff, relevant, out);
+    for (int64_t first = 0; first < queries.count; first += batch) {
+      const int64_t stop = std::min(queries.count, first + batch);
+      const Ranks out{counts, precision + from * queries.count, retrieved + from * queries.count, hit_counts + from * n,
+                      weights + 2 * from * n, {bits, words, gains.last, first, batch}};
+      const dim3 grid(static_cast<unsigned>(divide_up(stop - first, kWarps)), static_cast<unsigned>(some));
+      with_words(static_cast<int>(divide_up(longest, 32)), [&](auto code) {
+        constexpr int W = decltype(code)::value;
+        const int64_t bytes = 4 * kWarps * (W + 2 * (longest + 1));
+        with_relevance(relevance, [&](auto relevant) {
+          rank_kernel<W><<<grid, kWarps * 32, bytes, context.stream>>>(queries, items, table, cutoff, relevant, out);
+        });
+        check(cudaGetLastError());
       });
+      if (!words) continue;
+      gains_kernel<<<grid, kWarps * 32, 0, context.stream>>>(out.noted, stop, queries.count, gains.ends, gains.count,
+                                                             gains.out + from * queries.count * gains.count);
       check(cudaGetLastError());
-    });
+    }
   }
   finish_kernel<<<4 * context.multiprocessors, kThreads, 0, context.stream>>>(m * n, hit_counts, weights, hits, recall);
   check(cudaGetLastError());

@@ -23,7 +23,10 @@ constexpr int64_t kMostStride = 256;  // beyond, too few of the room's candidate
 inline Plan plan_for(int64_t items, int64_t k, const Context& context) {
   constexpr double kMargin = 2.2;
   if (items <= kLeastRoom) return {0, 0, 0, kLeastRoom};
-  const int64_t stride = std::clamp<int64_t>(items / context.sample, 1, kMostStride);
+  // With many neighbours, as large a sample as leaves the margin on both sides within the most candidates.
+  const double span = (std::sqrt(static_cast<double>(context.candidates)) - std::sqrt(static_cast<double>(k))) / (2 * kMargin);
+  const auto densest = std::clamp<int64_t>(static_cast<int64_t>(span * span), 1, kMostStride);
+  const int64_t stride = std::clamp<int64_t>(items / context.sample, 1, densest);
   const auto room_for = [&](int64_t least) {
     int64_t room = kLeastRoom;
     while (room < least && room < context.candidates) room *= 2;
