@@ -18,6 +18,10 @@ from .device.arithmetic import dot, load_tile, zeros
 
 NORMS = tiles.Tiles(rows=16, columns=64, bits=32, warps=8)
 GRADIENT = tiles.Tiles(rows=16, columns=32, bits=32, width=64, warps=4)
+# Where there are rows enough for every multiprocessor: each column is loaded for more of them.
+MANY = 2048
+MANY_NORMS = tiles.Tiles(rows=64, columns=64, bits=32, warps=4, stages=3)
+MANY_GRADIENT = tiles.Tiles(rows=64, columns=32, bits=32, width=64, warps=4, stages=3)
 EPSILON = tl.constexpr(1e-12)
 
 
@@ -38,9 +42,15 @@ def shape(lengths, tile, precision) -> Shape:
     return Shape(lengths, sum(lengths), tiles.power_of_two(len(lengths), 1), tile, precision, jobs)
 
 
-def norms_tile(num_rows: int, precision: str) -> tiles.Tiles:
-    """Wider where there are columns for it, and registers (the FMA units take more)."""
-    return NORMS._replace(columns=128) if num_rows > 128 and precision != "ieee" else NORMS
+def norms_tile(num_rows: int, precision: str, generation: int = 9) -> tiles.Tiles:
+    """Larger where there are columns for it, and registers: the FMA units take more, and cards before Hopper."""
+    if precision == "ieee" or num_rows <= 128:
+        return NORMS
+    return MANY_NORMS if num_rows >= MANY and generation >= 9 else NORMS._replace(columns=128)
+
+
+def gradient_tile(num_rows: int, precision: str) -> tiles.Tiles:
+    return MANY_GRADIENT if num_rows >= MANY and precision != "ieee" else GRADIENT
 
 
 @triton.jit
@@ -185,31 +195,34 @@ def launch(u: torch.Tensor, lengths, weight: float, values: torch.Tensor, deltas
         return
     precision = tiles.dot_precision()
     norms, alongs = u.new_empty(n, m), u.new_empty(n, m)
-    tile = norms_tile(n, precision)
+    tile = norms_tile(n, precision, tiles.generation(u.device))
     row_tiles = tile.row_tiles(n)
     partial = u.new_empty(row_tiles, m)
     statistics_kernel[(row_tiles, m - 1)](
         u, norms, alongs, partial, n, SHAPE=shape(lengths, tile, precision), **tile.options()
     )
-    fixed = shape(lengths, GRADIENT, precision)
-    gradient_kernel[(GRADIENT.row_tiles(n), len(fixed.jobs))](
-        u, norms, alongs, partial, values, deltas, n, row_tiles, float(weight), SHAPE=fixed, **GRADIENT.options()
+    tile = gradient_tile(n, precision)
+    fixed = shape(lengths, tile, precision)
+    gradient_kernel[(tile.row_tiles(n), len(fixed.jobs))](
+        u, norms, alongs, partial, values, deltas, n, row_tiles, float(weight), SHAPE=fixed, **tile.options()
     )
 
 
-def variants(lengths=(8, 16, 32, 64, 128)):
+def variants(lengths=(8, 16, 32, 64, 128), generation: int = 9):
     """What ships, for ahead-of-time compilation: (name, kernel, signature, constants, options)."""
     made = []
     signature = {**dict.fromkeys(("u", "norms", "alongs", "partial"), "*fp32"), "num_rows": "i32"}
     gradient = {**signature, "values": "*fp32", "deltas": "*fp32", "row_tiles": "i32", "weight": "fp32"}
     for precision in tiles.PRECISIONS:
-        for name, kernel, types, tile in (
-            ("statistics_n64", statistics_kernel, signature, norms_tile(64, precision)),
-            ("statistics_n256", statistics_kernel, signature, norms_tile(256, precision)),
-            ("gradient", gradient_kernel, gradient, GRADIENT),
-        ):
-            if name == "statistics_n256" and tile is NORMS:
-                continue
-            constants = {"SHAPE": shape(lengths, tile, precision)}
-            made.append((f"{name}/{precision}", kernel, types, constants, tile.options()))
+        seen = set()
+        for rows in (64, 256, 4096):
+            for name, kernel, types, tile in (
+                ("statistics", statistics_kernel, signature, norms_tile(rows, precision, generation)),
+                ("gradient", gradient_kernel, gradient, gradient_tile(rows, precision)),
+            ):
+                if (name, tile) in seen:
+                    continue
+                seen.add((name, tile))
+                constants = {"SHAPE": shape(lengths, tile, precision)}
+                made.append((f"{name}_n{rows}/{precision}", kernel, types, constants, tile.options()))
     return made

@@ -7,6 +7,7 @@ compared with those of the eager reference before it is timed.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -187,21 +188,32 @@ def plan(names):
     return found
 
 
-def jobs(names, rates) -> dict:
+def key_of(name, n, d, contender, options) -> str:
+    told = " ".join(f"{key}={str(value).removeprefix('torch.')}" for key, value in options.items())
+    return f"step {name} {n}x{d} {contender} {told}".strip()
+
+
+def jobs(names, rates, match="") -> dict:
+    """{key: job}, of those whose key has the regular expression `match` in it."""
     found = {}
     for name, n, d, contender, options in plan(names):
-        told = " ".join(f"{key}={str(value).removeprefix('torch.')}" for key, value in options.items())
-        key = f"step {name} {n}x{d} {contender} {told}".strip()
-        found[key] = partial(measure, name, n, d, contender, rates=rates, **options)
+        key = key_of(name, n, d, contender, options)
+        if re.search(match, key):
+            found[key] = partial(measure, name, n, d, contender, rates=rates, **options)
     return found
 
 
-def compile_steps(name) -> None:
-    """Compile what the jobs of a loss need, so that the time is theirs: kernels are kept on the disk."""
+def compile_steps(name, match="") -> None:
+    """Compile what the jobs of a loss need, so that the time is theirs: kernels are kept on the disk.
+
+    Of larger sizes torch.compile's only where they are asked for by `match`: they take longest.
+    """
     seen = set()
     for _, n, d, contender, options in plan([name]):
         key = (n, d, contender, *map(str, options.items()))
-        if contender not in (OURS, COMPILED) or key in seen or (contender == COMPILED and n > SMALL):
+        if contender not in (OURS, COMPILED) or key in seen or (contender == COMPILED and n > SMALL and not match):
+            continue
+        if not re.search(match, key_of(name, n, d, contender, options)):
             continue
         seen.add(key)
         options = dict(options)
@@ -221,12 +233,13 @@ def main() -> int:
     parser.add_argument(
         "--warm", choices=losses.NAMES, metavar="LOSS", help="compile what this loss needs, and time nothing"
     )
+    parser.add_argument("--match", default="", help="a regular expression: only the jobs that it is found in")
     options = parser.parse_args()
-    todo = jobs([options.warm] if options.warm else options.losses, json.loads(options.rates))
+    todo = jobs(options.losses, json.loads(options.rates), options.match)
     if not REHEARSAL and not torch.cuda.is_available():
         parser.error("PyTorch sees no CUDA device (NHL_FAST_REHEARSAL=1 rehearses on a CPU)")
     if options.warm:
-        compile_steps(options.warm)
+        compile_steps(options.warm, options.match)
         return 0
     if options.rows is None:
         parser.error("--rows: expected a file")

@@ -55,6 +55,8 @@ LOSS = ((32, 32, 32, 4, 1), (32, 64, 32, 4, 1), (64, 32, 32, 4, 1), (64, 64, 32,
 # The same of the pairs with a bank, around what measured best, and of the softmax over centres.
 PAIRS = ((32, 32, 32, 4, 1), (64, 16, 32, 4, 1), (64, 32, 16, 4, 1), (64, 32, 32, 4, 2), (64, 64, 32, 4, 1),
          (64, 64, 32, 8, 1), (128, 32, 32, 8, 1), (128, 16, 32, 4, 1))  # fmt: skip
+MANY = ((64, 64, 32, 4, 1), (64, 64, 32, 8, 1), (128, 32, 32, 8, 1), (128, 64, 32, 8, 1), (128, 16, 32, 4, 1),
+        (64, 32, 64, 4, 1), (64, 16, 32, 4, 1), (32, 64, 32, 4, 1))  # fmt: skip
 SOFTMAX = ((16, 32, 32, 4, 1), (16, 64, 32, 8, 1), (16, 64, 32, 4, 2), (16, 128, 32, 8, 2))
 
 
@@ -105,6 +107,9 @@ SWEEPS = [
     ("pairs", chosen_choices(pairs, "config", pairs.LARGE, PAIRS), "dhn", 64, 2048, {}),
     ("pairs", chosen_choices(pairs, "config", pairs.LARGE, PAIRS), "dsh", 256, 2048, {}),
     ("pairs", chosen_choices(pairs, "config", pairs.LARGE, PAIRS), "dch", 64, 2048, {}),
+    ("many pairs", chosen_choices(pairs, "config", pairs.LARGE, MANY), "dhn", 4096, 768, {"distill": 0.0}),
+    ("many pairs", chosen_choices(pairs, "config", pairs.LARGE, MANY), "dsh", 4096, 768, {"distill": 0.0}),
+    ("many pairs", chosen_choices(pairs, "config", pairs.LARGE, MANY), "dch", 4096, 768, {"distill": 0.0}),
     ("project", project_choices, "csq", 32768, 2048, {"distill": 0.0}),
     ("project", project_choices, "csq", 32768, 2048, HALF),
     ("product", product_choices, "csq", 32768, 2048, {"distill": 0.0}),

@@ -4,6 +4,7 @@ import pytest
 import torch
 from launches import launches
 from losses_cases import by_length
+from nhl_fast.kernels import distillation as kernels
 from numeric import Expected
 
 from nhl_fast.core.known_gradient import per_length_gradients
@@ -38,6 +39,21 @@ def check(u, lengths):
 @pytest.mark.parametrize("n", [3, 33])
 def test_equals_the_reference(n, lengths, device):
     check(torch.randn(n, lengths[-1], device=device), lengths)
+
+
+@pytest.mark.parametrize("lengths", [(5, 12, 48, 100), (8, 72)], ids=str)
+def test_the_tiles_of_large_batches(lengths, device, monkeypatch):
+    monkeypatch.setattr(kernels, "norms_tile", lambda *sizes: kernels.MANY_NORMS)
+    monkeypatch.setattr(kernels, "gradient_tile", lambda *sizes: kernels.MANY_GRADIENT)
+    check(torch.randn(70, lengths[-1], device=device), lengths)
+
+
+def test_which_tiles():
+    for rows, card in ((2047, 9), (64, 9), (64, 8)):
+        assert kernels.norms_tile(rows, "tf32x3", card).rows == kernels.gradient_tile(rows, "tf32x3").rows == 16
+    assert kernels.norms_tile(2048, "tf32", 9).rows == kernels.gradient_tile(2048, "tf32").rows == 64
+    assert kernels.norms_tile(2048, "tf32", 8).rows == 16
+    assert kernels.norms_tile(2048, "ieee").rows == kernels.gradient_tile(2048, "ieee").rows == 16
 
 
 @pytest.mark.slow
