@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.common.record import ROOT
 from bench.kernels import floors
-from bench.readme import evidence, experiments, speed, unlabelled
+from bench.readme import cards, evidence, experiments, speed, unlabelled
 
 BLOCKS = {
     **{
@@ -34,6 +34,7 @@ BLOCKS = {
     },
     "floors": floors.table,
     **{make.__name__: make for make in unlabelled.BLOCKS},
+    **cards.BLOCKS,
     **evidence.BLOCKS,
 }
 BEGIN, END = "<!-- bench: {} -->", "<!-- end -->"
