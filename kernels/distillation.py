@@ -18,8 +18,8 @@ from .device.arithmetic import dot, load_tile, zeros
 
 NORMS = tiles.Tiles(rows=16, columns=64, bits=32, warps=8)
 GRADIENT = tiles.Tiles(rows=16, columns=32, bits=32, width=64, warps=4)
-# Where there are rows enough for every multiprocessor: each column is loaded for more of them.
-MANY = 2048
+# Where that still makes MANY programs, about one a multiprocessor: each column is loaded for more rows.
+MANY = 128
 MANY_NORMS = tiles.Tiles(rows=64, columns=64, bits=32, warps=4, stages=3)
 MANY_GRADIENT = tiles.Tiles(rows=64, columns=32, bits=32, width=64, warps=4, stages=3)
 EPSILON = tl.constexpr(1e-12)
@@ -42,15 +42,19 @@ def shape(lengths, tile, precision) -> Shape:
     return Shape(lengths, sum(lengths), tiles.power_of_two(len(lengths), 1), tile, precision, jobs)
 
 
-def norms_tile(num_rows: int, precision: str, generation: int = 9) -> tiles.Tiles:
+def many(num_rows: int, num_lengths: int, precision: str) -> bool:
+    return precision != "ieee" and MANY_NORMS.row_tiles(num_rows) * (num_lengths - 1) >= MANY
+
+
+def norms_tile(num_rows: int, num_lengths: int, precision: str, generation: int = 9) -> tiles.Tiles:
     """Larger where there are columns for it, and registers: the FMA units take more, and cards before Hopper."""
     if precision == "ieee" or num_rows <= 128:
         return NORMS
-    return MANY_NORMS if num_rows >= MANY and generation >= 9 else NORMS._replace(columns=128)
+    return MANY_NORMS if many(num_rows, num_lengths, precision) and generation >= 9 else NORMS._replace(columns=128)
 
 
-def gradient_tile(num_rows: int, precision: str) -> tiles.Tiles:
-    return MANY_GRADIENT if num_rows >= MANY and precision != "ieee" else GRADIENT
+def gradient_tile(num_rows: int, num_lengths: int, precision: str) -> tiles.Tiles:
+    return MANY_GRADIENT if many(num_rows, num_lengths, precision) else GRADIENT
 
 
 @triton.jit
@@ -195,13 +199,13 @@ def launch(u: torch.Tensor, lengths, weight: float, values: torch.Tensor, deltas
         return
     precision = tiles.dot_precision()
     norms, alongs = u.new_empty(n, m), u.new_empty(n, m)
-    tile = norms_tile(n, precision, tiles.generation(u.device))
+    tile = norms_tile(n, m, precision, tiles.generation(u.device))
     row_tiles = tile.row_tiles(n)
     partial = u.new_empty(row_tiles, m)
     statistics_kernel[(row_tiles, m - 1)](
         u, norms, alongs, partial, n, SHAPE=shape(lengths, tile, precision), **tile.options()
     )
-    tile = gradient_tile(n, precision)
+    tile = gradient_tile(n, m, precision)
     fixed = shape(lengths, tile, precision)
     gradient_kernel[(tile.row_tiles(n), len(fixed.jobs))](
         u, norms, alongs, partial, values, deltas, n, row_tiles, float(weight), SHAPE=fixed, **tile.options()
@@ -217,8 +221,8 @@ def variants(lengths=(8, 16, 32, 64, 128), generation: int = 9):
         seen = set()
         for rows in (64, 256, 4096):
             for name, kernel, types, tile in (
-                ("statistics", statistics_kernel, signature, norms_tile(rows, precision, generation)),
-                ("gradient", gradient_kernel, gradient, gradient_tile(rows, precision)),
+                ("statistics", statistics_kernel, signature, norms_tile(rows, len(lengths), precision, generation)),
+                ("gradient", gradient_kernel, gradient, gradient_tile(rows, len(lengths), precision)),
             ):
                 if (name, tile) in seen:
                     continue

@@ -85,6 +85,20 @@ def test_native_gains(isa, threads, share):
         assert all(map(torch.equal, rest[1:], native.evaluate(*arguments, n)[1:]))
 
 
+@pytest.mark.skipif(not AVAILABLE, reason=f"native library: {DETAIL}")
+def test_queries_in_parts(monkeypatch):
+    q, d, q_labels, db_labels = problem(9, 90, 2, 4, pool=20, classes=4)
+    options = {"lengths": (5, 16), "topk": 30, "ndcg": (7, 90), "backend": "cpp"}
+    whole = evaluate_retrieval(q, d, q_labels, db_labels, **options)
+    monkeypatch.setattr(ranking, "most_queries", lambda device: 4)
+    found = evaluate_retrieval(q, d, q_labels, db_labels, **options)
+    assert torch.equal(found.average_precision, whole.average_precision)
+    assert (found.ndcg_at(7), found.ndcg_at(90)) == (whole.ndcg_at(7), whole.ndcg_at(90))
+    for n in (1, 9, 90):
+        assert found.precision_at(n) == whole.precision_at(n)
+        assert found.recall_at(n) == pytest.approx(whole.recall_at(n), rel=1e-14)
+
+
 @pytest.mark.parametrize("ties", TIES)
 @every_backend
 def test_means_over_the_queries_with_a_relevant_item(ties, backend):

@@ -56,7 +56,7 @@ def evaluate_retrieval(
         denominator: "retrieved", the relevant items found in the first K (the convention of the hashing
             literature); "relevant", all relevant items; "min", the smaller of K and that number.
         ndcg: a rank from 1 to n, or several, that `RetrievalResult.ndcg_at` is to be asked for. Needed under "id", in
-            whose pass they are measured (on the CPU); the other rules give any rank afterwards.
+            whose pass they are measured; the other rules give any rank afterwards.
         mean_over: the queries of every mean: "all" or "relevant", those with at least one relevant item.
         chunk_bytes: bound on the memory taken beyond the result (one query's row of distances is the least).
         backend: "auto", "reference", "cpp" or "cuda".

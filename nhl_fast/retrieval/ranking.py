@@ -7,6 +7,7 @@ stable order, reduced at once to sums.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -181,5 +182,22 @@ def _collect_native(queries, database, query_labels, database_labels, lengths, c
     labels = (query_labels, database_labels)
     if not cutoff:
         return [h.cpu() for h in native.histograms(queries, database, *labels, lengths)], None
-    histograms, *sums = native.evaluate(queries, database, *labels, lengths, cutoff, ranks)
-    return [h.cpu() for h in histograms], RankSums(*(s.cpu() for s in sums))
+    parts = [
+        native.evaluate(queries[some], database, query_labels[some], database_labels, lengths, cutoff, ranks)
+        for some in spans(len(queries), most_queries(queries.device))
+    ]
+    histograms = [torch.cat(of_length).cpu() for of_length in zip(*(part[0] for part in parts))]
+    precision, retrieved, hits, recall, *gains = zip(*(part[1:] for part in parts))
+    sums = (
+        torch.cat(precision, 1),
+        torch.cat(retrieved, 1),
+        sum(hits),
+        sum(recall),
+        *(torch.cat(g, 1) for g in gains),
+    )
+    return histograms, RankSums(*(s.cpu() for s in sums))
+
+
+def most_queries(device: torch.device) -> int:
+    """Queries at a time: CUDA's sums over them are of integers, which hold fewer than 2^17."""
+    return 1 << 16 if device.type == "cuda" else sys.maxsize

@@ -49,11 +49,14 @@ def test_the_tiles_of_large_batches(lengths, device, monkeypatch):
 
 
 def test_which_tiles():
-    for rows, card in ((2047, 9), (64, 9), (64, 8)):
-        assert kernels.norms_tile(rows, "tf32x3", card).rows == kernels.gradient_tile(rows, "tf32x3").rows == 16
-    assert kernels.norms_tile(2048, "tf32", 9).rows == kernels.gradient_tile(2048, "tf32").rows == 64
-    assert kernels.norms_tile(2048, "tf32", 8).rows == 16
-    assert kernels.norms_tile(2048, "ieee").rows == kernels.gradient_tile(2048, "ieee").rows == 16
+    def rows_of(n, count, precision, generation=9):
+        norms = kernels.norms_tile(n, count, precision, generation)
+        return norms.rows, kernels.gradient_tile(n, count, precision).rows
+
+    assert rows_of(64, 5, "tf32x3") == rows_of(1984, 5, "tf32x3") == rows_of(8128, 2, "tf32x3") == (16, 16)
+    assert rows_of(2048, 5, "tf32") == rows_of(8192, 2, "tf32x3") == (64, 64)
+    assert rows_of(2048, 5, "tf32", 8) == (16, 64)
+    assert rows_of(4096, 5, "ieee") == (16, 16)
 
 
 @pytest.mark.slow

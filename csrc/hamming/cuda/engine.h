@@ -41,7 +41,7 @@ struct Context {
   std::function<void*(int64_t bytes)> scratch, zeros;
   int64_t sample = 16384;     // items, at least, from which a top-k search learns where to look
   int64_t candidates = 8192;  // a query, at most, a power of two
-  int64_t noted = int64_t{128} << 20;  // bytes, about, for what gains are summed from
+  int64_t noted = int64_t{512} << 20;  // bytes, about, for what gains are summed from
 };
 
 // bytes = 2, 4 or 8 a number; `infinity` is the number's bit pattern for it.

@@ -174,6 +174,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     if (lane == 0) own[i] = before;
     begin = end;
   }
+  __syncwarp();  // all words have been read
   for (int64_t w = lane; w < noted.words; w += 32) words[w] = 0;
 }
 
