@@ -16,14 +16,16 @@ def test_tuned():
 
 def test_wide():
     wide = TrainConfig.preset("wide", loss="dtsh", code_lengths=(8, 24, 25))
-    assert (wide.hidden, wide.weighting, wide.loss_options) == ((1024,), (1.0, 2.0, 4.0), {"reference_bits": 32})
+    assert (wide.hidden, wide.weighting, wide.loss_options) == ((2048,), (1.0, 2.0, 4.0), {"reference_bits": 32})
     for loss in ("dsh", "lcdsh", "mdsh"):  # better as published there
         published = TrainConfig.preset("wide", loss=loss, code_lengths=(8, 24))
-        assert (published.loss_options, published.dropout, published.hidden) == ({}, 0.5, (1024,))
+        assert (published.loss_options, published.dropout, published.hidden) == ({}, 0.5, (2048,))
         assert TrainConfig.preset("tuned", loss=loss).loss_options
     dch = TrainConfig.preset("wide", loss="dch", code_lengths=(8, 24))
     assert (dch.weighting, dch.loss_options) == ((1.0, 2.0), {"reference_bits": 16})
-    epochs = {loss: TrainConfig.preset("wide", loss=loss).epochs for loss in ("csq", "dtsh", "dch", "mdsh")}
-    assert epochs == {"csq": 40, "dtsh": 80, "dch": 80, "mdsh": 60}
+    epochs = {loss: TrainConfig.preset("wide", loss=loss).epochs for loss in ("csq", "dhn", "dtsh", "dch", "mdsh")}
+    assert epochs == {"csq": 40, "dhn": 40, "dtsh": 80, "dch": 80, "mdsh": 80}
+    dhn = TrainConfig.preset("wide", loss="dhn").loss_options
+    assert dhn == TrainConfig.preset("tuned", loss="dhn").loss_options == {"balance": True, "reference_bits": 16}
     assert TrainConfig.preset("wide", loss="dch", epochs=7).epochs == 7
     assert TrainConfig.preset("wide", code_lengths=8).weighting == TrainConfig().weighting

@@ -28,6 +28,7 @@ def panels(document: dict, path) -> None:
         grouped.setdefault(labels[0][1], []).append((", ".join(methods), arm, rows))
     names = list(dict.fromkeys(name for lines in grouped.values() for name, *_ in lines))
     arms = list(dict.fromkeys(arm for lines in grouped.values() for _, arm, _ in lines))
+    arms.sort(key=lambda arm: {"nested": 0, "single": 1}.get(arm, 2))  # these look the same in every picture
     columns = min(5, len(grouped)) if len(grouped) > 4 else min(3, len(grouped))
 
     def paint(figure):
@@ -56,7 +57,7 @@ def panels(document: dict, path) -> None:
             axes.set_title(title)
         for axes in grid[:, 0]:
             axes.set_ylabel("mAP")
-        for axes in grid[-1]:
+        for axes in grid.flat[max(0, len(grouped) - columns) : len(grouped)]:  # no panel below
             axes.set_xlabel("Code length (bits)")
         handles, shown = [], []
         for axes in grid.flat:
@@ -64,10 +65,15 @@ def panels(document: dict, path) -> None:
                 if name not in shown:
                     handles.append(handle)
                     shown.append(name)
-        figure.legend(handles, shown, loc="outside lower center", ncols=2 if columns < 3 else 4)
+        figure.legend(handles, shown, loc="outside lower center", ncols=beside)
 
-    legend = 0.25 * -(-len(names) * len(arms) // (2 if columns < 3 else 4))
-    picture((max(6.5, 3.1 * columns), 2.9 * -(-len(grouped) // columns) + 0.3 + legend), paint, path)
+    width = max(6.5, 3.1 * columns)
+    told = {", ".join(filter(None, (name, arm))) for lines in grouped.values() for name, arm, _ in lines}
+    beside = max(
+        1, min(4, int(width / (0.6 + 0.09 * max(map(len, told)))))
+    )  # entries of the legend in a row, by inches
+    legend = 0.25 * -(-len(told) // beside)
+    picture((width, 2.9 * -(-len(grouped) // columns) + 0.3 + legend), paint, path)
 
 
 def means(document: dict, path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bench.common.record import ROOT
 from bench.kernels import floors
-from bench.readme import cards, evidence, experiments, speed, unlabelled
+from bench.readme import cards, evidence, experiments, speed, table_a, unlabelled
 
 BLOCKS = {
     **{
@@ -36,6 +36,7 @@ BLOCKS = {
     **{make.__name__: make for make in unlabelled.BLOCKS},
     **cards.BLOCKS,
     **evidence.BLOCKS,
+    **table_a.BLOCKS,
 }
 BEGIN, END = "<!-- bench: {} -->", "<!-- end -->"
 BLOCK = re.compile(BEGIN.format(r"([^>]*?)") + r"\n(.*?)" + END, re.DOTALL)

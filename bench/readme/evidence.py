@@ -47,15 +47,15 @@ def lengths(name: str) -> str:
 
 
 def words100_seconds() -> str:
-    """What training took: one nested model, for as many epochs and for twice as many, and five single-length ones."""
+    """What training took: one nested model, also twice as wide or long, as a share of five single-length ones."""
     document = stored("experiments/words100_lengths")
     taken = {(row["loss"], row["arm"]): row["seconds"] for row in document["seconds"]}
-    arms, lines = ("nested", "nested, twice the epochs", "single"), []
+    arms, lines = ("nested", "nested, twice as wide", "nested, twice the epochs"), []
     for loss in dict.fromkeys(loss for loss, _ in taken):
-        seconds = [taken[loss, arm] for arm in arms]
-        lines.append([loss, *(f"{s:,.0f}" for s in seconds), *(f"{s / seconds[-1]:.2f}" for s in seconds[:2])])
-    head = ["loss", "nested, s", "twice the epochs, s", "five single, s", "nested / five", "twice the epochs / five"]
-    return markdown(head, lines)
+        five = taken[loss, "single"]
+        nested = (taken[loss, arm] for arm in arms)
+        lines.append([loss, f"{five:,.0f}", *(f"{seconds:,.0f} ({seconds / five:.2f})" for seconds in nested)])
+    return markdown(["loss", "five single, s", *(f"{arm}, s" for arm in arms)], lines)
 
 
 def of_reference(cells: dict[int, dict[int, float]], column: str) -> dict[int, float]:
@@ -128,6 +128,28 @@ def price() -> str:
     return markdown(["run", "CPU time of a step", "memory of training"], lines)
 
 
+def trains_along() -> str:
+    """When a nested run has the mAP that every single-length run ends with, in CPU time, beside what those take."""
+    curves = {
+        (run["arm"], tuple(run["lengths"])): run["curve"] for run in stored("experiments/trains_along")["curve"]
+    }
+    arms = [arm for arm, lengths in curves if lengths == LENGTHS]
+    lines, spent, whole = [], 0.0, {arm: curves[arm, LENGTHS][-1]["cpu_seconds"] for arm in arms}
+    for b in LENGTHS:
+        end = curves["single", (b,)][-1]
+        spent += end["cpu_seconds"]
+        line = [f"{b} bits", f"{end['map'][str(b)]:.4f}", f"{end['cpu_seconds']:.0f} s"]
+        for arm in arms:
+            ours = [(row["cpu_seconds"], row["map"][str(b)]) for row in curves[arm, LENGTHS]]
+            when = next((f"{seconds:.0f} s" for seconds, value in ours if value >= end["map"][str(b)]), "never")
+            line += [f"{ours[-1][1]:.4f}", when]
+        lines.append(line)
+    shares = [cell for arm in arms for cell in ("", f"{whole[arm]:.0f} s ({whole[arm] / spent:.2f})")]
+    lines.append(["whole runs", "", f"{spent:.0f} s", *shares])
+    heads = [cell for arm in arms for cell in (f"{arm}, mAP", f"{arm}, CPU to the single mAP")]
+    return markdown(["length", "single, mAP", "single, CPU", *heads], lines)
+
+
 def pretrained() -> str:
     """A line a loss: the nested model's mAP and how far it is from the single-length models of the same seeds."""
     lines = []
@@ -138,19 +160,21 @@ def pretrained() -> str:
     return markdown(["loss", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 
 
-def words100_ideas() -> str:
-    """A line for every loss and change, with its difference from the single-length models."""
+def ideas(name: str) -> str:
+    """A line for every loss and change, with its difference from the single-length models without a change."""
     found: dict[tuple, dict[int, dict[int, float]]] = {}
-    for run in stored("experiments/words100_ideas")["runs"]:
-        key = (run["loss"], run["idea"] if run["arm"] == "nested" else "single")
+    plain: dict[str, str] = {}
+    for run in stored(f"experiments/{name}")["runs"]:
+        first = plain.setdefault(run["loss"], run["idea"])
+        single = "single-length models" + ("" if run["idea"] == first else f", {run['idea']}")
+        key = (run["loss"], f"nested, {run['idea']}" if run["arm"] == "nested" else single)
         found.setdefault(key, {}).setdefault(run["bits"], {})[run["seed"]] = run["mAP"]
     lines = []
-    for (loss, idea), cells in found.items():
-        single = found[loss, "single"]
+    for (loss, told), cells in found.items():
+        single = found[loss, "single-length models"]
         columns = [*((cells[b], single[b]) for b in LENGTHS), (averaged(cells), averaged(single))]
-        text = [f"{ours[0]:.4f}" + ("" if ours is theirs else against(ours, theirs)) for ours, theirs in columns[:-1]]
-        mean = f"{columns[-1][0][0]:.4f}" + ("" if cells is single else against(*columns[-1]))
-        lines.append([loss, "single-length models" if cells is single else f"nested, {idea}", *text, mean])
+        differences = ["" if cells is single else against(*column) for column in columns]
+        lines.append([loss, told, *(f"{ours[0]:.4f}{more}" for (ours, _), more in zip(columns, differences))])
     return markdown(["loss", "model", *(f"{b} bits" for b in LENGTHS), "mean"], lines)
 
 
@@ -183,10 +207,11 @@ def released() -> str:
 # Experiments whose block is their table of lengths.
 PLAIN = (
     *("words100", "words100_wide_ideas", "words100_wide", "words100_lengths", "words100_losses"),
-    "words100_tuned",
-    *("dpsh_range", "sections", "tags", "tags_losses"),
+    *("words100_tuned", "words100_preset", "words100_published"),
+    *("dpsh_range", "sections", "sections_published", "pretrained_published", "tags", "tags_losses"),
 )
-BLOCKS = {name: partial(lengths, name) for name in PLAIN} | {
-    make.__name__: make
-    for make in (words100_ideas, words100_seconds, pretrained, tags_graded, price, floats, released)
+BLOCKS = {
+    **{name: partial(lengths, name) for name in PLAIN},
+    **{name: partial(ideas, name) for name in ("words100_ideas", "sections_ideas")},
+    **{f.__name__: f for f in (words100_seconds, pretrained, tags_graded, price, trains_along, floats, released)},
 }
