@@ -122,9 +122,9 @@ def table(architectures=ARCHITECTURES, match: str = "", ones: bool = False, repo
     """
     rows = []
     shipped = [{name: variant for name, *variant in kernel_variants(arch)} for arch in architectures]
-    for name in filter(lambda name: match in name, shipped[0]):
+    for name in dict.fromkeys(name for variants in shipped for name in variants if match in name):
         for arch, variants in zip(architectures, shipped):
-            if (name, f"sm_{arch}") in known:
+            if name not in variants or (name, f"sm_{arch}") in known:
                 continue
             rows.append(measure(name, *variants[name], arch, ones=ones))
             if report:
