@@ -184,7 +184,7 @@ def describe(config: dict, wanted: list[jobs.Job]) -> dict:
         "question": config["question"],
         "data": wanted[0].data,
         "features": datasets.told(wanted[0].data["name"]),
-        "split_seeds": sorted({jobs.SPLIT_SEED + job.seed for job in wanted}),
+        "split_seeds": sorted({job.data.get("split", jobs.SPLIT_SEED + job.seed) for job in wanted}),
         "seeds": sorted({job.seed for job in wanted}),
         "settings": config.get("settings", {}),
         "reference": config.get("reference", REFERENCE),
