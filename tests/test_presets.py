@@ -17,6 +17,11 @@ def test_tuned():
 def test_wide():
     wide = TrainConfig.preset("wide", loss="dtsh", code_lengths=(8, 24, 25))
     assert (wide.hidden, wide.weighting, wide.loss_options) == ((2048,), (1.0, 2.0, 4.0), {"reference_bits": 32})
+    weights = {
+        loss: TrainConfig.preset("wide", loss=loss, code_lengths=(8, 24, 25)).weighting for loss in ("dsh", "mdsh")
+    }
+    assert weights == {"dsh": (4.0, 2.0, 1.0), "mdsh": (1.0, 1.0, 1.0)}
+    assert TrainConfig.preset("wide", loss="dbdh").hidden == (1024,)
     for loss in ("dsh", "lcdsh", "mdsh"):  # better as published there
         published = TrainConfig.preset("wide", loss=loss, code_lengths=(8, 24))
         assert (published.loss_options, published.dropout, published.hidden) == ({}, 0.5, (2048,))

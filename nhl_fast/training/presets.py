@@ -30,15 +30,18 @@ PRESETS: dict[str, dict] = {
 def settings(name: str, changes: Mapping, default_loss: str, default_lengths) -> dict:
     """The settings `name` with changes, for `TrainConfig`; given loss options are added to those of the preset.
 
-    "tuned" weighs several code lengths by 1, 2, 3, ... from the shortest to the longest, "wide" by 1, 2, 4, ...,
-    unless the loss has a better rule.
+    "tuned" weighs several code lengths by 1, 2, 3, ... from the shortest to the longest, "wide" by 1, 2, 4, ... (of
+    some losses equally, or by ..., 4, 2, 1), unless the loss has a better rule.
     """
     found = dict(PRESETS[check.one_of(name, "preset", tuple(PRESETS))])
     if name in ("tuned", "wide"):
         lengths = check.code_lengths(changes.get("code_lengths", default_lengths))
-        if len(lengths) > 1:
-            found["weighting"] = tuple(2.0**i if name == "wide" else i + 1.0 for i in range(len(lengths)))
         rules = {**TUNED, **WIDE} if name == "wide" else TUNED
-        found |= rules.get(changes.get("loss", default_loss), {})
+        own = dict(rules.get(changes.get("loss", default_loss), {}))
+        growth, count = own.pop("growth", 2.0), len(lengths)
+        if count > 1:
+            grown = (growth ** (i if growth >= 1 else i + 1 - count) for i in range(count))
+            found["weighting"] = tuple(grown) if name == "wide" else tuple(i + 1.0 for i in range(count))
+        found |= own
     options = {**found.get("loss_options", {}), **changes.get("loss_options", {})}
     return {**found, **changes, **({"loss_options": options} if options else {})}
