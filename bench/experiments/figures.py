@@ -28,7 +28,9 @@ def panels(document: dict, path) -> None:
         grouped.setdefault(labels[0][1], []).append((", ".join(methods), arm, rows))
     names = list(dict.fromkeys(name for lines in grouped.values() for name, *_ in lines))
     arms = list(dict.fromkeys(arm for lines in grouped.values() for _, arm, _ in lines))
-    arms.sort(key=lambda arm: {"nested": 0, "single": 1}.get(arm, 2))  # these look the same in every picture
+    looks = {"nested": 0, "single": 1}  # the same in every picture, also where one of them is not there
+    looks |= {arm: i for i, arm in enumerate((arm for arm in arms if arm not in looks), len(looks))}
+    arms.sort(key=looks.get)
     columns = min(5, len(grouped)) if len(grouped) > 4 else min(3, len(grouped))
 
     def paint(figure):
@@ -37,7 +39,7 @@ def panels(document: dict, path) -> None:
             axes.set_axis_off()
         for axes, (title, lines) in zip(grid.flat, grouped.items()):
             for name, arm, rows in lines:
-                j = arms.index(arm)
+                j = looks[arm]
                 i = names.index(name) if len(names) > 1 else j
                 axes.errorbar(
                     [r["bits"] for r in rows],

@@ -207,8 +207,16 @@ def released() -> str:
 # Experiments whose block is their table of lengths.
 PLAIN = (
     *("words100", "words100_wide_ideas", "words100_wide", "words100_lengths", "words100_losses"),
-    *("words100_tuned", "words100_preset", "words100_published"),
-    *("dpsh_range", "sections", "sections_published", "pretrained_published", "tags", "tags_losses"),
+    *("words100_tuned", "words100_preset", "words100_preset_more", "words100_weights", "words100_published"),
+    *(
+        "dpsh_range",
+        "sections",
+        "sections_weights",
+        "sections_published",
+        "pretrained_published",
+        "tags",
+        "tags_losses",
+    ),
 )
 BLOCKS = {
     **{name: partial(lengths, name) for name in PLAIN},

@@ -16,9 +16,9 @@ SETS = {
     "CIFAR-10, EfficientNet-Lite0": {"published": ["pretrained_published"], "tuned": ["pretrained"]},
     "words100": {
         "published": ["words100_published"],
-        "tuned": ["words100_lengths", "words100_preset"],
+        "tuned": ["words100_lengths", "words100_preset", "words100_preset_more"],
     },
-    "texts, sections": {"published": ["sections_published"], "tuned": ["sections"]},
+    "texts, sections": {"published": ["sections_published"], "tuned": ["sections", "sections_weights"]},
 }
 LOSSES = ("csq", "dpn", "dsh", "dhn", "dbdh", "dtsh", "lcdsh", "dch", "mdsh", "shcir")
 
