@@ -210,6 +210,7 @@ PLAIN = (
     *("words100_tuned", "words100_preset", "words100_preset_more", "words100_weights", "words100_published"),
     *(
         "dpsh_range",
+        "dsh_weights",
         "sections",
         "sections_weights",
         "sections_published",
