@@ -43,6 +43,7 @@ def shape(lengths, tile, precision) -> Shape:
 
 
 def many(num_rows: int, num_lengths: int, precision: str) -> bool:
+    """Whether the larger tiles make programs enough."""
     return precision != "ieee" and MANY_NORMS.row_tiles(num_rows) * (num_lengths - 1) >= MANY
 
 

@@ -71,9 +71,8 @@ def panels(document: dict, path) -> None:
 
     width = max(6.5, 3.1 * columns)
     told = {", ".join(filter(None, (name, arm))) for lines in grouped.values() for name, arm, _ in lines}
-    beside = max(
-        1, min(4, int(width / (0.6 + 0.09 * max(map(len, told)))))
-    )  # entries of the legend in a row, by inches
+    inches = 0.6 + 0.09 * max(map(len, told))  # of an entry of the legend
+    beside = max(1, min(4, int(width / inches)))
     legend = 0.25 * -(-len(told) // beside)
     picture((width, 2.9 * -(-len(grouped) // columns) + 0.3 + legend), paint, path)
 

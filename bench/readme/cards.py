@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 
 from bench.common.record import RESULTS, markdown
-from bench.readme.speed import PROTOCOLS, stored
+from bench.readme.speed import measures_table, stored
 
 CALL = "2026-11-28-h200"
-CASES = {"id": "id", "id, NDCG": "id, with NDCG", "expected": "expected", "expected, NDCG": "expected, with NDCG"}
 
 
 def rows_of(name: str) -> list[dict]:
@@ -26,11 +25,12 @@ def gpu_many() -> str:
         compiled = found.get((loss, "reference, torch.compile", "after", False))
         if compiled is None:
             continue
-        before, after = (found[loss, "nhl_fast triton", when, True] for when in ("before", "after"))
+        ours = (("before", False), ("after", False), ("after", True))
+        before, after, graph = (found[(loss, "nhl_fast triton", *which)] for which in ours)
         numbers = found[loss, "reference", "before", False], compiled, before, after
-        lines.append([loss, *(f"{ms:.2f}" for ms in numbers), f"{compiled / after:.2f}"])
+        lines.append([loss, *(f"{ms:.2f}" for ms in numbers), f"{compiled / after:.2f}", f"{graph:.2f}"])
     head = ["loss", "PyTorch, eager, ms", "torch.compile, ms", "nhl_fast before, ms", "nhl_fast, ms"]
-    return markdown([*head, "times torch.compile"], lines)
+    return markdown([*head, "times torch.compile", "CUDA graph, ms"], lines)
 
 
 def gpu_misses() -> str:
@@ -54,14 +54,7 @@ def gpu_misses() -> str:
 
 def gpu_measures() -> str:
     """What NDCG and the rules of ties cost on a card."""
-    document = stored(f"gpu/{CALL}/measures_cuda")
-    return markdown(
-        ["protocol", "ties, measures", "ms", "times the first"],
-        [
-            [PROTOCOLS[r["protocol"]], CASES[r["case"]], f"{r['ms']:,.1f}", f"{r['of_the_first']:.2f}"]
-            for r in document["rows"]
-        ],
-    )
+    return measures_table(stored(f"gpu/{CALL}/measures_cuda"), 1)
 
 
 BLOCKS = {make.__name__: make for make in (gpu_many, gpu_misses, gpu_measures)}

@@ -79,14 +79,17 @@ def evaluation() -> str:
 def measures() -> str:
     """What NDCG and the rules of ties cost."""
     document = stored("measures")
-    table = markdown(
+    return f"{measures_table(document, 0)}\n\n{machine(document)}"
+
+
+def measures_table(document: dict, digits: int) -> str:
+    return markdown(
         ["protocol", "ties, measures", "ms", "times the first"],
         [
-            [PROTOCOLS[r["protocol"]], r["case"], f"{r['ms']:,.0f}", f"{r['of_the_first']:.2f}"]
+            [PROTOCOLS[r["protocol"]], r["case"], f"{r['ms']:,.{digits}f}", f"{r['of_the_first']:.2f}"]
             for r in document["rows"]
         ],
     )
-    return f"{table}\n\n{machine(document)}"
 
 
 def one_query() -> str:

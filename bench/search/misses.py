@@ -2,14 +2,12 @@
 
 A search of few neighbours takes its limit from a sample; a query for which that did not do costs the call its exact
 counts. Each case is timed with many sets of queries: where the slowest takes far longer than the fastest, a limit
-missed. Each set's first queries agree with the CPU engine before it is timed. Writes misses_cuda.csv to $OUT, or to
-bench/results/.
+missed. Each set's first queries agree with the CPU engine before it is timed. Writes misses_cuda.json and
+.csv to $OUT, or to bench/results/.
 """
 
 from __future__ import annotations
 
-import csv
-import os
 import statistics
 import time
 
@@ -17,7 +15,7 @@ import torch
 
 from bench.common import arguments
 from bench.common.data import random_rows
-from bench.common.record import out_folder
+from bench.common.record import write
 from bench.common.timing import milliseconds
 from nhl_fast import native
 
@@ -54,7 +52,6 @@ def main() -> None:
     if not native.cuda_status()[0]:
         raise SystemExit(f"misses: {native.cuda_status()[1]}")
     ends, rows, codes = time.monotonic() + args.seconds, [], {}
-    path = out_folder() / "misses_cuda.csv"
     for bits, n, num, k in CASES:
         if time.monotonic() > ends:
             print(f"not reached: {bits} bits, {n} items, {num} queries, k {k}")
@@ -70,12 +67,7 @@ def main() -> None:
         row["looked_twice"] = sum(ms > TWICE * min(times) for ms in times)
         rows.append({**row, "device": torch.cuda.get_device_name()})
         print(row, flush=True)
-        partial = path.with_suffix(".tmp")
-        with open(partial, "w", newline="") as file:
-            writer = csv.DictWriter(file, rows[0], lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows)
-        os.replace(partial, path)
+        write("misses_cuda", rows)
 
 
 if __name__ == "__main__":

@@ -56,10 +56,8 @@ Tensor histograms_cpu(const Tensor& queries, const Tensor& items, const Tensor& 
   return out;
 }
 
-using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-Six evaluate_gains_cpu(const Tensor& queries, const Tensor& items, const Tensor& query_labels,
-                       const Tensor& item_labels, Ints lengths, int64_t cutoff, Ints ranks) {
+Evaluated evaluate_gains_cpu(const Tensor& queries, const Tensor& items, const Tensor& query_labels,
+                             const Tensor& item_labels, Ints lengths, int64_t cutoff, Ints ranks) {
   check_lengths(lengths);
   const Rows q = rows_of(queries, lengths.back(), "queries"), x = rows_of(items, lengths.back(), "database");
   const Relevance relevance = relevance_of<Relevance>(query_labels, item_labels, q.count, x.count);
@@ -74,15 +72,6 @@ Six evaluate_gains_cpu(const Tensor& queries, const Tensor& items, const Tensor&
             data<double>(recall), data<double>(gains), ranks},
            Call().executor);
   return {counts, precision, retrieved, hits, recall, gains};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> evaluate_cpu(const Tensor& queries, const Tensor& items,
-                                                                const Tensor& query_labels,
-                                                                const Tensor& item_labels, Ints lengths,
-                                                                int64_t cutoff) {
-  auto [counts, precision, retrieved, hits, recall, gains] =
-      evaluate_gains_cpu(queries, items, query_labels, item_labels, lengths, cutoff, {});
-  return {counts, precision, retrieved, hits, recall};
 }
 
 std::tuple<Tensor, Tensor> topk_cpu(const Tensor& queries, const Tensor& items, int64_t k, int64_t length,
@@ -172,7 +161,7 @@ STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CPU, m) {
   m.impl("pack", TORCH_BOX(&nhl::hamming::pack_cpu));
   m.impl("distances", TORCH_BOX(&nhl::hamming::distances_cpu));
   m.impl("histograms", TORCH_BOX(&nhl::hamming::histograms_cpu));
-  m.impl("evaluate", TORCH_BOX(&nhl::hamming::evaluate_cpu));
+  m.impl("evaluate", TORCH_BOX(&nhl::without_gains<nhl::hamming::evaluate_gains_cpu>));
   m.impl("evaluate_gains", TORCH_BOX(&nhl::hamming::evaluate_gains_cpu));
   m.impl("topk", TORCH_BOX(&nhl::hamming::topk_cpu));
   m.impl("topk_buckets", TORCH_BOX(&nhl::hamming::topk_buckets_cpu));

@@ -158,10 +158,8 @@ Tensor histograms_cuda(const Tensor& queries, const Tensor& items, const Tensor&
   return counts;
 }
 
-using Six = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
-
-Six evaluate_gains_cuda(const Tensor& queries, const Tensor& items, const Tensor& query_labels,
-                        const Tensor& item_labels, Ints lengths, int64_t cutoff, Ints ranks) {
+Evaluated evaluate_gains_cuda(const Tensor& queries, const Tensor& items, const Tensor& query_labels,
+                              const Tensor& item_labels, Ints lengths, int64_t cutoff, Ints ranks) {
   check_lengths(lengths);
   check_device(queries, items);
   const Rows q = rows_of(queries, lengths.back(), "queries"), x = rows_of(items, lengths.back(), "database");
@@ -188,15 +186,6 @@ Six evaluate_gains_cuda(const Tensor& queries, const Tensor& items, const Tensor
   rank_sums(q, x, lengths, relevance, cutoff, data<int64_t>(counts), data<double>(precision),
             data<int64_t>(retrieved), data<double>(hits), data<double>(recall), gains, call.context);
   return {counts, precision, retrieved, hits, recall, sums};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> evaluate_cuda(const Tensor& queries, const Tensor& items,
-                                                                 const Tensor& query_labels,
-                                                                 const Tensor& item_labels, Ints lengths,
-                                                                 int64_t cutoff) {
-  auto [counts, precision, retrieved, hits, recall, gains] =
-      evaluate_gains_cuda(queries, items, query_labels, item_labels, lengths, cutoff, {});
-  return {counts, precision, retrieved, hits, recall};
 }
 
 std::tuple<Tensor, Tensor> topk_cuda(const Tensor& queries, const Tensor& items, int64_t k, int64_t length,
@@ -300,7 +289,7 @@ STABLE_TORCH_LIBRARY_IMPL(nhl_fast, CUDA, m) {
   m.impl("pack", TORCH_BOX(&nhl::cuda::pack_cuda));
   m.impl("distances", TORCH_BOX(&nhl::cuda::distances_cuda));
   m.impl("histograms", TORCH_BOX(&nhl::cuda::histograms_cuda));
-  m.impl("evaluate", TORCH_BOX(&nhl::cuda::evaluate_cuda));
+  m.impl("evaluate", TORCH_BOX(&nhl::without_gains<nhl::cuda::evaluate_gains_cuda>));
   m.impl("evaluate_gains", TORCH_BOX(&nhl::cuda::evaluate_gains_cuda));
   m.impl("topk", TORCH_BOX(&nhl::cuda::topk_cuda));
   m.impl("radius", TORCH_BOX(&nhl::cuda::radius_cuda));

@@ -9,6 +9,7 @@
 #include <new>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "../hamming/formats.h"
@@ -60,6 +61,20 @@ inline void check_ranks(const Ints& ranks, int64_t items) {
   for (size_t i = 0; i < ranks.size(); ++i)
     STD_TORCH_CHECK(ranks[i] > (i ? ranks[i - 1] : 0) && ranks[i] <= items,
                     "ranks: expected them to increase from 1 to at most ", items);
+}
+
+// Counts, precision, retrieved, hits, recall and gains of an evaluation.
+using Evaluated = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+// The operator without gains, of the one with them.
+template <auto evaluate_gains>
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> without_gains(const Tensor& queries, const Tensor& items,
+                                                                 const Tensor& query_labels,
+                                                                 const Tensor& item_labels, Ints lengths,
+                                                                 int64_t cutoff) {
+  auto [counts, precision, retrieved, hits, recall, gains] =
+      evaluate_gains(queries, items, query_labels, item_labels, lengths, cutoff, {});
+  return {counts, precision, retrieved, hits, recall};
 }
 
 // Packed codes of `bits` bits, of which the engine takes `most` (`unit` says so).

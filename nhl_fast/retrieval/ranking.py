@@ -7,6 +7,7 @@ stable order, reduced at once to sums.
 
 from __future__ import annotations
 
+import functools
 import sys
 from dataclasses import dataclass
 
@@ -186,16 +187,15 @@ def _collect_native(queries, database, query_labels, database_labels, lengths, c
         native.evaluate(queries[some], database, query_labels[some], database_labels, lengths, cutoff, ranks)
         for some in spans(len(queries), most_queries(queries.device))
     ]
-    histograms = [torch.cat(of_length).cpu() for of_length in zip(*(part[0] for part in parts))]
+    histograms = [_joined(of_length, 0).cpu() for of_length in zip(*(part[0] for part in parts))]
     precision, retrieved, hits, recall, *gains = zip(*(part[1:] for part in parts))
-    sums = (
-        torch.cat(precision, 1),
-        torch.cat(retrieved, 1),
-        sum(hits),
-        sum(recall),
-        *(torch.cat(g, 1) for g in gains),
-    )
-    return histograms, RankSums(*(s.cpu() for s in sums))
+    by_rank = (functools.reduce(torch.Tensor.add_, of_parts) for of_parts in (hits, recall))
+    precision, retrieved, *gains = (_joined(of_parts, 1) for of_parts in (precision, retrieved, *gains))
+    return histograms, RankSums(*(s.cpu() for s in (precision, retrieved, *by_rank, *gains)))
+
+
+def _joined(parts, dim: int) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def most_queries(device: torch.device) -> int:
